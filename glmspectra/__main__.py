@@ -1,0 +1,3 @@
+from glmspectra.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""Typer commands, each a few lines over one function of another package."""

@@ -1,0 +1,20 @@
+"""What a command says and how it ends: notes and progress on stderr, the result on stdout."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+stderr = Console(stderr=True)
+stdout = Console()
+
+
+def finish(result: Mapping[str, Any], lines: str | list[str], as_json: bool) -> None:
+    """Print the result of a command: one JSON object under `--json`, else the lines a person reads."""
+    if as_json:
+        sys.stdout.write(json.dumps(result, ensure_ascii=False, default=str) + "\n")
+        return
+    for line in [lines] if isinstance(lines, str) else lines:
+        stdout.print(line, highlight=False, soft_wrap=True)

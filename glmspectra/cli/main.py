@@ -1,0 +1,53 @@
+"""Composes the commands and turns an error into one sentence and an exit status."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from glmspectra import __version__
+from glmspectra.errors import GlmspectraError
+
+app = typer.Typer(
+    name="glmspectra",
+    help="Measures the weights of ChatGLM2-6B and trains it by what it measured.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+# One line a command, in the order of the design page; each module holds one function of the command's name.
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line. Exit status: 0 done, 1 failed while working, 2 the request was wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    # `--debug` is taken anywhere on the line, so that it can be appended to a command that just failed.
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        app(arguments, prog_name="glmspectra")
+    except GlmspectraError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what was finished is kept; the same command goes on from there.", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The options that every command shares, each fact stated once.
+
+Nothing here or at the top of a command module may import torch, transformers or pandas: `--help` is to answer at once.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        help="A model folder or file. Absent: model_path of args_file/finetune_args.json, where there is one, "
+        "else the embedded model, nano.",
+        show_default=False,
+    ),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Where results go.", show_default=False)]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar, no notes.")]

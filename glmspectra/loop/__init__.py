@@ -1,0 +1,1 @@
+"""Orchestrates svd, pilot, delta, ranks and training as resumable stages."""

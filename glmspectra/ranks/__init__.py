@@ -1,0 +1,1 @@
+"""From tables to a rank for every matrix under one budget."""

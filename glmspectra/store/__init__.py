@@ -1,0 +1,1 @@
+"""The tidy tables under param_matrix/ and their manifest: atomic, resumable."""

@@ -1,0 +1,1 @@
+"""Runs spectra over many tensors: order, prefetch, devices, processes, resume."""

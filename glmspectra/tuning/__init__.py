@@ -1,0 +1,1 @@
+"""From three JSON files to an adapter: data, preparation, training, merge, export."""

@@ -1,0 +1,30 @@
+"""Fixtures that every package's tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched from a hub, in tests either
+os.environ.setdefault("MPLBACKEND", "agg")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+
+def pytest_collection_modifyitems(items):
+    import torch
+
+    for item in items:
+        if "shared" in item.keywords and not SHARED.is_dir():
+            item.add_marker(pytest.mark.skip(reason=f"needs the reference data of {SHARED}, which is not here"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of golden outputs, the real tokenizer and real data, beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the reference data of {SHARED}, which is not here")
+    return SHARED
