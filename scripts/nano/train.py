@@ -1,0 +1,142 @@
+"""Train nano, the checkpoint that glmspectra carries: tokenizer and model, from the text under `data/`.
+
+    python scripts/nano/write_corpus.py     # once; the text is committed
+    python scripts/nano/train.py            # about half an hour on two cores
+
+Nano has ChatGLM2's form with small sizes, all multiples of 64 so that NF4 takes every matrix: 8 layers, hidden 128,
+ffn 320, 4 heads of 32 in 2 key-value groups, 1728 tokens. On one machine and one torch build the script gives the same bytes
+each time; elsewhere the same losses to about three digits, since sums are rounded in another order.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import sentencepiece
+import torch
+from transformers import Trainer, TrainingArguments, set_seed
+
+from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+CORPUS = ROOT / "data" / "corpus"
+TARGET = ROOT / "glmspectra" / "nano"
+SEED = 20261125
+
+SENTENCEPIECE_TOKENS = 1723  # with ChatGLM2's five special tokens behind them 1728, a multiple of 64
+CONFIG = ChatGLMConfig(
+    num_layers=8,
+    hidden_size=128,
+    ffn_hidden_size=320,
+    kv_channels=32,
+    num_attention_heads=4,
+    multi_query_attention=True,
+    multi_query_group_num=2,
+    padded_vocab_size=SENTENCEPIECE_TOKENS + 5,
+    seq_length=2048,
+    add_qkv_bias=True,
+    add_bias_linear=False,
+    rmsnorm=True,
+    torch_dtype="float16",
+)
+
+
+def texts(path: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def train_tokenizer(folder: Path) -> ChatGLMTokenizer:
+    """A byte-fallback sentencepiece model in the published tokenizer's form: no normalisation, unk 0, bos 1, eos 2."""
+    sample = [json.loads(line) for line in (ROOT / "data" / "train.jsonl").read_text("utf-8").splitlines()]
+    sentences = [line for text in texts(CORPUS / "train.jsonl") for line in text.splitlines() if line]
+    sentences += [line for row in sample for line in (row["context"] + "\n" + row["target"]).splitlines() if line]
+    with (folder / "tokenizer.model").open("wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            vocab_size=SENTENCEPIECE_TOKENS,
+            model_type="bpe",
+            byte_fallback=True,
+            character_coverage=0.9995,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            user_defined_symbols=["\n"],
+            num_threads=1,
+            minloglevel=1,
+        )
+    return ChatGLMTokenizer(vocab_file=str(folder / "tokenizer.model"))
+
+
+def encode(tokenizer: ChatGLMTokenizer, documents: list[str], longest: int = 320) -> list[dict]:
+    """`[gMASK] sop text </s>` a document."""
+    rows = [tokenizer(document)["input_ids"][: longest - 1] + [tokenizer.eos_token_id] for document in documents]
+    return [{"input_ids": row, "length": len(row)} for row in rows]
+
+
+class Collator:
+    """Right padding: nothing attends to it, and labels of -100 leave it out of the loss."""
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor(row["input_ids"]) for row in rows]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return {
+            "input_ids": pad(ids, batch_first=True, padding_value=0),
+            "attention_mask": pad([torch.ones_like(row) for row in ids], batch_first=True, padding_value=0),
+            "labels": pad(ids, batch_first=True, padding_value=-100),
+        }
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--out", type=Path, default=TARGET)
+    options.add_argument("--work", type=Path, default=ROOT / "runs" / "nano")
+    options.add_argument("--epochs", type=float, default=16)
+    options.add_argument("--threads", type=int, default=2)
+    chosen = options.parse_args()
+
+    torch.set_num_threads(chosen.threads)
+    torch.use_deterministic_algorithms(True)
+    set_seed(SEED)
+    chosen.work.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(chosen.work)
+    model = ChatGLMForConditionalGeneration(CONFIG).float()
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(chosen.work),
+            num_train_epochs=chosen.epochs,
+            per_device_train_batch_size=32,
+            per_device_eval_batch_size=64,
+            learning_rate=4e-3,
+            lr_scheduler_type="cosine",
+            warmup_steps=100,
+            weight_decay=0.05,
+            max_grad_norm=1.0,
+            train_sampling_strategy="group_by_length",
+            length_column_name="length",
+            eval_strategy="epoch",
+            logging_steps=50,
+            save_strategy="no",
+            seed=SEED,
+            use_cpu=True,
+            report_to="none",
+            remove_unused_columns=False,
+            disable_tqdm=True,
+        ),
+        train_dataset=encode(tokenizer, texts(CORPUS / "train.jsonl")),
+        eval_dataset=encode(tokenizer, texts(CORPUS / "heldout.jsonl")),
+        data_collator=Collator(),
+    )
+    trainer.train()
+    heldout = trainer.evaluate()["eval_loss"]
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(chosen.out)
+    tokenizer.save_pretrained(chosen.out)
+    if not (chosen.out / "tokenizer.model").is_file():
+        shutil.copy(chosen.work / "tokenizer.model", chosen.out / "tokenizer.model")
+    print(f"{chosen.out}: held-out loss {heldout:.4f} nats a token")
+
+
+if __name__ == "__main__":
+    main()
