@@ -1,0 +1,226 @@
+"""The settings of a training run: three JSON files, checked as a whole before anything heavy is loaded.
+
+    settings = load_settings(Path("args_file"), overrides=["lora.r=8"], ranks_file=None)
+    settings.finetune.max_length, settings.lora.r, settings.train.learning_rate, settings.method
+    settings.training_arguments()      # transformers.TrainingArguments
+    settings.save(folder)              # three files again, which load_settings takes
+
+`finetune_args.json` says what is trained on what, `lora_args.json` the adapter, `train_args.json` holds arguments
+of the Trainer. The keys are those of the original study, and more.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from glmspectra.errors import ConfigError
+from glmspectra.tuning.settings_checks import check_combinations
+from glmspectra.tuning.settings_files import FILES, Faults, Section, apply_override, build, read_sections
+from glmspectra.tuning.settings_models import ADALORA_KEYS, LORA_ONLY_KEYS, FinetuneArgs, LoraArgs, Method
+from glmspectra.tuning.settings_ranks import apply_ranks, read_ranks
+from glmspectra.tuning.settings_train import TrainArgs, is_secret, train_args_model, translate
+
+
+class Settings(BaseModel):
+    """All settings of a run. `notes` are lines for the user: what was translated, set aside or decided."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    finetune: FinetuneArgs
+    lora: LoraArgs
+    train: TrainArgs
+    notes: list[str] = []
+
+    @property
+    def method(self) -> Method:
+        if self.finetune.method is not None:
+            return self.finetune.method
+        return "qlora" if self.finetune.load_in_4bit else "lora"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the base is loaded in 4 bits."""
+        return self.method.startswith("q")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether ranks change in training (AdaLoRA)."""
+        return self.method.endswith("adalora")
+
+    @property
+    def target_r(self) -> int:
+        """AdaLoRA: mean rank at the end of the schedule."""
+        return self.lora.target_r if self.lora.target_r is not None else self.lora.r
+
+    @property
+    def init_r(self) -> int:
+        """AdaLoRA: largest start rank. The authors start half above the target (arXiv 2303.10512, section 4)."""
+        if self.lora.init_r is not None:
+            return self.lora.init_r
+        return max([-(-self.target_r * 3 // 2), *self.lora.start_ranks.values()])
+
+    @property
+    def final_adapter(self) -> Path:
+        """Where the adapter goes at the end."""
+        given = self.finetune.final_model_path
+        return Path(given) if given else Path(self.train.output_dir) / "final_adapter"
+
+    @property
+    def resume(self) -> bool | str | None:
+        """`resume_from_checkpoint` of whichever file gives it."""
+        return self.finetune.resume_from_checkpoint or self.train.resume_from_checkpoint
+
+    def check_base(self, name: str, fingerprint: str) -> None:
+        """Stop when ranks were measured on another checkpoint than the one that is trained.
+
+        Raises:
+            ConfigError: the fingerprints differ.
+        """
+        base = self.lora.ranks_base
+        if base and base.get("fingerprint") != fingerprint:
+            raise ConfigError(
+                f"the ranks were measured on {base.get('name')} (fingerprint {base.get('fingerprint')}), but the model "
+                f"is {name} (fingerprint {fingerprint}); run suggest-rank on this model, or set lora.ranks_base to "
+                "null to use them all the same."
+            )
+
+    def training_arguments(self, **more: Any) -> Any:
+        """`transformers.TrainingArguments` from what was given; `more` wins over the files.
+
+        Raises:
+            ConfigError: the Trainer refuses the arguments; its own sentence is quoted.
+        """
+        import dataclasses
+
+        from transformers import TrainingArguments
+
+        known = {item.name for item in dataclasses.fields(TrainingArguments)}
+        values = {
+            "output_dir": self.train.output_dir,
+            "logging_steps": self.train.logging_steps,
+            **self.train.given(),
+        }
+        if not self.finetune.packing and "train_sampling_strategy" not in values:
+            values["train_sampling_strategy"] = "group_by_length"
+        values |= {
+            "seed": self.finetune.seed,
+            "remove_unused_columns": False,
+            "label_names": ["labels"],
+            **more,
+        }
+        values.pop("resume_from_checkpoint", None)
+        for key in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+            modern = key.replace("gradient", "activation")
+            if key in values and modern in known:
+                values[modern] = values.pop(key)
+        try:
+            return TrainingArguments(**values)
+        except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+            raise ConfigError(
+                f"{FILES['train']}: the Trainer refuses these arguments: {str(error).strip()}"
+            ) from error
+
+    def as_files(self) -> dict[str, dict[str, Any]]:
+        """The resolved settings as the three objects; secrets and keys of other methods are left out."""
+        finetune = self.finetune.model_dump(by_alias=True) | {
+            "method": self.method,
+            "load_in_4bit": self.quantized,
+        }
+        lora = self.lora.model_dump(by_alias=True)
+        for key in LORA_ONLY_KEYS if self.adaptive else ADALORA_KEYS:
+            lora.pop(key)
+        if self.adaptive:
+            lora |= {"init_r": self.init_r, "target_r": self.target_r}
+        train = {
+            "output_dir": self.train.output_dir,
+            "logging_steps": self.train.logging_steps,
+            **self.train.given(),
+        }
+        train = {key: value for key, value in sorted(train.items()) if not is_secret(key)}
+        return {"finetune": finetune, "lora": lora, "train": train}
+
+    def save(self, folder: Path) -> None:
+        """Write the three files into `folder`; `load_settings(folder)` gives these settings again."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, values in self.as_files().items():
+            text = json.dumps(values, ensure_ascii=False, indent=2)
+            (folder / FILES[name]).write_text(text + "\n", encoding="utf-8")
+
+    def describe(self) -> list[str]:
+        """The resolved settings as lines to print, without secrets."""
+        lines = []
+        for name, values in self.as_files().items():
+            lines.append(FILES[name])
+            lines += [f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+        hidden = [key for key in self.train.given() if is_secret(key)]
+        return [*lines, *(f"  {key}: (hidden)" for key in hidden)]
+
+
+def known_keys() -> dict[str, list[str]]:
+    """The keys of each file, by section."""
+    models: dict[str, type[BaseModel]] = {
+        "finetune": FinetuneArgs,
+        "lora": LoraArgs,
+        "train": train_args_model(),
+    }
+    return {
+        name: [info.alias or key for key, info in model.model_fields.items()]
+        for name, model in models.items()
+    }
+
+
+def load_settings(
+    args_folder: Path | str = Path("args_file"),
+    overrides: list[str] | None = None,
+    ranks_file: Path | None = None,
+) -> Settings:
+    """Read the three files, apply `--ranks` and then `--set` (the last word), and check everything.
+
+    Raises:
+        ConfigError: any fault; all faults of the three files are gathered in one message, a line each.
+    """
+    folder = Path(args_folder)
+    faults = Faults()
+    notes: list[str] = []
+    sections = read_sections(folder, faults)
+    keys = known_keys()
+    options: dict[str, Section] = {name: Section(name) for name in FILES}
+    for text in overrides or []:
+        apply_override(text, options, keys, faults)
+    for section in options.values():  # old names first, in the files and in --set alike
+        if section.name == "train":
+            translate(section, notes, faults)
+    translate(sections["train"], notes, faults)
+    _method_by_option(sections["finetune"], options["finetune"], notes)
+    if ranks_file is not None:
+        wanted = {**sections["finetune"].values, **options["finetune"].values}.get("method")
+        adaptive = isinstance(wanted, str) and wanted.endswith("adalora")
+        apply_ranks(Path(ranks_file), read_ranks(Path(ranks_file)), adaptive, sections["lora"])
+    for name, option in options.items():
+        for key, value in option.values.items():
+            sections[name].put(key, value, option.sources[key])
+    built = {}
+    for name, model in (("finetune", FinetuneArgs), ("lora", LoraArgs), ("train", train_args_model())):
+        others = {other: keys[other] for other in keys if other != name}
+        built[name] = build(model, sections[name], faults, others)
+    if all(part is not None for part in built.values()):
+        check_combinations(built["finetune"], built["lora"], built["train"], sections, faults)
+    faults.raise_any(str(folder))
+    return Settings(finetune=built["finetune"], lora=built["lora"], train=built["train"], notes=notes)
+
+
+def _method_by_option(file: Section, option: Section, notes: list[str]) -> None:
+    """`--set method=...` alone is to be enough: a load_in_4bit of the file that contradicts it gives way."""
+    for mine, other in (("method", "load_in_4bit"), ("load_in_4bit", "method")):
+        if mine in option.values and other not in option.values and file.values.get(other) is not None:
+            value = option.values[mine]
+            four_bit = value.startswith("q") if isinstance(value, str) else bool(value)
+            theirs = file.values[other]
+            agrees = four_bit == (theirs.startswith("q") if isinstance(theirs, str) else theirs)
+            if not agrees:
+                notes.append(
+                    f"{file.place(other)}: {other} is set aside, since {option.place(mine)} is given."
+                )
+                file.drop(other)
