@@ -1,0 +1,138 @@
+"""Which files of a folder hold the weights."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glmspectra.errors import CheckpointError, RequestError
+
+INDEXES = (("model.safetensors.index.json", "safetensors"), ("pytorch_model.bin.index.json", "bin"))
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+SINGLE = (("model.safetensors", "safetensors"), ("pytorch_model.bin", "bin"))
+SUFFIXES = {".safetensors": "safetensors", ".bin": "bin", ".pt": "bin", ".pth": "bin", ".gguf": "gguf"}
+SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)$")
+# `.bin` files that trainers leave beside the weights.
+NOT_WEIGHTS = re.compile(
+    r"^(training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*)\.(bin|pt|pth)$"
+)
+
+
+@dataclass(frozen=True)
+class Located:
+    """Files of weights in reading order.
+
+    `promised` maps a tensor to the file in which the index says it is.
+    """
+
+    folder: Path
+    form: str
+    files: tuple[Path, ...]
+    index: Path | None = None
+    promised: dict[str, str] = field(default_factory=dict)
+
+
+def locate(path: Path) -> Located:
+    """Find the weights at a path: a folder, an index file, or one file of weights.
+
+    Of several forms in one folder the first is taken of: an adapter (when adapter_config.json is there),
+    sharded safetensors, one model.safetensors, sharded .bin, one pytorch_model.bin, any other safetensors,
+    .bin, GGUF.
+
+    Raises RequestError when there is nothing at the path, CheckpointError when what is there holds no weights
+    or misses a shard.
+    """
+    if not path.exists():
+        raise RequestError(
+            f"There is no model at {path}: give a folder of safetensors, .bin or GGUF files, or one file."
+        )
+    if path.is_file():
+        if path.name.endswith(".index.json"):
+            return _from_index(path, "bin" if ".bin." in path.name else "safetensors")
+        if path.suffix not in SUFFIXES:
+            raise RequestError(f"{path} has none of the endings of a file of weights: {', '.join(SUFFIXES)}.")
+        return Located(path.parent, SUFFIXES[path.suffix], (path,))
+    if (path / "adapter_config.json").is_file():
+        for name in ADAPTERS:
+            if (path / name).is_file():
+                return Located(path, "adapter", (path / name,))
+        raise CheckpointError(
+            f"{path} has an adapter_config.json and none of {', '.join(ADAPTERS)}: fetch or save it again."
+        )
+    for (index, form), (single, _) in zip(INDEXES, SINGLE, strict=True):
+        if (path / index).is_file():
+            return _from_index(path / index, form)
+        if (path / single).is_file():
+            return Located(path, form, (path / single,))
+    for suffix, form in SUFFIXES.items():
+        files = sorted(p for p in path.glob(f"*{suffix}") if not NOT_WEIGHTS.match(p.name))
+        if files:
+            _check_numbered(path, files)
+            if form == "gguf" and len(files) > 1 and not all(SHARD.match(p.name) for p in files):
+                names = ", ".join(p.name for p in files)
+                raise RequestError(f"{path} holds several GGUF models ({names}): give one of the files.")
+            return Located(path, form, tuple(files))
+    found = sorted(p.name for p in path.iterdir())
+    what = f"holds only {', '.join(found[:8])}{' ...' if len(found) > 8 else ''}" if found else "is empty"
+    raise CheckpointError(f"{path} {what}: no safetensors, .bin or GGUF file is there to read.")
+
+
+def _from_index(index: Path, form: str) -> Located:
+    promised = read_index(index)
+    names = sorted(set(promised.values()))
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index} names {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, "
+            f"which {'are' if len(missing) > 1 else 'is'} not in {index.parent}: fetch what is missing."
+        )
+    return Located(index.parent, form, tuple(index.parent / name for name in names), index, promised)
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """The `weight_map` of an index.
+
+    Tensor name -> file name. Raises CheckpointError when malformed or a name stands twice.
+    """
+    twice: list[str] = []
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = Counter(key for key, _ in pairs)
+        twice.extend(key for key, count in counts.items() if count > 1)
+        return dict(pairs)
+
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=distinct)
+        weight_map = content["weight_map"]
+        promised = {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index} is no index of shards ({type(error).__name__}: {error}): fetch it again."
+        ) from None
+    if twice:
+        raise CheckpointError(f"{index} lists the tensor {twice[0]} twice: which one counts cannot be told.")
+    outside = [file for file in promised.values() if Path(file).name != file]
+    if outside:
+        raise CheckpointError(
+            f"{index} names the file {outside[0]}, which lies outside its folder: it was refused."
+        )
+    if not promised:
+        raise CheckpointError(f"{index} lists no tensors: fetch it again.")
+    return promised
+
+
+def _check_numbered(folder: Path, files: list[Path]) -> None:
+    """Without an index, the shards' own numbers tell whether all are there."""
+    for path in files:
+        numbered = SHARD.match(path.name)
+        if not numbered:
+            continue
+        count = int(numbered["count"])
+        for number in range(1, count + 1):
+            name = f"{numbered['stem']}-{number:05d}-of-{count:05d}{numbered['suffix']}"
+            if not (folder / name).is_file():
+                raise CheckpointError(
+                    f"{path.name} is one of {count} shards and {name} is not in {folder}: fetch it."
+                )

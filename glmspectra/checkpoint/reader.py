@@ -1,0 +1,275 @@
+"""A checkpoint: an index of where each tensor is, and the reading of one at a time.
+
+Where a tensor is (plain records, made from headers) and how it is read (one class a file form) are separate
+things. Tensors are mapped from their files, so that reading copies nothing; `release` gives the pages back.
+"""
+
+import difflib
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+
+from glmspectra.checkpoint import mapped, quantized
+from glmspectra.checkpoint.fingerprint import fingerprint_file, fingerprint_set
+from glmspectra.checkpoint.heads import fused_parts, head_parts, heads_of
+from glmspectra.checkpoint.locate import Located, locate
+from glmspectra.checkpoint.names import IN_LAYERS, Place, place_of
+from glmspectra.checkpoint.quantized import Logical
+from glmspectra.checkpoint.records import FileRecord, StoredTensor, TensorRecord
+from glmspectra.checkpoint.safetensors_file import SafetensorsFile
+from glmspectra.checkpoint.torch_file import TorchFile
+from glmspectra.errors import CheckpointError, RequestError
+
+EMBEDDED_MODEL = Path(__file__).resolve().parents[1] / "nano"
+
+
+class WeightFile(Protocol):
+    """What each file form offers."""
+
+    path: Path
+    entries: dict[str, StoredTensor]
+
+    def read(self, name: str) -> torch.Tensor: ...
+
+    def close(self) -> None: ...
+
+
+def open_checkpoint(path: str | Path) -> "Checkpoint":
+    """Open a model folder, an index file or one file of weights; only headers are read.
+
+    Raises:
+        RequestError: there is nothing at the path.
+        CheckpointError: what is there is empty, incomplete, damaged, contradictory, or unsafe to open.
+    """
+    return Checkpoint(locate(Path(path).expanduser()), Path(path).expanduser())
+
+
+class Checkpoint:
+    """An opened checkpoint; use it as a context manager, or call `close`.
+
+    Attributes:
+        path: as given. name: of the folder or file, to call runs by.
+        form: `safetensors`, `bin`, `gguf` or `adapter`.
+        config: config.json (adapter_config.json of an adapter) as a dictionary; {} without one.
+        stored: every tensor as the files hold it, scales of quantised weights included.
+        tensors: logical tensors in depth order, by name.
+
+    `read` and `release` may be called from several threads.
+    """
+
+    def __init__(self, located: Located, path: Path):
+        self.path = path
+        self.form = located.form
+        self.folder = located.folder
+        self.name = _name_of(path)
+        self._located = located
+        self._lock = threading.Lock()
+        self._files = {file.name: _open_file(file) for file in located.files}
+        self.stored = _merge(located, self._files)
+        self.config = self._read_config()
+        self._logical = quantized.assemble(self.stored, self.config, self.read_stored)
+        self.tensors = _records(self._logical, self.config)
+        self._mapped: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the files. Tensors already read stay valid for as long as they are held."""
+        with self._lock:
+            self._mapped.clear()
+            for file in self._files.values():
+                file.close()
+
+    @cached_property
+    def files(self) -> list[FileRecord]:
+        """The files of weights with sizes in bytes and fingerprints (files over 64 MiB are sampled)."""
+        records = []
+        for path in self._located.files:
+            status = path.stat()
+            records.append(FileRecord(path.name, status.st_size, fingerprint_file(path), status.st_mtime_ns))
+        return records
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits from the names, sizes and sampled content of the files."""
+        return fingerprint_set((file.name, file.size, file.fingerprint) for file in self.files)
+
+    def read(self, name: str) -> torch.Tensor:
+        """One logical tensor on the CPU, contiguous.
+
+        As stored, mapped from its file, when it is not quantised (copied only when it was stored with
+        strides); dequantised to float32 when it is. Do not write into it. Call `release` when done with it.
+
+        Raises:
+            RequestError: no tensor of that name; the message names the nearest ones.
+            CheckpointError: it cannot be read.
+        """
+        logical = self._logical.get(name)
+        if logical is None:
+            raise RequestError(self._missing(name, self._logical))
+        stored = {part: self._map(name, part) for part in logical.components}
+        if logical.dequantize is not None:
+            return logical.dequantize(stored)
+        return stored[name].contiguous()
+
+    def read_stored(self, name: str) -> torch.Tensor:
+        """One tensor as its file holds it.
+
+        Packed, when it is quantised; contiguous; mapped where it can be.
+        """
+        if name not in self.stored:
+            raise RequestError(self._missing(name, self.stored))
+        with self._lock:
+            return self._files[self.stored[name].file].read(name).contiguous()
+
+    def release(self, name: str) -> None:
+        """Give back the mapped pages of a tensor that was read.
+
+        It stays valid, and is read from disk when touched again.
+        """
+        with self._lock:
+            tensors = self._mapped.pop(name, [])
+        for tensor in tensors:
+            mapped.release(tensor)
+
+    def _map(self, name: str, part: str) -> torch.Tensor:
+        with self._lock:
+            tensor = self._files[self.stored[part].file].read(part)
+            self._mapped[name].append(tensor)
+        mapped.prefetch(tensor)
+        return tensor
+
+    def _missing(self, name: str, among: Iterable[str]) -> str:
+        names = list(among)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        hint = (
+            f"the nearest names are {', '.join(near)}"
+            if near
+            else f"it has {len(names)} others and none is near"
+        )
+        shards = ", ".join(self._files)
+        return f"There is no tensor {name} in {self.path} (looked in {shards}): {hint}."
+
+    def _read_config(self) -> dict[str, Any]:
+        path = self.folder / ("adapter_config.json" if self.form == "adapter" else "config.json")
+        config = getattr(next(iter(self._files.values())), "config", None)  # a GGUF file brings its own
+        if config is not None or not path.is_file():
+            return config or {}
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not JSON ({error}): fetch it again.") from None
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{path} holds no JSON object: fetch it again.")
+        return config
+
+
+def _open_file(path: Path) -> WeightFile:
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(path)
+    if path.suffix == ".gguf":
+        from glmspectra.checkpoint.gguf_file import GgufFile
+
+        return GgufFile(path)
+    return TorchFile(path)
+
+
+def _merge(located: Located, files: Mapping[str, WeightFile]) -> dict[str, StoredTensor]:
+    """Bring the shards' tensors together, and hold them against the index."""
+    stored: dict[str, StoredTensor] = {}
+    for file in files.values():
+        for name, entry in file.entries.items():
+            if name in stored:
+                raise CheckpointError(
+                    f"Tensor {name} is in {stored[name].file} and in {entry.file} of {located.folder}: "
+                    "which one counts cannot be told."
+                )
+            stored[name] = entry
+    for name, promised in located.promised.items():
+        if name not in stored or stored[name].file != promised:
+            where = f"it is in {stored[name].file}" if name in stored else "it is in no shard"
+            raise CheckpointError(
+                f"{located.index} says that tensor {name} is in {promised}, "
+                f"but {where}: fetch index and shards of one version."
+            )
+    if not stored:
+        raise CheckpointError(f"{located.folder} holds files of weights without any tensor.")
+    return stored
+
+
+def _records(logical: Mapping[str, Logical], config: Mapping[str, Any]) -> dict[str, TensorRecord]:
+    places = {name: place_of(name) for name in logical}
+    short = _unique_names(places)
+    heads = heads_of(config)
+    records = []
+    for name, tensor in logical.items():
+        place = places[name]
+        two_dimensional = len(tensor.shape) == 2
+        fused = place.fused if two_dimensional else None
+        parts = fused_parts(fused, tensor.shape[0], tensor.shape[1], heads) if fused else ()
+        records.append(
+            TensorRecord(
+                name=name,
+                shape=tensor.shape,
+                dtype=tensor.dtype,
+                nbytes=tensor.nbytes,
+                file=tensor.file,
+                quantization=tensor.quantization,
+                layer=place.layer,
+                matrix=short[name],
+                depth_order=place.order,
+                is_layer_matrix=place.zone == IN_LAYERS and two_dimensional,
+                is_recognised=place.recognised,
+                floating=tensor.floating,
+                fused_parts=parts,
+                head_parts=head_parts(fused, tensor.shape[0], parts, heads) if fused else (),
+            )
+        )
+    records.sort(key=lambda record: record.depth_order)
+    return {record.name: record for record in records}
+
+
+def _unique_names(places: Mapping[str, Place]) -> dict[str, str]:
+    """The shortest name for each tensor that no other tensor of its layer has.
+
+    One kind of matrix keeps one name through all layers: when `wo` is taken twice in any layer (T5's encoder
+    and decoder), every `wo` takes its longer name.
+    """
+    chosen = dict.fromkeys(places, 0)
+    while True:
+        taken: dict[tuple[int | None, str], list[str]] = defaultdict(list)
+        for name, depth in chosen.items():
+            taken[places[name].layer, places[name].names[depth]].append(name)
+        ambiguous = {short for (_, short), names in taken.items() if len(names) > 1}
+        longer = [
+            name
+            for name, depth in chosen.items()
+            if places[name].names[depth] in ambiguous and depth + 1 < len(places[name].names)
+        ]
+        if not longer:
+            return {name: places[name].names[depth] for name, depth in chosen.items()}
+        for name in longer:
+            chosen[name] += 1
+
+
+def _name_of(path: Path) -> str:
+    path = path.resolve()
+    if path.is_file():
+        return path.parent.name if path.name.endswith(".index.json") else path.stem
+    cache = next((part for part in path.parts if part.startswith("models--")), None)
+    if cache and path.parent.name == "snapshots":  # the hub's cache names its folders by commit
+        return cache.rpartition("--")[2]
+    return path.name

@@ -1,0 +1,76 @@
+"""Finds what a training run left: its final adapter or model and every checkpoint-N, in the order of steps."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from glmspectra.checkpoint.adapter import CONFIG_FILE
+from glmspectra.errors import CheckpointError, RequestError
+
+ADAPTER_FOLDER = "LoraAdapter"  # where a run keeps its adapter, inside each checkpoint-N and at the end
+
+
+@dataclass(frozen=True)
+class TunedCheckpoint:
+    """One state of a run: `path` holds an adapter or a whole model; `step` is None where no file tells it."""
+
+    path: Path
+    step: int | None
+    is_adapter: bool
+
+
+def tuned_checkpoints(path: Path | str) -> list[TunedCheckpoint]:
+    """Every state that a folder holds, by ascending step, the final one last; a folder that is itself one state gives that.
+
+    A final state whose step equals the last checkpoint's is listed once. Raises RequestError when there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [TunedCheckpoint(path, None, False)]
+    if not path.is_dir():
+        raise RequestError(f"{path}: there is no such folder.")
+    found = []
+    for folder in path.glob("checkpoint-*"):
+        number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        state = _state_in(folder) if number and folder.is_dir() else None
+        if state:
+            found.append(TunedCheckpoint(state[0], int(number[1]), state[1]))
+    found.sort(key=lambda state: state.step)
+    final = _state_in(path)
+    if final:
+        step = _step_told_by(path)
+        if step is None and path.name.startswith("checkpoint-"):
+            step = int(path.name.removeprefix("checkpoint-"))
+        if not (found and step is not None and found[-1].step == step):
+            found.append(TunedCheckpoint(final[0], step, final[1]))
+    if not found:
+        raise RequestError(
+            f"{path}: holds neither an adapter ({CONFIG_FILE}), nor a model (config.json), nor checkpoint-N folders."
+        )
+    return found
+
+
+def _state_in(folder: Path) -> tuple[Path, bool] | None:
+    if (folder / CONFIG_FILE).is_file():
+        return folder, True
+    inner = folder / ADAPTER_FOLDER
+    if (inner / CONFIG_FILE).is_file():
+        return inner, True
+    if (
+        any(folder.glob("*.safetensors"))
+        or any(folder.glob("pytorch_model*.bin"))
+        or any(folder.glob("*.gguf"))
+    ):
+        return folder, False
+    return None
+
+
+def _step_told_by(folder: Path) -> int | None:
+    state = folder / "trainer_state.json"
+    if not state.is_file():
+        return None
+    try:
+        return int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{state}: cannot be read ({error}).") from None

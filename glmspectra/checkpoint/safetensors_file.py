@@ -1,0 +1,149 @@
+"""Safetensors: the header checked here, sentence by sentence; the tensors read by the safetensors package.
+
+The header is read by itself because listing must not open gigabytes, and because every way a file can be bad
+is to be told in one clear sentence. The form: 8 bytes little-endian length, that many bytes of JSON, then the
+data.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from glmspectra.checkpoint.records import StoredTensor
+from glmspectra.errors import CheckpointError
+
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+MAXIMUM_HEADER = 100_000_000  # bytes; the limit of the safetensors package itself
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class SafetensorsFile:
+    """One `.safetensors` file: `entries` from its header; `read` maps a tensor, copying nothing."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.entries = {
+            name: StoredTensor(name, shape, dtype_name(DTYPES[dtype]), stop - start, path.name)
+            for name, (dtype, shape, start, stop) in read_header(path).items()
+        }
+        self._handle: Any = None
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as stored, of its own dtype and shape, on the CPU, mapped from the file."""
+        try:
+            if self._handle is None:
+                self._handle = safe_open(self.path, framework="pt", device="cpu")
+            return self._handle.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"Tensor {name} of {self.path} cannot be read ({error}): fetch the file again."
+            ) from error
+
+    def close(self) -> None:
+        self._handle = None
+
+
+def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    """Read and check a header: name -> (dtype as written, shape, first and past-the-last byte within the
+    data).
+
+    Raises CheckpointError when the file is truncated, is no safetensors file, lists a tensor twice, or states
+    a dtype or an extent that cannot be.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAXIMUM_HEADER):
+            if size >= 8 and length <= MAXIMUM_HEADER:
+                raise CheckpointError(
+                    f"{path} is truncated: its header takes {length + 8} bytes, the file has {size}; fetch "
+                    "it again."
+                )
+            raise CheckpointError(
+                f"{path} is not a safetensors file: its first 8 bytes are no header length; fetch it again."
+            )
+        raw = file.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=_distinct)
+    except _ListedTwice as error:
+        raise CheckpointError(
+            f"{path} lists the tensor {error} twice in its header: which one counts cannot be told."
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is not a safetensors file: its header is no JSON ({error}); fetch it again."
+        ) from None
+    if not isinstance(header, dict):
+        raise CheckpointError(
+            f"{path} is not a safetensors file: its header is no JSON object; fetch it again."
+        )
+    header.pop("__metadata__", None)
+    entries = {name: _checked_entry(path, name, entry) for name, entry in header.items()}
+    end = 8 + length + max((stop for *_, stop in entries.values()), default=0)
+    if size < end:
+        raise CheckpointError(
+            f"{path} is truncated: its header promises {end} bytes and the file has {size}; fetch it again."
+        )
+    if size > end:
+        raise CheckpointError(
+            f"{path} has {size - end} bytes after its last tensor: it is not sound; fetch it again."
+        )
+    return entries
+
+
+def _checked_entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    try:
+        dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
+        start, stop = (int(offset) for offset in entry["data_offsets"])
+    except (TypeError, KeyError, ValueError):
+        raise CheckpointError(
+            f"{path}: the header entry of tensor {name} is malformed: fetch the file again."
+        ) from None
+    if dtype not in DTYPES:
+        raise CheckpointError(
+            f"{path}: tensor {name} has dtype {dtype}, which is not one of {', '.join(DTYPES)}."
+        )
+    due = math.prod(shape) * DTYPES[dtype].itemsize
+    if min(shape, default=0) < 0 or start < 0 or stop - start != due:
+        raise CheckpointError(
+            f"{path}: tensor {name} of shape {list(shape)} and dtype {dtype} takes {due} bytes, "
+            f"but the header gives it {stop - start}: shape or dtype is wrong there."
+        )
+    return dtype, shape, start, stop
+
+
+class _ListedTwice(Exception):
+    pass
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _ListedTwice(key)
+        found[key] = value
+    return found

@@ -1,0 +1,125 @@
+"""Which tensors of a checkpoint a command works on."""
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from glmspectra.checkpoint.records import TensorRecord
+from glmspectra.errors import RequestError
+
+if TYPE_CHECKING:
+    from glmspectra.checkpoint.reader import Checkpoint
+
+_RANGE = re.compile(r"(-?\d+)(?:-(-?\d+))?$")
+
+
+def select(
+    checkpoint: "Checkpoint",
+    layers: str = "all",
+    matrices: str | Sequence[str] | None = None,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+) -> list[TensorRecord]:
+    """The matrices to work on, in depth order.
+
+    Args:
+        layers: `all`, or numbers and ranges from 0, negative ones from the end: `0-3,7,-1`. Anything but
+            `all` leaves out what stands in no layer.
+        matrices: None: the weights inside the layers, and matrices whose names the table of names does not
+            know; `all`: embedding and output too; else names, as a sequence or joined by commas. A name is
+            the short name (`query_key_value`), its last word (`gate_proj` for `experts.3.gate_proj`) or a
+            glob (`*_proj`).
+        include: globs on full names (`*.layers.3.*`); only what matches one of them is kept.
+        exclude: globs on full names; what matches one of them is left out.
+
+    Raises:
+        RequestError: a malformed selection, or one that matches nothing; the message lists what there is.
+    """
+    candidates = [record for record in checkpoint.tensors.values() if record.is_matrix]
+    if not candidates:
+        raise RequestError(
+            f"{checkpoint.path} holds no matrix of floating point numbers: {_what_there_is(checkpoint, [])}."
+        )
+    names = _names(matrices)
+    wanted_layers = parse_layers(layers, {r.layer for r in candidates if r.layer is not None})
+    include, exclude = tuple(include), tuple(exclude)
+    chosen = [
+        record
+        for record in candidates
+        if (wanted_layers is None or record.layer in wanted_layers)
+        and _wanted(record, names, explicit=bool(include))
+        and (not include or any(fnmatchcase(record.name, glob) for glob in include))
+        and not any(fnmatchcase(record.name, glob) for glob in exclude)
+    ]
+    if not chosen:
+        asked = f"layers {layers}, matrices {','.join(names) if names else names or 'of the layers'}"
+        asked += "".join(
+            f", {word} {' '.join(globs)}"
+            for word, globs in (("include", include), ("exclude", exclude))
+            if globs
+        )
+        raise RequestError(
+            f"No matrix of {checkpoint.path} matches ({asked}): {_what_there_is(checkpoint, candidates)}."
+        )
+    return chosen
+
+
+def parse_layers(text: str, existing: set[int]) -> set[int] | None:
+    """Layer numbers of `0-3,7,-1` among the existing ones.
+
+    None for `all`. RequestError when malformed or absent.
+    """
+    if text.strip() == "all":
+        return None
+    count = max(existing, default=-1) + 1
+    wanted: set[int] = set()
+    for piece in text.split(","):
+        found = _RANGE.match(piece.strip())
+        if not found:
+            raise RequestError(
+                f"'{piece}' in --layers {text} is no number and no range: write all, or such as 0-3,7,-1."
+            )
+        first = _from_end(int(found[1]), count)
+        last = first if found[2] is None else _from_end(int(found[2]), count)
+        numbers = set(range(first, last + 1))
+        if not numbers or not numbers <= existing:
+            there = f"layers 0 to {count - 1}" if count else "no layers"
+            raise RequestError(
+                f"'{piece.strip()}' in --layers {text} is not there: the checkpoint has {there}."
+            )
+        wanted |= numbers
+    return wanted
+
+
+def _from_end(number: int, count: int) -> int:
+    return number + count if number < 0 else number
+
+
+def _names(matrices: str | Sequence[str] | None) -> list[str] | None:
+    if matrices is None:
+        return None
+    pieces = matrices.split(",") if isinstance(matrices, str) else list(matrices)
+    names = [piece.strip() for piece in pieces if piece.strip()]
+    if not names:
+        raise RequestError("--matrices is empty: write all, or names joined by commas.")
+    return names
+
+
+def _wanted(record: TensorRecord, names: list[str] | None, explicit: bool) -> bool:
+    if names is None:
+        return explicit or record.is_layer_matrix or not record.is_recognised
+    last = record.matrix.rpartition(".")[2]
+    return any(name == "all" or name == last or fnmatchcase(record.matrix, name) for name in names)
+
+
+def _what_there_is(checkpoint: "Checkpoint", candidates: list[TensorRecord]) -> str:
+    if not candidates:
+        dtypes = sorted({record.dtype for record in checkpoint.tensors.values()})
+        return f"its {len(checkpoint.tensors)} tensors are of {', '.join(dtypes)}, and no floating one is 2-D"
+    layers = sorted({r.layer for r in candidates if r.layer is not None})
+    matrices = dict.fromkeys(r.matrix for r in candidates)
+    shown = list(matrices)[:24]
+    more = f" and {len(matrices) - len(shown)} more" if len(matrices) > len(shown) else ""
+    where = f"layers {layers[0]} to {layers[-1]}" if layers else "no layers"
+    return f"there are {where} and the matrices {', '.join(shown)}{more}"
