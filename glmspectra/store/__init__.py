@@ -1,1 +1,23 @@
-"""The tidy tables under param_matrix/ and their manifest: atomic, resumable."""
+"""The tidy tables under `param_matrix/` and their manifest.
+
+Written atomically, resumable, merged once a run is done.
+"""
+
+from glmspectra.store.export import export_jsonl
+from glmspectra.store.manifest import Request, Source, read_manifest, run_name
+from glmspectra.store.measurement import Measurement
+from glmspectra.store.run import RunStore
+from glmspectra.store.tables import Run, list_runs, read_run
+
+__all__ = [
+    "Measurement",
+    "Request",
+    "Run",
+    "RunStore",
+    "Source",
+    "export_jsonl",
+    "list_runs",
+    "read_manifest",
+    "read_run",
+    "run_name",
+]
