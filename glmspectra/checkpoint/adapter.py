@@ -1,9 +1,11 @@
-"""Opens adapter folders as PEFT writes them, since 2023, and yields for each base weight the factors of its change.
+"""Opens adapter folders as PEFT writes them, since 2023, and yields for each base weight the factors of its
+change.
 
-What is known: LoRA, rsLoRA, `rank_pattern` and `alpha_pattern`, AdaLoRA (before and after pruning), DoRA, LoftQ, and PiSSA,
-OLoRA and CorDA, which take their first factors out of the base: training's change is then s (B A - B0 A0), and B0 A0 must
-have been saved before the first step (PEFT: `model.save_pretrained("initial_adapter")`). They are looked for in a folder
-`initial_adapter` inside the adapter's folder or beside it, or where the caller says. Any other change of the base is refused.
+What is known: LoRA, rsLoRA, `rank_pattern` and `alpha_pattern`, AdaLoRA (before and after pruning), DoRA,
+LoftQ, and PiSSA, OLoRA and CorDA, which take their first factors out of the base: training's change is then s
+(B A - B0 A0), and B0 A0 must have been saved before the first step (PEFT:
+`model.save_pretrained("initial_adapter")`). They are looked for in a folder `initial_adapter` inside the
+adapter's folder or beside it, or where the caller says. Any other change of the base is refused.
 """
 
 import json
@@ -35,8 +37,9 @@ _PARAMETER = re.compile(
 
 
 def matching_pattern(patterns: Mapping[str, Any], module: str) -> str | None:
-    """The key of a rank_pattern or alpha_pattern that PEFT applies to a module: the first that matches whole name parts
-    up to the end of the name (peft.utils.other.get_pattern_key), or None."""
+    """The key of a rank_pattern or alpha_pattern that PEFT applies to a module: the first that matches whole
+    name parts up to the end of the name (peft.utils.other.get_pattern_key), or None.
+    """
     return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
 
 
@@ -44,8 +47,9 @@ def matching_pattern(patterns: Mapping[str, Any], module: str) -> str | None:
 class Adapter:
     """An opened adapter folder. `names` are base weight names (module + '.weight'), in the order of depth.
 
-    kind: lora, rslora, adalora, dora, pissa, olora, corda, lora_ga, loftq. whole: tensors that training replaced as a whole
-    (modules_to_save, biases), by base name; they have no factors. step: of checkpoint-N, where the folder says so.
+    kind: lora, rslora, adalora, dora, pissa, olora, corda, lora_ga, loftq. whole: tensors that training
+    replaced as a whole (modules_to_save, biases), by base name; they have no factors. step: of checkpoint-N,
+    where the folder says so.
     """
 
     path: Path
@@ -68,8 +72,9 @@ class Adapter:
         return sum(t.numel() for parts in self._tensors.values() for t in parts.values())
 
     def factors(self, name: str) -> Factors:
-        """Factors of the change of one base weight. Raises RequestError for a name that the adapter does not change,
-        CheckpointError where tensors are missing or contradict the configuration."""
+        """Factors of the change of one base weight. Raises RequestError for a name that the adapter does not
+        change, CheckpointError where tensors are missing or contradict the configuration.
+        """
         module = name.removesuffix(".weight")
         if module not in self._tensors:
             raise RequestError(f"{self.path}: no factors for {name!r}; it changes {_some(self.names)}.")
@@ -86,12 +91,13 @@ class Adapter:
         right, left = parts[a_key], parts[b_key]
         if right.ndim != 2 or left.ndim != 2 or right.shape[0] != left.shape[1]:
             raise CheckpointError(
-                f"{self.path}: {module} has factors of shapes {tuple(left.shape)} and {tuple(right.shape)}, which do not "
-                "multiply to a matrix; only linear layers and embeddings are read."
+                f"{self.path}: {module} has factors of shapes {tuple(left.shape)} and {tuple(right.shape)}, which "
+                "do not multiply to a matrix; only linear layers and embeddings are read."
             )
         rank = right.shape[0]
         if self.kind == "adalora":
-            # PEFT: B (A * E) * scaling / (ranknum + 1e-5); a pruned triplet is E = 0 or is no longer in the file.
+            # PEFT: B (A * E) * scaling / (ranknum + 1e-5); a pruned triplet is E = 0 or is no longer in the
+            # file.
             allotted = self._starting_rank(module, parts)
             right = right.double() * parts["lora_E"].double().reshape(-1, 1)
             alpha = float(self.config["lora_alpha"])
@@ -124,11 +130,10 @@ class Adapter:
         )  # fmt: skip
 
     def _starting_rank(self, module: str, parts: Mapping[str, torch.Tensor]) -> int:
-        """AdaLoRA's ranknum: init_r for all in PEFT; a module's own where the file or configuration gives it."""
+        """AdaLoRA's ranknum: init_r for all in PEFT; a module's own where the file gives it."""
         if "ranknum" in parts:
             return round(float(parts["ranknum"].item()))
-        starts = self.config.get("start_ranks") or {}
-        return int(starts.get(module, self.config["init_r"]))
+        return int(self.config["init_r"])
 
     def _scale(self, module: str, rank: int) -> float:
         alphas = self.config.get("alpha_pattern") or {}
@@ -147,7 +152,8 @@ class Adapter:
             )
 
     def base_names(self, available: Mapping[str, Any] | list[str]) -> dict[str, str]:
-        """Adapter's weight name -> the base's: equal, or the only one that ends in it (a wrapper adds a prefix to one of them).
+        """Adapter's weight name -> the base's: equal, or the only one that ends in it (a wrapper adds a
+        prefix to one of them).
 
         Raises CheckpointError for a weight that the base lacks or that several could be.
         """
@@ -161,8 +167,8 @@ class Adapter:
             fits = [other for other in names if other.endswith(f".{name}") or name.endswith(f".{other}")]
             if len(fits) != 1:
                 raise CheckpointError(
-                    f"{self.path}: the adapter changes {name!r}, of which the base has {'none' if not fits else _some(fits)}; "
-                    f"it was trained on {self.base_model or 'another base'}."
+                    f"{self.path}: the adapter changes {name!r}, of which the base has "
+                    f"{'none' if not fits else _some(fits)}; it was trained on {self.base_model or 'another base'}."
                 )
             result[name] = fits[0]
         return result
@@ -171,10 +177,10 @@ class Adapter:
 def open_adapter(path: Path | str, initial: Path | str | None = None) -> Adapter:
     """Open a PEFT adapter folder (adapter_config.json beside adapter_model.safetensors or .bin).
 
-    initial: folder of the adapter as it was before the first step, for PiSSA, OLoRA, CorDA; when None, looked for as the
-    module says. The factors are read at once: they are megabytes. A .bin is read by torch's restricted unpickler.
-    Raises RequestError when there is no adapter, CheckpointError when it cannot be read or changes the base in a way not
-    known here.
+    initial: folder of the adapter as it was before the first step, for PiSSA, OLoRA, CorDA; when None, looked
+    for as the module says. The factors are read at once: they are megabytes. A .bin is read by torch's
+    restricted unpickler. Raises RequestError when there is no adapter, CheckpointError when it cannot be read
+    or changes the base in a way not known here.
     """
     path = Path(path)
     config = _read_config(path)
@@ -242,8 +248,8 @@ def _kind(path: Path, config: Mapping[str, Any]) -> str:
             return "loftq"
         if method not in (*BASE_UNCHANGED, "true", "false"):
             raise CheckpointError(
-                f"{path}: init_lora_weights {start!r} may have changed the base in a way not known here; compare the merged "
-                "checkpoint with the base instead (glmspectra delta BASE MERGED)."
+                f"{path}: init_lora_weights {start!r} may have changed the base in a way not known here; "
+                "compare the merged checkpoint with the base instead (glmspectra delta BASE MERGED)."
             )
     if config.get("use_dora"):
         return "dora"
@@ -292,8 +298,8 @@ def _open_initial(path: Path, kind: str, initial: Path | str | None) -> Adapter:
     found = next((place for place in places if (place / CONFIG_FILE).is_file()), None)
     if found is None:
         raise CheckpointError(
-            f"{path}: {kind} took its first factors out of the base, and without them the change cannot be told; save the "
-            f"adapter before training as {INITIAL_FOLDERS[0]} in this folder, or name its folder."
+            f"{path}: {kind} took its first factors out of the base, and without them the change cannot be told; "
+            f"save the adapter before training as {INITIAL_FOLDERS[0]} in this folder, or name its folder."
         )
     config = _read_config(found)
     tensors, whole = _read_tensors(found)

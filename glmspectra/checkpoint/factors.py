@@ -1,4 +1,6 @@
-"""What an adapter does to one base weight: two factors, and for DoRA and LoftQ the rule that needs the weight itself."""
+"""What an adapter does to one base weight: two factors, and for DoRA and LoftQ the rule that needs the weight
+itself.
+"""
 
 from dataclasses import dataclass
 
@@ -10,7 +12,7 @@ from glmspectra.errors import CheckpointError, RequestError
 
 @dataclass(frozen=True)
 class LoftQ:
-    """How LoftQ made its base: `bits` 4 (NF4) or 8, `rank` of the residual, `iterations` of its algorithm 1."""
+    """How LoftQ made its base: bits 4 (NF4) or 8, rank of the residual, iterations of its algorithm 1."""
 
     bits: int
     rank: int
@@ -19,12 +21,14 @@ class LoftQ:
 
 @dataclass(frozen=True)
 class Factors:
-    """The change of one base weight of shape (rows, cols): scale * left @ right, as stored (out_features, in_features).
+    """The change of one base weight of shape (rows, cols): scale * left @ right, as stored (out_features,
+    in_features).
 
-    left (rows, k), right (k, cols), CPU. k is allotted_rank, twice that where the start of training is taken off (PiSSA,
-    OLoRA: left = [B, -B0], right = [A; A0]).
+    left (rows, k), right (k, cols), CPU. k is allotted_rank, twice that where the start of training is taken
+    off (PiSSA, OLoRA: left = [B, -B0], right = [A; A0]).
     magnitude: (rows,), DoRA's m; the change then has full rank and needs the weight.
-    loftq: set where the base was replaced by LoftQ's; the change from the published weight then needs the weight too.
+    loftq: set where the base was replaced by LoftQ's; the change from the published weight then needs the
+    weight too.
     transposed: the layer stores its weight as (in_features, out_features) (fan_in_fan_out, embeddings).
     """
 
@@ -53,14 +57,14 @@ class Factors:
     def merged(self, weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight that base and adapter make together, (rows, cols) in dtype.
 
-        weight: the published base weight (rows, cols); quantised ones dequantised. DoRA (Liu et al. 2024, eq. 5):
-        m (W + D) / ||W + D||, the norm over each output's row. LoftQ (Li et al. 2023): Q + D with Q made again from W.
-        Raises CheckpointError when the shapes differ.
+        weight: the published base weight (rows, cols); quantised ones dequantised. DoRA (Liu et al. 2024, eq.
+        5): m (W + D) / ||W + D||, the norm over each output's row. LoftQ (Li et al. 2023): Q + D with Q made
+        again from W. Raises CheckpointError when the shapes differ.
         """
         if tuple(weight.shape) != self.shape:
             raise CheckpointError(
-                f"{self.name}: the adapter changes a weight of shape {self.shape}, the base holds {tuple(weight.shape)}; "
-                "was it trained on this base?"
+                f"{self.name}: the adapter changes a weight of shape {self.shape}, the base holds "
+                f"{tuple(weight.shape)}; was it trained on this base?"
             )
         merged = weight.to(dtype)
         if self.loftq is not None:
@@ -74,7 +78,8 @@ class Factors:
         return merged
 
     def delta(self, weight: torch.Tensor | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Dense change of the published base weight, (rows, cols) in dtype; `weight` is needed for DoRA and LoftQ only.
+        """Dense change of the published base weight, (rows, cols) in dtype; `weight` is needed for DoRA and
+        LoftQ only.
 
         Raises RequestError where it is needed and absent.
         """

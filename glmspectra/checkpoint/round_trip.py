@@ -9,7 +9,8 @@ FORMS = ("nf4", "fp4", "int8", "int4")
 
 
 def quantized_copy(weight: torch.Tensor, form: str) -> torch.Tensor:
-    """Q(W): the weight as it is computed with after storing it as `form`; float32, the shape of weight (rows, cols).
+    """Q(W): the weight as it is computed with after storing it as `form`; float32, the shape of weight (rows,
+    cols).
 
     nf4, fp4: bitsandbytes, blocks of 64 along the rows, scales not compressed (QLoRA, Dettmers et al. 2023).
     int8: symmetric, one scale a row (LLM.int8(), Dettmers et al. 2022, without its outlier columns).
@@ -41,8 +42,9 @@ def _through_bitsandbytes(weight: torch.Tensor, form: str) -> torch.Tensor:
 def loftq_base(weight: torch.Tensor, bits: int, rank: int, iterations: int) -> torch.Tensor:
     """The quantised base that LoftQ starts from, dequantised: float32 (rows, cols).
 
-    Li et al. 2023 (arXiv 2310.08659), algorithm 1: Q_t = q(W - L R of the last round), then L R = the best rank-`rank`
-    fit of W - Q_t; PEFT keeps the last Q. The steps are deterministic, so the base can be made again from W.
+    Li et al. 2023 (arXiv 2310.08659), algorithm 1: Q_t = q(W - L R of the last round), then L R = the best
+    rank-`rank` fit of W - Q_t; PEFT keeps the last Q. The steps are deterministic, so the base can be made
+    again from W.
     """
     if bits not in (4, 8):
         raise RequestError(f"LoftQ with {bits} bits is not known here: PEFT knows 4 and 8.")

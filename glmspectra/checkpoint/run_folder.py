@@ -1,4 +1,4 @@
-"""Finds what a training run left: its final adapter or model and every checkpoint-N, in the order of steps."""
+"""Finds what a training run left: every checkpoint-N and its final adapter or model, by step."""
 
 import json
 import re
@@ -21,9 +21,11 @@ class TunedCheckpoint:
 
 
 def tuned_checkpoints(path: Path | str) -> list[TunedCheckpoint]:
-    """Every state that a folder holds, by ascending step, the final one last; a folder that is itself one state gives that.
+    """Every state that a folder holds, by ascending step, the final one last; a folder that is itself one
+    state gives that.
 
-    A final state whose step equals the last checkpoint's is listed once. Raises RequestError when there is none.
+    A final state whose step equals the last checkpoint's is listed once. Raises RequestError when there is
+    none.
     """
     path = Path(path)
     if path.is_file():
@@ -46,7 +48,8 @@ def tuned_checkpoints(path: Path | str) -> list[TunedCheckpoint]:
             found.append(TunedCheckpoint(final[0], step, final[1]))
     if not found:
         raise RequestError(
-            f"{path}: holds neither an adapter ({CONFIG_FILE}), nor a model (config.json), nor checkpoint-N folders."
+            f"{path}: holds neither an adapter ({CONFIG_FILE}), nor a model, "
+            "nor checkpoint-N folders."
         )
     return found
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 
 KINDS = ("values", "spectrum")
-QUANTITIES = ("weight", "delta", "merged", "quant_error")
+QUANTITIES = ("weight", "delta", "merged", "quant_error", "gradient")
 STATUSES = ("ok", "nonfinite")
 
 _text, _whole, _real = pa.string(), pa.int64(), pa.float64()
@@ -76,7 +76,20 @@ SPECTRUM_COLUMNS = [
     *(pa.field(name, _real) for name in ("alpha_weighted", "log_norm", "log_spectral_norm", "hill_alpha")),
 ]
 
-MATRICES = pa.schema([*IDENTITY, *VALUE_COLUMNS, *SPECTRUM_COLUMNS])
+# What a change of a weight has beside its spectrum (sweep/delta.py says what each is).
+DELTA_COLUMNS = [
+    *(pa.field(name, _whole) for name in ("allotted_rank", "rank")),
+    *(pa.field(name, _real) for name in ("share_of_rank_in_use", "noise_floor", "effective_rank_above_floor")),
+    *(pa.field(name, _real) for name in ("share_unchanged", "norm_relative_to_base")),
+    pa.field("overlap_directions", _whole),
+    *(pa.field(name, _real) for name in ("overlap_left", "overlap_right", "amplification")),
+    pa.field("intruders", _whole),
+    pa.field("intruder_cosines", pa.list_(_real)),
+    # Of a gradient: the mean of |W * G| over the entries (GoRA's importance).
+    pa.field("gradient_importance", _real),
+]
+
+MATRICES = pa.schema([*IDENTITY, *VALUE_COLUMNS, *SPECTRUM_COLUMNS, *DELTA_COLUMNS])
 
 SINGULAR_VALUES = pa.schema(
     [
@@ -101,5 +114,5 @@ TABLES = {"matrices": MATRICES, "singular_values": SINGULAR_VALUES, "histograms"
 # The columns of `matrices` that a measurement of each kind may fill.
 MEASURED = {
     "values": frozenset(field.name for field in VALUE_COLUMNS),
-    "spectrum": frozenset(field.name for field in SPECTRUM_COLUMNS),
+    "spectrum": frozenset(field.name for field in [*SPECTRUM_COLUMNS, *DELTA_COLUMNS]),
 }

@@ -1,0 +1,218 @@
+"""Spectra of a product scale * left @ right from its factors, and how its directions lie in a weight or
+beside another product.
+
+Shapes throughout: left (rows, r), right (r, cols); LoRA's B and A. The product, rows x cols, is never made:
+thin QR of left and of right^T leaves a core of r x r whose singular values are those of the product, and
+Q_left U, Q_right V are its singular vectors. Everything is done in float64. The cheaper road over Gram
+matrices (eigenvalues of left^T left right right^T) squares the condition: it loses all values below about
+1e-8 of the largest.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from glmspectra.errors import RequestError
+
+
+@dataclass(frozen=True)
+class LowRankSpectrum:
+    """Singular values of a product of two factors, and its singular vectors where asked for.
+
+    sigma: (k,) float64, descending, k = min(r, rows, cols); the product's other singular values are exactly
+    0.
+    error_bound: (k,) float64, what rounding in float64 can have moved each by.
+    left_vectors (rows, k), right_vectors (cols, k): float64 tensors with orthonormal columns, or None.
+    """
+
+    sigma: np.ndarray
+    error_bound: np.ndarray
+    rows: int
+    cols: int
+    allotted_rank: int
+    left_vectors: torch.Tensor | None = None
+    right_vectors: torch.Tensor | None = None
+
+    @property
+    def squared_frobenius(self) -> float:
+        return float(np.sum(self.sigma**2))
+
+
+def check_factors(left: torch.Tensor, right: torch.Tensor) -> None:
+    """Raises RequestError when left (rows, r) and right (r, cols) cannot be multiplied or hold no numbers."""
+    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+        raise RequestError(
+            f"factors of shapes {tuple(left.shape)} and {tuple(right.shape)} do not multiply: "
+            "(rows, r) and (r, cols) are needed."
+        )
+    if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
+        raise RequestError(
+            "a factor holds NaN or infinity: the adapter's training diverged, take an earlier checkpoint."
+        )
+
+
+def factor_spectrum(
+    left: torch.Tensor, right: torch.Tensor, scale: float = 1.0, vectors: bool = False
+) -> LowRankSpectrum:
+    """Exact singular values of scale * left @ right in O((rows + cols) r^2 + r^3).
+
+    left (rows, r), right (r, cols), any float type. Raises RequestError when they do not multiply or are not
+    finite.
+
+    Example: a product of rank 1 held in factors of rank 2.
+
+    >>> left = torch.tensor([[3.0, 3.0], [4.0, 4.0]])
+    >>> factor_spectrum(left, torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])).sigma.round(12).tolist()
+    [10.0, 0.0]
+    """
+    check_factors(left, right)
+    rows, rank = left.shape
+    cols = right.shape[1]
+    if rank == 0:
+        empty = np.zeros(0)
+        nothing = (torch.zeros(rows, 0, dtype=torch.float64), torch.zeros(cols, 0, dtype=torch.float64))
+        return LowRankSpectrum(empty, empty, rows, cols, 0, *(nothing if vectors else (None, None)))
+    mode = "reduced" if vectors else "r"
+    q_left, r_left = torch.linalg.qr(left.double(), mode=mode)
+    q_right, r_right = torch.linalg.qr(right.double().T, mode=mode)
+    core = scale * (r_left @ r_right.T)
+    if vectors:
+        u, sigma, vh = torch.linalg.svd(core, full_matrices=False)
+        left_vectors, right_vectors = q_left @ u, q_right @ vh.T
+    else:
+        sigma = torch.linalg.svdvals(core)
+        left_vectors = right_vectors = None
+    values = sigma.numpy()
+    # Householder QR and the SVD are backward stable: errors are a small multiple of eps times the factors'
+    # norms.
+    scale_of_error = abs(scale) * float(torch.linalg.matrix_norm(r_left) * torch.linalg.matrix_norm(r_right))
+    bound = np.full(values.shape, 4 * max(rank, 1) * np.finfo(np.float64).eps * scale_of_error)
+    return LowRankSpectrum(values, bound, rows, cols, rank, left_vectors, right_vectors)
+
+
+def factor_noise_floor(left: torch.Tensor, right: torch.Tensor, scale: float = 1.0) -> float:
+    """Largest singular value that rounding the factors to their stored type can have put into the product.
+
+    A stored entry x carries an error of at most ulp/2 <= eps/2 |x|, spread evenly: standard deviation eps |x|
+    / sqrt(12). Such noise E_left (rows, r) has spectral norm about std (sqrt(rows) + sqrt(r)) and enters as
+    E_left @ right, likewise on the other side. Directions of the product below this floor cannot be told from
+    rounding: a planted delta of rank 3 in factors of rank 16 has thirteen of them.
+    """
+    if left.numel() == 0 or right.numel() == 0:
+        return 0.0
+    rows, rank = left.shape
+    cols = right.shape[1]
+
+    def spread(factor: torch.Tensor) -> float:
+        eps = torch.finfo(factor.dtype).eps if factor.dtype.is_floating_point else 0.0
+        return eps / np.sqrt(12) * float(factor.double().square().mean().sqrt())
+
+    norm_left = float(torch.linalg.matrix_norm(torch.linalg.qr(left.double(), mode="r")[1], ord=2))
+    norm_right = float(torch.linalg.matrix_norm(torch.linalg.qr(right.double().T, mode="r")[1], ord=2))
+    noise = spread(left) * (np.sqrt(rows) + np.sqrt(rank)) * norm_right
+    noise += spread(right) * (np.sqrt(cols) + np.sqrt(rank)) * norm_left
+    return abs(scale) * noise
+
+
+def numerical_rank(sigma: np.ndarray, floor: float) -> int:
+    """How many of sigma (descending) stand above the floor and above float64's rounding of the largest."""
+    if sigma.size == 0 or sigma[0] == 0:
+        return 0
+    return int(np.sum(sigma > max(floor, sigma[0] * sigma.size * 8 * np.finfo(np.float64).eps)))
+
+
+def subspace_similarity(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
+    """Grassmann similarity of the leading directions of two orthonormal bases: Hu et al. 2021, LoRA, section
+    7.2, eq. 4.
+
+    phi(i, j) = || first[:, :i]^T second[:, :j] ||_F^2 / min(i, j), from 0 (orthogonal) to 1 (one holds the
+    other). first (n, a), second (n, b), orthonormal columns, best first; returns (a, b) with phi(i + 1, j +
+    1) at [i, j].
+    """
+    overlap = (first.double().T @ second.double()).square()
+    sums = overlap.cumsum(0).cumsum(1).numpy()
+    i = np.arange(1, sums.shape[0] + 1)[:, None]
+    j = np.arange(1, sums.shape[1] + 1)[None, :]
+    return np.clip(sums / np.minimum(i, j), 0.0, 1.0)
+
+
+def amplification_factor(
+    delta: LowRankSpectrum, weight: torch.Tensor, directions: int | None = None
+) -> float:
+    """How much delta-W amplifies its own directions over what W holds there: Hu et al. 2021, section 7.3,
+    table 7.
+
+    ||Delta||_F / || U^T W V ||_F with U, V the `directions` leading singular vectors of delta-W (all of them
+    when None) and Delta cut to the same directions. weight (rows, cols). Infinity where W holds nothing in
+    these directions, NaN where delta-W is 0.
+    """
+    if delta.left_vectors is None or delta.right_vectors is None:
+        raise RequestError(
+            "the amplification factor needs delta-W's singular vectors: factor_spectrum(..., vectors=True)."
+        )
+    k = len(delta.sigma) if directions is None else min(directions, len(delta.sigma))
+    norm = float(np.sqrt(np.sum(delta.sigma[:k] ** 2)))
+    if k == 0 or norm == 0:
+        return float("nan")
+    u, v = delta.left_vectors[:, :k], delta.right_vectors[:, :k]
+    inside = float(torch.linalg.matrix_norm(project(weight, u).double() @ v))
+    return norm / inside if inside > 0 else float("inf")
+
+
+def project(weight: torch.Tensor, basis: torch.Tensor, chunk: int = 2048) -> torch.Tensor:
+    """basis^T @ weight, (k, cols) float64, reading weight (rows, cols) of any float type `chunk` rows at a
+    time.
+    """
+    result = torch.zeros(basis.shape[1], weight.shape[1], dtype=torch.float64)
+    for start in range(0, weight.shape[0], chunk):
+        rows = slice(start, start + chunk)
+        result += basis[rows].double().T @ weight[rows].double()
+    return result
+
+
+@dataclass(frozen=True)
+class AdapterSimilarity:
+    """Two products beside each other: cosine of the matrices, and similarity of the leading directions on
+    both sides.
+    """
+
+    cosine: float
+    left: float
+    right: float
+    directions: int
+
+
+def adapter_similarity(
+    first: LowRankSpectrum, second: LowRankSpectrum, directions: int | None = None
+) -> AdapterSimilarity:
+    """Cosine <D1, D2> / (|D1| |D2|) and subspace similarity phi(k, k) on both sides, from factors alone.
+
+    k: `directions`, at most the smaller number of non-zero directions. Needs vectors in both. NaN where one
+    of them is 0.
+    """
+    vectors = (first.left_vectors, first.right_vectors, second.left_vectors, second.right_vectors)
+    if any(basis is None for basis in vectors):
+        raise RequestError(
+            "similarity of two adapters needs singular vectors: factor_spectrum(..., vectors=True)."
+        )
+    if (first.rows, first.cols) != (second.rows, second.cols):
+        raise RequestError(
+            f"deltas of shapes {(first.rows, first.cols)} and {(second.rows, second.cols)} belong to "
+            "different weights."
+        )
+    k = min(int(np.sum(first.sigma > 0)), int(np.sum(second.sigma > 0)))
+    k = k if directions is None else min(k, directions)
+    if k == 0:
+        return AdapterSimilarity(float("nan"), float("nan"), float("nan"), 0)
+    across_left = first.left_vectors.T @ second.left_vectors
+    across_right = first.right_vectors.T @ second.right_vectors
+    sigma_first, sigma_second = torch.from_numpy(first.sigma), torch.from_numpy(second.sigma)
+    inner = float((sigma_first[:, None] * across_left * across_right * sigma_second[None, :]).sum())
+    cosine = inner / float(np.sqrt(first.squared_frobenius * second.squared_frobenius))
+    return AdapterSimilarity(
+        cosine=float(np.clip(cosine, -1.0, 1.0)),
+        left=float(min(across_left[:k, :k].square().sum() / k, 1.0)),
+        right=float(min(across_right[:k, :k].square().sum() / k, 1.0)),
+        directions=k,
+    )
