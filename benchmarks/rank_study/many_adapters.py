@@ -1,9 +1,10 @@
 """Many LoRA adapters trained at once on one frozen base.
 
-A study of ranks needs hundreds of short runs of one model. Run one by one they leave a GPU mostly idle; here J jobs share
-every pass through the frozen weights. Job j owns rows j*b .. (j+1)*b of the batch, its own A_j and B_j in every adapted
-layer, its own learning rate and its own gradient clipping, so that nothing but the frozen weights is shared; a test holds
-one job of J against the same job run alone and against PEFT. A rank below the common width R is a mask over directions:
+A study of ranks needs hundreds of short runs of one model. Run one by one they leave a GPU mostly idle; here J jobs
+share every pass through the frozen weights. Job j owns rows j*b .. (j+1)*b of the batch, its own A_j and B_j in every
+adapted layer, its own learning rate and its own gradient clipping, so that nothing but the frozen weights is shared; a
+test holds one job of J against the same job run alone and against PEFT. A rank below the common width R is a mask over
+directions:
 
     y = x W^T + scale * ((x A_j^T) * mask_j) B_j^T          A_j: (R, in), B_j: (out, R), mask_j: (R,)
 
@@ -41,8 +42,13 @@ class ManyLoraLinear(nn.Module):
 
 
 def initial_down(name: str, seed: int, width: int, columns: int) -> torch.Tensor:
-    """A's start, PEFT's kaiming_uniform(a=sqrt(5)) i.e. U(-1/sqrt(in), 1/sqrt(in)); direction i does not depend on the width."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + sum(ord(c) * 31**i for i, c in enumerate(name)) % 2**31)
+    """A's start, (width, columns): PEFT's kaiming_uniform(a=sqrt(5)), that is U(-1/sqrt(in), 1/sqrt(in)).
+
+    Direction i does not depend on the width, so that jobs of one seed start alike whatever their ranks.
+    """
+    generator = torch.Generator().manual_seed(
+        seed * 1_000_003 + sum(ord(c) * 31**i for i, c in enumerate(name)) % 2**31
+    )
     bound = columns**-0.5
     return torch.stack([torch.rand(columns, generator=generator) * 2 * bound - bound for _ in range(width)])
 
@@ -90,7 +96,9 @@ class ManyAdapters:
     def losses(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed cross entropy (nats) and number of supervised tokens, each (J,), of a batch of J*b rows."""
         labels = batch["labels"][:, 1:]
-        hidden = self.model.get_decoder()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)[0]
+        hidden = self.model.get_decoder()(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        )[0]
         row, position = (labels != -100).nonzero(as_tuple=True)
         logits = self.model.get_output_embeddings()(hidden[row, position])
         each = F.cross_entropy(logits.float(), labels[row, position], reduction="none")
@@ -100,7 +108,7 @@ class ManyAdapters:
         return total, count
 
     def step(self, batch: Mapping[str, torch.Tensor], progress: float, warmup: float = 0.05) -> torch.Tensor:
-        """One optimizer step of all jobs; `progress` in [0, 1) places it in the schedule. Returns the loss of each job, (J,)."""
+        """One optimizer step of all jobs, `progress` in [0, 1) of the way through the schedule; losses, (J,)."""
         total, count = self.losses(batch)
         loss = total / count.clamp(min=1)
         grads = torch.autograd.grad(loss.sum(), self.parameters)  # jobs share no parameter: the sum mixes nothing

@@ -18,7 +18,7 @@ class Paired:
 
 
 def paired(arm: np.ndarray, uniform: np.ndarray) -> Paired:
-    """Student's paired t test and 95 % interval of arm - uniform; each array holds one loss a seed, in the same order."""
+    """Student's paired t test and 95 % interval of arm - uniform; one loss a seed in each, in the same order."""
     difference = np.asarray(arm, dtype=float) - np.asarray(uniform, dtype=float)
     count = len(difference)
     if count < 2:
@@ -39,13 +39,13 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def not_worse(arm: np.ndarray, uniform: np.ndarray, margin: float) -> float:
-    """p of 'the arm is worse than uniform by `margin` or more' (one-sided paired t, the upper half of Schuirmann's TOST)."""
+    """p of 'worse than uniform by `margin` or more': one-sided paired t, the upper half of Schuirmann's TOST."""
     difference = np.asarray(arm, dtype=float) - np.asarray(uniform, dtype=float)
     return float(stats.ttest_1samp(difference, margin, alternative="less").pvalue)
 
 
 def uniform_rank_of_equal_loss(ranks: list[int], losses: list[float], loss: float) -> float:
-    """Uniform's rank that would reach `loss`, from uniform's own curve: monotone, linear in log rank between its points.
+    """Uniform's rank that would reach `loss`, from its own curve: monotone, linear in log rank between its points.
 
     Outside the curve the answer is the nearer end, so that a saving is never extrapolated.
     """

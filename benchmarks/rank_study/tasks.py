@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Rows:
-    """Padded token rows: input_ids, attention_mask, labels, each (N, length) int64; labels are -100 on prompt and padding."""
+    """Padded token rows: input_ids, attention_mask, labels, each (N, length) int64; -100 on what is not learnt."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -69,13 +69,15 @@ def split(pairs: list[tuple[str, str]], held_out: int) -> tuple[list, list, list
     return keyed[2 * held_out :], keyed[:held_out], keyed[held_out : 2 * held_out]
 
 
-def encode(pairs: list[tuple[str, str]], tokens: Callable[[str], list[int]], prefix: list[int], eos: int, length: int) -> Rows:
+def encode(
+    pairs: list[tuple[str, str]], tokens: Callable[[str], list[int]], prefix: list[int], eos: int, length: int
+) -> Rows:
     """Prompt masked, eos learnt. A prompt longer than half the row is cut on the left, an answer on the right."""
     ids = torch.zeros(len(pairs), length, dtype=torch.long)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
     for row, (prompt, answer) in enumerate(pairs):
         head = prefix + tokens(prompt)[-(length // 2 - len(prefix)) :]
-        tail = (tokens(answer) + [eos])[: length - len(head)]
+        tail = ([*tokens(answer), eos])[: length - len(head)]
         end = len(head) + len(tail)
         ids[row, :end] = torch.tensor(head + tail)
         mask[row, :end] = 1

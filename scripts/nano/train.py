@@ -4,8 +4,8 @@
     python scripts/nano/train.py            # about half an hour on two cores
 
 Nano has ChatGLM2's form with small sizes, all multiples of 64 so that NF4 takes every matrix: 8 layers, hidden 128,
-ffn 320, 4 heads of 32 in 2 key-value groups, 1728 tokens. On one machine and one torch build the script gives the same bytes
-each time; elsewhere the same losses to about three digits, since sums are rounded in another order.
+ffn 320, 4 heads of 32 in 2 key-value groups, 1728 tokens. On one machine and one torch build the script gives the same
+bytes each time; elsewhere the same losses to about three digits, since sums are rounded in another order.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def train_tokenizer(folder: Path) -> ChatGLMTokenizer:
 
 def encode(tokenizer: ChatGLMTokenizer, documents: list[str], longest: int = 320) -> list[dict]:
     """`[gMASK] sop text </s>` a document."""
-    rows = [tokenizer(document)["input_ids"][: longest - 1] + [tokenizer.eos_token_id] for document in documents]
+    rows = [[*tokenizer(document)["input_ids"][: longest - 1], tokenizer.eos_token_id] for document in documents]
     return [{"input_ids": row, "length": len(row)} for row in rows]
 
 

@@ -1,10 +1,10 @@
-"""Write the text that nano is trained on: `data/corpus/train.jsonl` and `data/corpus/heldout.jsonl`, {"text": ...} a line.
+"""Write the text that nano is trained on, {"text": ...} a line: `data/corpus/train.jsonl` and `heldout.jsonl`.
 
-The facts (`illnesses.jsonl`, `foods.jsonl`) and the sentence forms below were written by hand for this project. A document
-draws its subject, its sentences and their order from a seeded generator, so both files come out the same bytes each time.
-No held-out document stands in the training text; what a model must know to predict one (which symptoms go with which
-illness, who of two people went where, what seven and five make) has to be carried over more than three tokens, which
-is what a trigram model cannot do.
+The facts (`illnesses.jsonl`, `foods.jsonl`) and the sentence forms below were written by hand for this project. A
+document draws its subject, its sentences and their order from a seeded generator, so both files come out the same
+bytes each time. No held-out document stands in the training text; what a model must know to predict one (which symptoms
+go with which illness, who of two people went where, what seven and five make) has to be carried over more than three
+tokens, which is what a trigram model cannot do.
 
     python scripts/nano/write_corpus.py
 """
@@ -18,13 +18,39 @@ CORPUS = Path(__file__).resolve().parents[2] / "data" / "corpus"
 SEED = 20261125
 TRAIN_DOCUMENTS, HELDOUT_DOCUMENTS = 7000, 500
 
-PEOPLE = "小王 小李 小张 小陈 小周 小林 老赵 老刘 老马 阿明 阿芳 阿强 王老师 李老师 陈奶奶 周爷爷 张叔叔 林阿姨".split()
-JOBS = "老师 司机 厨师 农民 工人 护士 会计 学生 画家 邮递员 木匠 程序员".split()
-PLACES = "公园 图书馆 菜市场 医院 学校 火车站 河边 超市 邮局 体育馆 茶馆 博物馆".split()
-VEHICLES = "走路 骑自行车 坐公交车 坐地铁 坐出租车 开车".split()
-WEATHER = {"晴天": "太阳很好", "阴天": "云很厚", "下雨": "路上很湿", "下雪": "地上很白", "刮风": "树叶乱飞", "有雾": "看不清远处"}
-THINGS = "一本书 一把伞 一袋米 一封信 一个苹果 一盒茶叶 一双鞋 一支笔 一条鱼 一束花".split()
-FEELINGS = "高兴 着急 安静 疲倦 放心 好奇".split()
+PEOPLE = [
+    "小王",
+    "小李",
+    "小张",
+    "小陈",
+    "小周",
+    "小林",
+    "老赵",
+    "老刘",
+    "老马",
+    "阿明",
+    "阿芳",
+    "阿强",
+    "王老师",
+    "李老师",
+    "陈奶奶",
+    "周爷爷",
+    "张叔叔",
+    "林阿姨",
+]
+JOBS = ["老师", "司机", "厨师", "农民", "工人", "护士", "会计", "学生", "画家", "邮递员", "木匠", "程序员"]
+PLACES = ["公园", "图书馆", "菜市场", "医院", "学校", "火车站", "河边", "超市", "邮局", "体育馆", "茶馆", "博物馆"]
+VEHICLES = ["走路", "骑自行车", "坐公交车", "坐地铁", "坐出租车", "开车"]
+WEATHER = {
+    "晴天": "太阳很好",
+    "阴天": "云很厚",
+    "下雨": "路上很湿",
+    "下雪": "地上很白",
+    "刮风": "树叶乱飞",
+    "有雾": "看不清远处",
+}
+THINGS = ["一本书", "一把伞", "一袋米", "一封信", "一个苹果", "一盒茶叶", "一双鞋", "一支笔", "一条鱼", "一束花"]
+FEELINGS = ["高兴", "着急", "安静", "疲倦", "放心", "好奇"]
 DIGITS = "零一二三四五六七八九"
 
 
@@ -55,14 +81,29 @@ class Writer:
         pick, ill = self.random.choice, self.random.choice(self.illnesses)
         name = ill["name"]
         sentences = [
-            pick([f"{name}常见的表现有{joined(self.some(ill['symptoms']))}。", f"得了{name}，会出现{joined(self.some(ill['symptoms']))}。"]),
+            pick(
+                [
+                    f"{name}常见的表现有{joined(self.some(ill['symptoms']))}。",
+                    f"得了{name}，会出现{joined(self.some(ill['symptoms']))}。",
+                ]
+            ),
             pick([f"{name}的原因多半是{ill['cause']}。", f"引起{name}的是{ill['cause']}。"]),
             pick([f"要确诊{name}，{ill['test']}。", f"检查方面，{name}：{ill['test']}。"]),
-            pick([f"得了{name}要{joined(self.some(ill['care']))}。", f"平时应当{joined(self.some(ill['care']))}，这样{name}好得快。"]),
+            pick(
+                [
+                    f"得了{name}要{joined(self.some(ill['care']))}。",
+                    f"平时应当{joined(self.some(ill['care']))}，这样{name}好得快。",
+                ]
+            ),
             pick([f"{name}最忌{ill['avoid']}。", f"患{name}的人不要{ill['avoid']}。"]),
             f"{name}的病程：{ill['days']}。",
         ]
-        opening = pick([f"{name}是{ill['department']}的病，问题出在{ill['part']}。", f"说到{ill['part']}，不能不说{name}，它归{ill['department']}看。"])
+        opening = pick(
+            [
+                f"{name}是{ill['department']}的病，问题出在{ill['part']}。",
+                f"说到{ill['part']}，不能不说{name}，它归{ill['department']}看。",
+            ]
+        )
         return opening + "".join(self.random.sample(sentences, self.random.randint(3, 6)))
 
     def clinic(self) -> str:
@@ -71,7 +112,13 @@ class Writer:
         symptoms = joined(self.some(ill["symptoms"]))
         rounds = [
             (
-                pick([f"我{symptoms}，可能是什么病？", f"医生，这几天{symptoms}，怎么回事？", f"{symptoms}应该看什么科？"]),
+                pick(
+                    [
+                        f"我{symptoms}，可能是什么病？",
+                        f"医生，这几天{symptoms}，怎么回事？",
+                        f"{symptoms}应该看什么科？",
+                    ]
+                ),
                 f"根据{symptoms}，可能是{ill['name']}，建议去{ill['department']}。",
             ),
             (
@@ -97,7 +144,9 @@ class Writer:
         ]
         if same:
             sentences.append(f"和{name}同是{food['kind']}的还有{pick(same)}。")
-        return f"{name}是一种{food['kind']}。" + "".join(self.random.sample(sentences, self.random.randint(2, len(sentences))))
+        return f"{name}是一种{food['kind']}。" + "".join(
+            self.random.sample(sentences, self.random.randint(2, len(sentences)))
+        )
 
     def story(self) -> str:
         """Two people go out; the last sentences can only be told by who went where with what."""

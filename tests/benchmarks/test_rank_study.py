@@ -21,7 +21,13 @@ def tiny_llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     return LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).eval()
 
 
@@ -65,7 +71,7 @@ def test_a_job_among_others_equals_the_job_alone():
 
 def test_rank_is_what_the_mask_says():
     model = tiny_llama()
-    ranks = {name: rank for name, rank in zip(names(model), [1, 2, 3, 4], strict=True)}
+    ranks = dict(zip(names(model), [1, 2, 3, 4], strict=True))
     _, change = train([(ranks, 1e-2, 5)], steps=6)
     for name, rank in ranks.items():
         assert torch.linalg.matrix_rank(change[name][0], rtol=1e-4) == rank
