@@ -70,8 +70,8 @@ def dequantize_4bit(name: str, state: State4bit, stored: Mapping[str, torch.Tens
         or absmax.numel() != -(-count // state.blocksize)
     ):
         raise CheckpointError(
-            f"Tensor {name} has {packed.numel()} packed bytes and {absmax.numel()} block maxima, which do not fit "
-            f"its shape {list(state.shape)} in blocks of {state.blocksize}: save the model again."
+            f"Tensor {name} has {packed.numel()} packed bytes and {absmax.numel()} block maxima, which do "
+            f"not fit its shape {list(state.shape)} in blocks of {state.blocksize}: save the model again."
         )
     weight = torch.empty(count, dtype=torch.float32)
     # Whole blocks a piece, and an even number of numbers.

@@ -51,7 +51,7 @@ def quantize_rows(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.
     peak = weight.abs().amax(dim=1) if weight.shape[1] else weight.new_zeros(weight.shape[0])
     if not bool(torch.isfinite(peak).all()):
         raise RequestError(
-            f"A weight of shape {list(weight.shape)} holds NaN or Inf and cannot be quantised to int{bits}."
+            f"A weight of shape {list(weight.shape)} holds NaN or Inf: it cannot be quantised."
         )
     scale = peak / (2 ** (bits - 1) - 1)
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
@@ -67,8 +67,9 @@ def quantize_rows(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.
 def dequantize_rows(
     packed: torch.Tensor, scale: torch.Tensor, bits: int, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """The weight of shape (rows, columns) from its packed form; in float32 the products are exact for fp16
-    scales.
+    """The weight of shape (rows, columns) from its packed form.
+
+    In float32 the products are exact for scales in fp16.
 
     Raises RequestError for other bits than 4 and 8; CheckpointError when the shapes do not belong together.
     """
@@ -76,7 +77,7 @@ def dequantize_rows(
     if packed.dim() != 2 or packed.dtype != torch.int8 or scale.numel() != packed.shape[0]:
         raise CheckpointError(
             f"A packed weight of shape {list(packed.shape)} ({packed.dtype}) and scales of shape "
-            f"{list(scale.shape)} do not belong together: the form is (rows, columns) int8 with one scale a row."
+            f"{list(scale.shape)} do not belong together: the form is int8 rows with one scale each."
         )
     columns = packed.shape[1] * 8 // bits
     weight = torch.empty(packed.shape[0], columns, dtype=dtype, device=packed.device)

@@ -48,7 +48,11 @@ def open_checkpoint(path: str | Path) -> "Checkpoint":
         RequestError: there is nothing at the path.
         CheckpointError: what is there is empty, incomplete, damaged, contradictory, or unsafe to open.
     """
-    return Checkpoint(locate(Path(path).expanduser()), Path(path).expanduser())
+    path = Path(path).expanduser()
+    try:
+        return Checkpoint(locate(path), path)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror}.") from error
 
 
 class Checkpoint:

@@ -61,7 +61,7 @@ def _load(path: Path) -> Any:
             f"{path} holds a pickle that asks for more than tensors{what}: it was refused and "
             "nothing of it was run; take the model's safetensors files instead."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(
             f"{path} is truncated or damaged (torch says: {_first_sentence(error)}): fetch it again."
         ) from error
