@@ -8,6 +8,7 @@ from glmspectra.store.manifest import Request, Source, read_manifest, run_name
 from glmspectra.store.measurement import Measurement
 from glmspectra.store.run import RunStore
 from glmspectra.store.tables import Run, list_runs, read_run
+from glmspectra.store.vectors import read_vectors
 
 __all__ = [
     "Measurement",
@@ -19,5 +20,6 @@ __all__ = [
     "list_runs",
     "read_manifest",
     "read_run",
+    "read_vectors",
     "run_name",
 ]

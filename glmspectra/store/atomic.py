@@ -22,8 +22,7 @@ def explain(error: OSError, path: Path, doing: str = "be written") -> StoreError
     kept = "what was finished is kept"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(
-            f"{path} cannot {doing}: the disk is full; {kept}, so free some space and run the same command "
-            "again."
+            f"{path} cannot {doing}: the disk is full; {kept}, so free some space and run the same command again."
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return StoreError(
@@ -31,9 +30,7 @@ def explain(error: OSError, path: Path, doing: str = "be written") -> StoreError
             f"or change its permissions ({kept})."
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return StoreError(
-            f"{path} cannot {doing}: a file is in the way of a folder; move it or choose another --out."
-        )
+        return StoreError(f"{path} cannot {doing}: a file is in the way of a folder; move it or choose another --out.")
     return StoreError(
         f"{path} cannot {doing}: {error.strerror or error}; {kept}, run the same command again once it can."
     )

@@ -29,7 +29,9 @@ class Request:
     """One kind of measurement of one quantity over a selection of matrices.
 
     names: the matrices in depth order. options: every option that changes a number (method, tolerance, split
-    ...), as JSON can hold it; what only changes the speed (device, processes) does not belong here.
+    ...), as JSON can hold it; what only changes the speed (device, processes) does not belong here. vectors:
+    how
+    many leading singular vectors a part are kept beside the numbers, which they do not change.
     """
 
     kind: str
@@ -37,6 +39,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     quantity: str = "weight"
     step: int | None = None
+    vectors: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.quantity not in QUANTITIES:
@@ -44,7 +47,14 @@ class Request:
 
     @classmethod
     def from_manifest(cls, asked: Mapping[str, Any]) -> "Request":
-        return cls(asked["kind"], tuple(asked["names"]), asked["options"], asked["quantity"], asked["step"])
+        return cls(
+            asked["kind"],
+            tuple(asked["names"]),
+            asked["options"],
+            asked["quantity"],
+            asked["step"],
+            asked["vectors"],
+        )
 
     def to_manifest(self, fingerprint: str) -> dict[str, Any]:
         return {
@@ -52,6 +62,7 @@ class Request:
             "quantity": self.quantity,
             "step": self.step,
             "options": dict(self.options),
+            "vectors": self.vectors,
             "stamp": self.stamp(fingerprint),
             "names": list(self.names),
         }

@@ -60,9 +60,7 @@ class Measurement:
                     "the list stands in glmspectra/store/schema.py."
                 )
             if row["status"] not in STATUSES:
-                raise StoreError(
-                    f"{self.name}: status {row['status']!r} is not one of {', '.join(STATUSES)}."
-                )
+                raise StoreError(f"{self.name}: status {row['status']!r} is not one of {', '.join(STATUSES)}.")
 
 
 def part_file_name(name: str, quantity: str, step: int | None, kind: str, stamp: str) -> str:
@@ -116,9 +114,7 @@ def read_part(path: Path, stamp: str) -> Measurement | None:
                 if f"sigma/{part}" in arrays
             },
             histograms={
-                part: (arrays[f"edges/{part}"], arrays[f"counts/{part}"])
-                for part in parts
-                if f"edges/{part}" in arrays
+                part: (arrays[f"edges/{part}"], arrays[f"counts/{part}"]) for part in parts if f"edges/{part}" in arrays
             },
         )
     except FileNotFoundError:

@@ -27,6 +27,7 @@ from glmspectra.store.manifest import MANIFEST, PARTS, VECTORS, Request, Source,
 from glmspectra.store.measurement import Measurement, part_file_name, read_part, write_part
 from glmspectra.store.schema import SCHEMA_VERSION
 from glmspectra.store.tables import collect, write_tables
+from glmspectra.store.vectors import Vectors, count_vectors, vectors_path, write_vectors
 
 
 class RunStore:
@@ -46,11 +47,6 @@ class RunStore:
         """The store of `source` under `root` (`param_matrix`), named by the checkpoint and its "
         "fingerprint."""
         return cls(Path(root) / run_name(source.name, source.fingerprint), source)
-
-    @property
-    def vectors_folder(self) -> Path:
-        """Where singular vectors lie, one safetensors file a matrix, for those who asked for them."""
-        return self.folder / VECTORS
 
     def part_path(self, request: Request, name: str) -> Path:
         stamp = request.stamp(self.source.fingerprint)
@@ -85,26 +81,29 @@ class RunStore:
             self._write_manifest(manifest)
         return unfinished
 
+    def vectors_path(self, request: Request, name: str) -> Path:
+        stamp = request.stamp(self.source.fingerprint)
+        return vectors_path(self.folder, name, request.quantity, request.step, stamp)
+
     def read(self, request: Request, name: str) -> Measurement | None:
         """The finished measurement of one matrix, or None where it is still to be measured."""
+        if request.vectors and count_vectors(self.vectors_path(request, name)) < request.vectors:
+            return None
         return read_part(self.part_path(request, name), request.stamp(self.source.fingerprint))
 
-    def write(self, request: Request, measurement: Measurement) -> None:
-        """Keep one finished measurement.
+    def write(self, request: Request, measurement: Measurement, vectors: Vectors | None = None) -> None:
+        """Keep one finished measurement, and part -> (left, right) singular vectors where the request's
+        option `vectors` asks for them.
 
         Raises StoreError where it cannot be written, with nothing half-written left.
         """
-        if (measurement.kind, measurement.quantity, measurement.step) != (
-            request.kind,
-            request.quantity,
-            request.step,
-        ):
-            raise StoreError(
-                f"{measurement.name}: a measurement of {measurement.kind} was offered for {request.key}."
-            )
-        write_part(
-            self.part_path(request, measurement.name), measurement, request.stamp(self.source.fingerprint)
-        )
+        key = Request(measurement.kind, (), {}, measurement.quantity, measurement.step).key
+        if key != request.key:
+            raise StoreError(f"{measurement.name}: a measurement of {key} was offered for {request.key}.")
+        if request.vectors:  # before the part: a part that is there is finished
+            write_vectors(self.vectors_path(request, measurement.name), vectors or {}, request.vectors)
+        stamp = request.stamp(self.source.fingerprint)
+        write_part(self.part_path(request, measurement.name), measurement, stamp)
 
     def merge(self, seconds: float | None = None) -> dict[str, Any]:
         """Write the three tables from the part files of every request in the manifest; return the manifest.
@@ -139,6 +138,7 @@ class RunStore:
     def _discard(self, request: Request) -> None:
         for name in request.names:
             _remove(self.part_path(request, name))
+            _remove(self.vectors_path(request, name))
 
     def _files_were_rewritten(self, before: Mapping[str, Any]) -> bool:
         """Whether a file at the same place has another time of change than when the run began.
@@ -178,7 +178,10 @@ class RunStore:
         if found["schema"] != SCHEMA_VERSION:
             return empty
         if self._files_were_rewritten(found["checkpoint"]):
-            for part in (self.folder / PARTS).glob("*.npz"):
+            for part in [
+                *(self.folder / PARTS).glob("*.npz"),
+                *(self.folder / VECTORS).glob("*.safetensors"),
+            ]:
                 _remove(part)
             return empty
         # The parts of another package version no longer count, so neither does what they were asked for.

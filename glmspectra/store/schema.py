@@ -41,10 +41,7 @@ _QUANTILES = ["q_0001", "q_001", "q_01", "q_05", "q_25", "q_50", "q_75", "q_95",
 
 VALUE_COLUMNS = [
     pa.field("count", _whole),
-    *(
-        pa.field(name, _real)
-        for name in ("mean", "std", "skewness", "excess_kurtosis", "min", "max", "abs_max")
-    ),
+    *(pa.field(name, _real) for name in ("mean", "std", "skewness", "excess_kurtosis", "min", "max", "abs_max")),
     *(pa.field(name, _real) for name in _QUANTILES),
     *(pa.field(name, _real) for name in ("share_zero", "share_nan", "share_inf")),
     *(pa.field(f"share_beyond_{k}_sigma", _real) for k in (3, 4, 5, 6)),
@@ -60,10 +57,7 @@ VALUE_COLUMNS = [
 ]
 
 SPECTRUM_COLUMNS = [
-    *(
-        pa.field(name, _real)
-        for name in ("frobenius_norm", "spectral_norm", "nuclear_norm", "condition_number")
-    ),
+    *(pa.field(name, _real) for name in ("frobenius_norm", "spectral_norm", "nuclear_norm", "condition_number")),
     *(pa.field(name, _real) for name in ("stable_rank", "effective_rank", "participation_ratio")),
     *(pa.field(f"energy_rank_{percent}", _whole) for percent in (50, 80, 90, 95, 99)),
     *(pa.field(name, _real) for name in ("top12_share_of_singular_value_sum", "top12_energy_share")),

@@ -127,8 +127,7 @@ def read_run(folder: Path) -> Run:
         tables = collect(folder, manifest).tables
     if not tables["matrices"].num_rows:
         raise StoreError(
-            f"no matrix of the run {folder} is finished yet: run `glmspectra svd` or `glmspectra values` "
-            "again."
+            f"no matrix of the run {folder} is finished yet: run `glmspectra svd` or `glmspectra values` again."
         )
     return Run(folder, manifest, **{name: _to_pandas(table) for name, table in tables.items()})
 
@@ -139,10 +138,7 @@ def list_runs(root: Path) -> list[Path]:
     Empty where there are none.
     """
     manifests = Path(root).glob(f"*/{MANIFEST}")
-    return [
-        path.parent
-        for path in sorted(manifests, key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
-    ]
+    return [path.parent for path in sorted(manifests, key=lambda path: (path.stat().st_mtime_ns, path.parent.name))]
 
 
 def _order(measurement: Measurement) -> tuple:
@@ -169,8 +165,7 @@ def _join(measurements: list[Measurement]) -> list[dict[str, Any]]:
 
 def _key_arrays(row: Mapping[str, Any], length: int, schema: pa.Schema) -> dict[str, pa.Array]:
     return {
-        column: pa.repeat(pa.scalar(row.get(column), type=schema.field(column).type), length)
-        for column in _KEY_COLUMNS
+        column: pa.repeat(pa.scalar(row.get(column), type=schema.field(column).type), length) for column in _KEY_COLUMNS
     }
 
 

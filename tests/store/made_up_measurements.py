@@ -22,9 +22,7 @@ def values_request(names=NAMES, **options):
 
 
 def measurement(request, name, status="ok", parts=("whole",), seconds=0.25):
-    seed = int.from_bytes(
-        hashlib.sha256(f"{name}{sorted(request.options.items())}".encode()).digest()[:4], "big"
-    )
+    seed = int.from_bytes(hashlib.sha256(f"{name}{sorted(request.options.items())}".encode()).digest()[:4], "big")
     rng = np.random.default_rng(seed)
     layer, matrix = int(name.split(".")[1]), name.split(".")[2]
     rows, spectra, histograms = [], {}, {}
@@ -53,9 +51,7 @@ def measurement(request, name, status="ok", parts=("whole",), seconds=0.25):
             row |= {"largest_rows": [3, 1], "largest_row_norms": [2.0, 1.5]}
             histograms[part] = (np.linspace(-1, 1, 5), rng.integers(0, 20, 4))
         rows.append(row)
-    return Measurement(
-        request.kind, request.quantity, request.step, name, NAMES.index(name), rows, spectra, histograms
-    )
+    return Measurement(request.kind, request.quantity, request.step, name, NAMES.index(name), rows, spectra, histograms)
 
 
 def measure_all(store, *requests, only=None):

@@ -50,9 +50,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_finished(small_disk):
     store, request = RunStore.of(small_disk, SOURCE), spectrum_request()
     store.begin([request])
     written = []
-    with pytest.raises(
-        StoreError, match=r"the disk is full; what was finished is kept, so free some space"
-    ) as caught:
+    with pytest.raises(StoreError, match=r"the disk is full; what was finished is kept, so free some space") as caught:
         for name in NAMES:
             store.write(request, big(request, name))
             written.append(name)
@@ -87,9 +85,7 @@ def test_a_read_only_folder_is_one_sentence(small_disk):
     store = RunStore.of(small_disk, SOURCE)
     measure_all(store, spectrum_request(), only=1)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(
-        StoreError, match="its folder is read-only for this user; choose another place with --out"
-    ):
+    with pytest.raises(StoreError, match="its folder is read-only for this user; choose another place with --out"):
         store.begin([spectrum_request()])
     with pytest.raises(StoreError, match="read-only"):
         RunStore.of(small_disk / "new", SOURCE).begin([spectrum_request()])

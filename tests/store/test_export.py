@@ -27,9 +27,7 @@ def filled(folder, layers, matrices):
         row_of = measurement(request, "layers.0.dense", parts=("whole", "q", "k"))
         layer, matrix = int(name.split(".")[1]), name.split(".")[2]
         rows = [{**row, "name": name, "layer": layer, "matrix": matrix} for row in row_of.rows]
-        spectra = {
-            part: (sigma * (position + 1), bound) for part, (sigma, bound) in row_of.singular_values.items()
-        }
+        spectra = {part: (sigma * (position + 1), bound) for part, (sigma, bound) in row_of.singular_values.items()}
         store.write(request, Measurement("spectrum", "weight", None, name, position, rows, spectra))
         made[layer, matrix] = spectra["whole"][0]
     store.merge()
@@ -51,7 +49,7 @@ def test_one_line_a_layer_with_the_four_keys(tmp_path):
 def test_a_missing_matrix_is_named_and_nothing_is_written(tmp_path):
     folder, _ = filled(tmp_path, [0], ["query_key_value", "dense"])
     with pytest.raises(
-        RequestError, match="layer 0 of the run .* lacks dense_h_to_4h, dense_4h_to_h: measure those too"
+        RequestError, match=r"layer 0 of the run .* lacks dense_h_to_4h, dense_4h_to_h: measure those too"
     ):
         export_jsonl(read_run(folder))
     assert not (folder / "singular_value.jsonl").exists()

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from made_up_measurements import NAMES, SOURCE, measure_all, measurement, spectrum_request, values_request
 
-from glmspectra.errors import StoreError
-from glmspectra.store import Request, RunStore, Source, list_runs, read_run
+from glmspectra.errors import RequestError, StoreError
+from glmspectra.store import Request, RunStore, Source, list_runs, read_run, read_vectors
 from glmspectra.store.manifest import run_name
 from glmspectra.store.schema import HISTOGRAMS, MATRICES, SINGULAR_VALUES
 
@@ -181,9 +181,7 @@ def test_lost_or_shortened_tables_are_merged_again(store):
     measure_all(store, spectrum_request())
     store.merge()
     (store.folder / "matrices.parquet").write_bytes(b"torn")
-    with pytest.raises(
-        StoreError, match=r"matrices\.parquet is missing or damaged: delete it and run the same"
-    ):
+    with pytest.raises(StoreError, match=r"matrices\.parquet is missing or damaged: delete it and run the same"):
         read_run(store.folder)
     measure_all(store, spectrum_request())
     store.merge()
@@ -277,7 +275,7 @@ def test_reading_what_is_not_a_run_says_so(tmp_path, store):
     with pytest.raises(StoreError, match="is not the manifest of a run"):
         read_run(tmp_path)
     store.begin([spectrum_request()])
-    with pytest.raises(StoreError, match="no matrix of the run .* is finished yet"):
+    with pytest.raises(StoreError, match=r"no matrix of the run .* is finished yet"):
         read_run(store.folder)
 
 
@@ -286,3 +284,35 @@ def test_runs_are_listed_by_when_they_were_written(tmp_path):
     for name in ("b", "a"):
         RunStore.of(tmp_path, Source(name, "00")).begin([spectrum_request()])
     assert [path.name for path in list_runs(tmp_path)] == ["b-00", "a-00"]
+
+
+def with_vectors(count):
+    request = spectrum_request(NAMES[:2])
+    return Request(request.kind, request.names, request.options, vectors=count)
+
+
+def test_vectors_are_kept_beside_the_numbers_and_read_back(store):
+    request, rng = with_vectors(2), np.random.default_rng(0)
+    left, right = rng.random((8, 2), dtype=np.float32), rng.random((6, 2), dtype=np.float32)
+    store.begin([request])
+    for name in request.names:
+        store.write(request, measurement(request, name), {"whole": (left, right)})
+    store.merge()
+    read = read_vectors(store.folder, NAMES[1])
+    assert list(read) == ["whole"]
+    np.testing.assert_array_equal(read["whole"][0], left)
+    np.testing.assert_array_equal(read["whole"][1], right)
+    with pytest.raises(RequestError, match=r"keeps no singular vectors of layers\.2\.dense: run"):
+        read_vectors(store.folder, "layers.2.dense")
+
+
+def test_more_vectors_than_are_there_are_measured_and_fewer_are_not(store):
+    store.begin([with_vectors(2)])
+    for name in NAMES[:2]:
+        store.write(with_vectors(2), measurement(with_vectors(2), name), {})
+    assert store.begin([with_vectors(0)])["weight/spectrum"] == []
+    assert store.begin([with_vectors(1)])["weight/spectrum"] == []
+    assert store.begin([with_vectors(3)])["weight/spectrum"] == list(NAMES[:2])
+    path = store.vectors_path(with_vectors(2), NAMES[0])
+    path.write_bytes(path.read_bytes()[:20])
+    assert store.begin([with_vectors(2)])["weight/spectrum"] == [NAMES[0]]
