@@ -1,0 +1,419 @@
+"""ChatGLM2 on today's transformers, under the parameter names of the published checkpoint.
+
+What differs from a textbook decoder (Du et al. 2022, arXiv:2103.10360; Zeng et al. 2023, arXiv:2210.02414):
+- RMSNorm before attention and before the feed-forward part (Zhang & Sennrich 2019, arXiv:1910.07467).
+- One fused matrix `query_key_value`: rows of all query heads, then of the key groups, then of the value
+  groups.
+- Multi-query groups: 32 query heads share 2 key-value heads (Ainslie et al. 2023, arXiv:2305.13245).
+- RoPE (Su et al. 2021, arXiv:2104.09864) turns the first half of each head only, in interleaved pairs
+  (2i, 2i + 1).
+- SwiGLU (Shazeer 2020, arXiv:2002.05202) with gate and up fused in `dense_h_to_4h`, gate rows first.
+- Input embedding and `output_layer` are not tied.
+
+One deliberate difference from the published code: RoPE angles are computed in float32 whatever the type of
+the weights. The published code computes them in that type, which in float16 puts cos and sin off by up to
+0.21 at position 511 and up to 1.03 at position 2047 (bfloat16: 2.0); its later versions, and transformers'
+Glm, use float32 as is done here.
+
+Notation of shapes: b batch, s positions of this call, k positions seen so far, H query heads, G key-value
+groups, d kv_channels, e hidden_size.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from glmspectra.chatglm2.chat import ChatMixin
+from glmspectra.chatglm2.configuration import ChatGLMConfig
+from glmspectra.chatglm2.versions import CACHE
+
+
+class RotaryEmbedding(nn.Module):
+    """cos and sin of the RoPE angles, for heads of `kv_channels` of which the first half is turned.
+
+    `inv_freq` is here because the published checkpoint holds it: it is loaded, saved and never read, since a
+    cast of the model would round it. The frequencies in use are float32, one copy a device.
+    """
+
+    inv_freq: torch.Tensor
+
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__()
+        self.turned = config.kv_channels // 2  # channels of a head that RoPE turns
+        self.kv_channels = config.kv_channels
+        self.theta = config.rope_theta
+        self.position_divisor = config.rope_position_divisor
+        self.register_buffer("inv_freq", self.frequencies())
+        self._signed: dict[torch.device, torch.Tensor] = {}
+
+    def frequencies(self, device: torch.device | None = None) -> torch.Tensor:
+        """theta^(-2i / turned) of each pair i: float32 [turned / 2], in radians a position."""
+        exponents = torch.arange(0, self.turned, 2, dtype=torch.float32, device=device) / self.turned
+        return 1.0 / (self.theta**exponents)
+
+    def _signed_frequencies(self, device: torch.device) -> torch.Tensor:
+        """(-f0, f0, -f1, f1, ..., 0, 0, ...): float32 [d].
+
+        With them cos(angle) and sin(angle) are what each channel and its partner in the pair are multiplied
+        by, and the second half of a head, at frequency 0, is multiplied by 1 and 0: one rule for the whole
+        head.
+        """
+        if device not in self._signed:
+            pairs = self.frequencies(device) / self.position_divisor
+            signed = torch.zeros(self.kv_channels, dtype=torch.float32, device=device)
+            signed[0 : self.turned : 2] = -pairs
+            signed[1 : self.turned : 2] = pairs
+            self._signed[device] = signed
+        return self._signed[device]
+
+    def forward(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """`position_ids` [b or 1, s] to cos and signed sin of float32 angles, both [b or 1, s, 1, d] in `dtype`."""
+        angles = position_ids[:, :, None, None].float() * self._signed_frequencies(position_ids.device)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn interleaved pairs: `heads` [b, s, any, d] by the `cos` and signed `sin` [b, s, 1, d] of the angles.
+
+    (x0, x1) becomes (x0 cos - x1 sin, x1 cos + x0 sin), without a fused multiply-add: float32 results are then the
+    published code's to the bit.
+    """
+    partners = heads.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (1, 0, 3, 2, ...): the other of each pair
+    return heads * cos + partners * sin
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, [..., e] to [..., e]; in float32 and rounded once, as in the published code."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.dtype == self.weight.dtype:  # one kernel, float32 inside
+            return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
+        normed = F.rms_norm(hidden_states.float(), self.weight.shape, self.weight.float(), self.eps)
+        return normed.to(hidden_states.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+def eager_attention_forward(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(q k^T * scaling + mask) v with the softmax in float32.
+
+    `query` [b, H, s, d], `key` and `value` [b, G, k, d], additive mask [b, 1, s, k]; returns the mixture
+    [b, s, H, d] and the weights [b, H, s, k]. Query heads of a group lie together: head h reads group h // (H / G).
+    """
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = F.softmax(scores, dim=-1, dtype=wide).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: ChatGLMConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.heads = config.num_attention_heads
+        self.groups = config.multi_query_group_num
+        self.head_dim = config.kv_channels
+        # Read by transformers' attention functions:
+        self.num_key_value_groups = self.heads // self.groups
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+
+        bias = config.add_bias_linear
+        rows = (self.heads + 2 * self.groups) * self.head_dim
+        self.query_key_value = nn.Linear(config.hidden_size, rows, bias=bias or config.add_qkv_bias)
+        self.dense = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`hidden_states` [b, s, e], `rotary` of `RotaryEmbedding`; returns [b, s, e] and weights, if there are any."""
+        mixed = self.query_key_value(hidden_states).unflatten(-1, (-1, self.head_dim))  # [b, s, H + 2G, d]
+        turned = rotate(mixed[:, :, : self.heads + self.groups], *rotary)  # queries and keys in one go
+        query = turned[:, :, : self.heads].transpose(1, 2)  # [b, H, s, d]
+        key = turned[:, :, self.heads :].transpose(1, 2)  # [b, G, s, d]
+        value = mixed[:, :, self.heads + self.groups :].transpose(1, 2)  # [b, G, s, d]
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)  # [b, G, k, d]
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        context, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.dense(context.flatten(2)), weights
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__()
+        bias = config.add_bias_linear
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, 2 * config.ffn_hidden_size, bias=bias)
+        self.dense_4h_to_h = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        gate, up = self.dense_h_to_4h(hidden_states).chunk(2, dim=-1)
+        return self.dense_4h_to_h(F.silu(gate) * up)
+
+
+class GLMBlock(GradientCheckpointingLayer):
+    def __init__(self, config: ChatGLMConfig, layer_idx: int):
+        super().__init__()
+        self.hidden_dropout = config.hidden_dropout
+        self.input_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
+        self.self_attention = SelfAttention(config, layer_idx)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        attended, _ = self.self_attention(
+            self.input_layernorm(hidden_states), attention_mask, rotary, cache=cache, **kwargs
+        )
+        hidden_states = hidden_states + F.dropout(attended, self.hidden_dropout, self.training)
+        fed = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + F.dropout(fed, self.hidden_dropout, self.training)
+
+
+class Embedding(nn.Module):
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
+
+
+class GLMTransformer(nn.Module):
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(GLMBlock(config, index) for index in range(config.num_layers))
+        self.final_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
+
+
+class ChatGLMPreTrainedModel(PreTrainedModel):
+    config: ChatGLMConfig
+    config_class = ChatGLMConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GLMBlock"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": GLMBlock, "attentions": SelfAttention}  # noqa: RUF012
+    # Some mirrors leave the buffer out; it is computed, so nothing is missing.
+    _keys_to_ignore_on_load_missing = [r"rotary_pos_emb\.inv_freq"]  # noqa: RUF012
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, RotaryEmbedding):
+            # Built on the meta device and absent from the checkpoint, a buffer would hold whatever memory
+            # held.
+            init.copy_(module.inv_freq, module.frequencies())
+
+
+class ChatGLMModel(ChatGLMPreTrainedModel):
+    """Embedding, layers and final norm. It holds `output_layer` too, since the checkpoint keeps it here, and
+    leaves its use to `ChatGLMForConditionalGeneration`."""
+
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__(config)
+        self.embedding = Embedding(config)
+        self.rotary_pos_emb = RotaryEmbedding(config)
+        self.encoder = GLMTransformer(config)
+        self.output_layer = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding.word_embeddings
+
+    def set_input_embeddings(self, value: Any) -> None:
+        self.embedding.word_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the stack.
+
+        Args:
+            input_ids: [b, s]; or `inputs_embeds` [b, s, e] in their place.
+            attention_mask: [b, k], 1 for a token and 0 for padding; or a mask [b, 1, s, k] that is taken as
+                it stands.
+            position_ids: [b, s]; absent, they count on from what the cache holds. Given without a mask and a
+                cache, a position that does not follow the one before it starts a new sequence, and sequences
+                packed in one row do not see each other.
+            cache: keys and values seen so far; `past_key_values` is its name before transformers 5.24, taken
+                too.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds`, or the cache under both names.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds.")
+        if cache is not None and past_key_values is not None:
+            raise ValueError("give the cache once, as cache or as past_key_values.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embedding.word_embeddings(input_ids)
+        cache = past_key_values if cache is None else cache
+
+        attention_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            # Positions counted here are never packed, so that nothing needs to look at them.
+            position_ids=position_ids,
+            **{CACHE: cache},
+        )
+        if use_cache and cache is None:  # after the mask, which looks for packed sequences only without a cache
+            cache = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = 0 if cache is None else cache.get_seq_length()
+            rotary_positions = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + seen
+        else:
+            rotary_positions = position_ids
+            kwargs["position_ids"] = position_ids  # flash attention finds packed sequences by them
+        rotary = self.rotary_pos_emb(rotary_positions, inputs_embeds.dtype)
+
+        hidden_states = inputs_embeds
+        for layer in self.encoder.layers:
+            hidden_states = layer(hidden_states, attention_mask, rotary, cache=cache, **kwargs)
+        hidden_states = self.encoder.final_layernorm(hidden_states)
+        carried: dict[str, Any] = {CACHE: cache}
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **carried)
+
+
+class ChatGLMForConditionalGeneration(ChatMixin, ChatGLMPreTrainedModel, GenerationMixin):
+    """ChatGLM2 with its output layer: loss, generation, chat. A causal decoder, under its published name."""
+
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__(config)
+        self.transformer = ChatGLMModel(config)
+        if config.quantization_bit:  # before the weights come: the checkpoint holds integers and scales
+            from glmspectra.chatglm2.quantization import prepare_quantized_modules
+
+            prepare_quantized_modules(self, config.quantization_bit)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.transformer.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.transformer.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.transformer.output_layer
+
+    def set_output_embeddings(self, value: Any) -> None:
+        self.transformer.output_layer = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits [b, s, padded_vocab_size], and the mean cross entropy in nats when `labels` are given.
+
+        Args:
+            labels: [b, s], not shifted: label t is compared with the logits of position t - 1 here; -100 is
+                left out. They may lie on another device. `num_items_in_batch` among `kwargs` divides the
+                summed loss instead.
+            logits_to_keep: logits of the last so many positions only (0: of all), or of the positions in a
+                tensor.
+
+        The other arguments are those of `ChatGLMModel.forward`.
+        """
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.transformer.output_layer(outputs.last_hidden_state[:, kept])
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **{CACHE: outputs.get(CACHE)},
+        )
