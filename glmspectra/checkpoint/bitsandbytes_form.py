@@ -50,8 +50,7 @@ def parse_state(name: str, raw: torch.Tensor) -> State4bit:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"The quantisation state of {name} cannot be read ({type(error).__name__}: {error}): "
-            "save the model again."
+            f"The quantisation state of {name} cannot be read ({type(error).__name__}: {error}): save the model again."
         ) from None
 
 

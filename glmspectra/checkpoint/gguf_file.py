@@ -58,9 +58,7 @@ class GgufFile:
                     f"{path} is truncated: tensor {tensor.name} ends after the file does; fetch it again."
                 )
             dtype = PLAIN.get(kind, f"gguf:{kind}")
-            self.entries[tensor.name] = StoredTensor(
-                tensor.name, shape, dtype, int(tensor.n_bytes), path.name
-            )
+            self.entries[tensor.name] = StoredTensor(tensor.name, shape, dtype, int(tensor.n_bytes), path.name)
             self._index[tensor.name] = index
         self.config = _config(self._reader)
 

@@ -53,9 +53,7 @@ def fused_parts(fused: str | None, rows: int, columns: int, heads: Heads | None)
     return Part("q", 0, query), Part("k", query, query + key_value), Part("v", query + key_value, rows)
 
 
-def head_parts(
-    fused: str | None, rows: int, parts: tuple[Part, ...], heads: Heads | None
-) -> tuple[Part, ...]:
+def head_parts(fused: str | None, rows: int, parts: tuple[Part, ...], heads: Heads | None) -> tuple[Part, ...]:
     """Row ranges of the attention heads of a q, k, v or fused matrix.
 
     `q.head_0`, `q.head_1`, ... `v.head_1`.

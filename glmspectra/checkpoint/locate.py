@@ -15,9 +15,7 @@ SINGLE = (("model.safetensors", "safetensors"), ("pytorch_model.bin", "bin"))
 SUFFIXES = {".safetensors": "safetensors", ".bin": "bin", ".pt": "bin", ".pth": "bin", ".gguf": "gguf"}
 SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)$")
 # `.bin` files that trainers leave beside the weights.
-NOT_WEIGHTS = re.compile(
-    r"^(training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*)\.(bin|pt|pth)$"
-)
+NOT_WEIGHTS = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*)\.(bin|pt|pth)$")
 
 
 @dataclass(frozen=True)
@@ -115,9 +113,7 @@ def read_index(index: Path) -> dict[str, str]:
         raise CheckpointError(f"{index} lists the tensor {twice[0]} twice: which one counts cannot be told.")
     outside = [file for file in promised.values() if Path(file).name != file]
     if outside:
-        raise CheckpointError(
-            f"{index} names the file {outside[0]}, which lies outside its folder: it was refused."
-        )
+        raise CheckpointError(f"{index} names the file {outside[0]}, which lies outside its folder: it was refused.")
     if not promised:
         raise CheckpointError(f"{index} lists no tensors: fetch it again.")
     return promised
@@ -133,6 +129,4 @@ def _check_numbered(folder: Path, files: list[Path]) -> None:
         for number in range(1, count + 1):
             name = f"{numbered['stem']}-{number:05d}-of-{count:05d}{numbered['suffix']}"
             if not (folder / name).is_file():
-                raise CheckpointError(
-                    f"{path.name} is one of {count} shards and {name} is not in {folder}: fetch it."
-                )
+                raise CheckpointError(f"{path.name} is one of {count} shards and {name} is not in {folder}: fetch it.")

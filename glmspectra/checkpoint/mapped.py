@@ -33,9 +33,7 @@ def _advise(tensor: torch.Tensor, advice: int | None, inwards: bool) -> None:
         return
     storage = tensor.untyped_storage()
     # Of a strided view the whole span is taken, from its first to past its last element.
-    span = (
-        sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    ) * tensor.element_size()
+    span = (sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1) * tensor.element_size()
     start = tensor.data_ptr()
     stop = min(start + span, storage.data_ptr() + storage.nbytes())
     page = mmap.PAGESIZE

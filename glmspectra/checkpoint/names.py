@@ -14,9 +14,7 @@ import re
 from dataclasses import dataclass
 
 # The word before the layer's number; GPT-2 says `h`, T5 `block`, GGUF `blk`.
-LAYER = re.compile(
-    r"^(?P<prefix>(?:.*?\.)??(?:layers|layer|h|blocks|block|blk))\.(?P<layer>\d+)\.(?P<rest>.+)$"
-)
+LAYER = re.compile(r"^(?P<prefix>(?:.*?\.)??(?:layers|layer|h|blocks|block|blk))\.(?P<layer>\d+)\.(?P<rest>.+)$")
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,7 @@ def pack_int4(values: torch.Tensor) -> torch.Tensor:
     Raises RequestError when the number of columns is odd.
     """
     if values.dim() != 2 or values.shape[1] % 2:
-        raise RequestError(
-            f"int4 packs two columns in a byte, and a shape of {list(values.shape)} does not pair up."
-        )
+        raise RequestError(f"int4 packs two columns in a byte, and a shape of {list(values.shape)} does not pair up.")
     return (values[:, 0::2] << 4) | (values[:, 1::2] & 0x0F)
 
 
@@ -50,9 +48,7 @@ def quantize_rows(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.
     _check_bits(bits)
     peak = weight.abs().amax(dim=1) if weight.shape[1] else weight.new_zeros(weight.shape[0])
     if not bool(torch.isfinite(peak).all()):
-        raise RequestError(
-            f"A weight of shape {list(weight.shape)} holds NaN or Inf: it cannot be quantised."
-        )
+        raise RequestError(f"A weight of shape {list(weight.shape)} holds NaN or Inf: it cannot be quantised.")
     scale = peak / (2 ** (bits - 1) - 1)
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
     values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)

@@ -63,9 +63,7 @@ def assemble(stored: Mapping[str, StoredTensor], config: Mapping[str, Any], read
     return logical
 
 
-def _quantized(
-    name: str, stored: Mapping[str, StoredTensor], config: Mapping[str, Any], read: Read
-) -> Logical | None:
+def _quantized(name: str, stored: Mapping[str, StoredTensor], config: Mapping[str, Any], read: Read) -> Logical | None:
     if not name.endswith("weight"):
         return None
     for kind in ("nf4", "fp4"):
@@ -102,9 +100,7 @@ def _bitsandbytes_4bit(name: str, state_name: str, stored: Mapping[str, StoredTe
         needed = needed[:2]
     absent = [part for part in needed if part not in stored]
     if absent:
-        raise CheckpointError(
-            f"Tensor {name} is a bitsandbytes {state.kind} weight and {absent[0]} is missing."
-        )
+        raise CheckpointError(f"Tensor {name} is a bitsandbytes {state.kind} weight and {absent[0]} is missing.")
 
     def dequantize(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return bnb.dequantize_4bit(name, state, tensors)

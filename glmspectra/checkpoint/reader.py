@@ -80,7 +80,7 @@ class Checkpoint:
         self.config = self._read_config()
         self._logical = quantized.assemble(self.stored, self.config, self.read_stored)
         self.tensors = _records(self._logical, self.config)
-        self._mapped: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._mapped: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -145,25 +145,21 @@ class Checkpoint:
         It stays valid, and is read from disk when touched again.
         """
         with self._lock:
-            tensors = self._mapped.pop(name, [])
-        for tensor in tensors:
+            parts = self._mapped.pop(name, {})
+        for tensor in parts.values():
             mapped.release(tensor)
 
     def _map(self, name: str, part: str) -> torch.Tensor:
         with self._lock:
             tensor = self._files[self.stored[part].file].read(part)
-            self._mapped[name].append(tensor)
+            self._mapped[name][part] = tensor
         mapped.prefetch(tensor)
         return tensor
 
     def _missing(self, name: str, among: Iterable[str]) -> str:
         names = list(among)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        hint = (
-            f"the nearest names are {', '.join(near)}"
-            if near
-            else f"it has {len(names)} others and none is near"
-        )
+        hint = f"the nearest names are {', '.join(near)}" if near else f"it has {len(names)} others and none is near"
         shards = ", ".join(self._files)
         return f"There is no tensor {name} in {self.path} (looked in {shards}): {hint}."
 

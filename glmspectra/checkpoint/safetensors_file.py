@@ -80,8 +80,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
         if size < 8 or length > min(size - 8, MAXIMUM_HEADER):
             if size >= 8 and length <= MAXIMUM_HEADER:
                 raise CheckpointError(
-                    f"{path} is truncated: its header takes {length + 8} bytes, the file has {size}; fetch "
-                    "it again."
+                    f"{path} is truncated: its header takes {length + 8} bytes, the file has {size}; fetch it again."
                 )
             raise CheckpointError(
                 f"{path} is not a safetensors file: its first 8 bytes are no header length; fetch it again."
@@ -98,9 +97,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
             f"{path} is not a safetensors file: its header is no JSON ({error}); fetch it again."
         ) from None
     if not isinstance(header, dict):
-        raise CheckpointError(
-            f"{path} is not a safetensors file: its header is no JSON object; fetch it again."
-        )
+        raise CheckpointError(f"{path} is not a safetensors file: its header is no JSON object; fetch it again.")
     header.pop("__metadata__", None)
     entries = {name: _checked_entry(path, name, entry) for name, entry in header.items()}
     end = 8 + length + max((stop for *_, stop in entries.values()), default=0)
@@ -109,9 +106,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
             f"{path} is truncated: its header promises {end} bytes and the file has {size}; fetch it again."
         )
     if size > end:
-        raise CheckpointError(
-            f"{path} has {size - end} bytes after its last tensor: it is not sound; fetch it again."
-        )
+        raise CheckpointError(f"{path} has {size - end} bytes after its last tensor: it is not sound; fetch it again.")
     return entries
 
 
@@ -124,9 +119,7 @@ def _checked_entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, .
             f"{path}: the header entry of tensor {name} is malformed: fetch the file again."
         ) from None
     if dtype not in DTYPES:
-        raise CheckpointError(
-            f"{path}: tensor {name} has dtype {dtype}, which is not one of {', '.join(DTYPES)}."
-        )
+        raise CheckpointError(f"{path}: tensor {name} has dtype {dtype}, which is not one of {', '.join(DTYPES)}.")
     due = math.prod(shape) * DTYPES[dtype].itemsize
     if min(shape, default=0) < 0 or start < 0 or stop - start != due:
         raise CheckpointError(

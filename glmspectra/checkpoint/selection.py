@@ -55,9 +55,7 @@ def select(
     if not chosen:
         asked = f"layers {layers}, matrices {','.join(names) if names else names or 'of the layers'}"
         asked += "".join(
-            f", {word} {' '.join(globs)}"
-            for word, globs in (("include", include), ("exclude", exclude))
-            if globs
+            f", {word} {' '.join(globs)}" for word, globs in (("include", include), ("exclude", exclude)) if globs
         )
         raise RequestError(
             f"No matrix of {checkpoint.path} matches ({asked}): {_what_there_is(checkpoint, candidates)}."
@@ -85,9 +83,7 @@ def parse_layers(text: str, existing: set[int]) -> set[int] | None:
         numbers = set(range(first, last + 1))
         if not numbers or not numbers <= existing:
             there = f"layers 0 to {count - 1}" if count else "no layers"
-            raise RequestError(
-                f"'{piece.strip()}' in --layers {text} is not there: the checkpoint has {there}."
-            )
+            raise RequestError(f"'{piece.strip()}' in --layers {text} is not there: the checkpoint has {there}.")
         wanted |= numbers
     return wanted
 

@@ -49,9 +49,7 @@ def _load(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(4)
     if start[:2] not in (b"PK", b"\x80\x02"):
-        raise CheckpointError(
-            f"{path} is not a file of torch.save: it begins with neither a zip archive nor a pickle."
-        )
+        raise CheckpointError(f"{path} is not a file of torch.save: it begins with neither a zip archive nor a pickle.")
     try:
         return torch.load(path, map_location="cpu", mmap=start[:2] == b"PK", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -80,7 +78,5 @@ def _tensors_of(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
             break
     tensors = {str(name): value.detach() for name, value in loaded.items() if isinstance(value, torch.Tensor)}
     if loaded and not tensors:
-        raise CheckpointError(
-            f"{path} holds no tensors: its entries are {', '.join(map(str, list(loaded)[:8]))}."
-        )
+        raise CheckpointError(f"{path} holds no tensors: its entries are {', '.join(map(str, list(loaded)[:8]))}.")
     return tensors

@@ -118,9 +118,7 @@ def test_bin_without_tensors(tmp_path):
 
 def test_wrong_dtype(tmp_path):
     entry = {"dtype": "F17", "shape": [2], "data_offsets": [0, 4]}
-    assert "tensor a has dtype F17" in refusal(
-        raw_safetensors(tmp_path / "x.safetensors", {"a": entry}, b"1234")
-    )
+    assert "tensor a has dtype F17" in refusal(raw_safetensors(tmp_path / "x.safetensors", {"a": entry}, b"1234"))
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}
     message = refusal(raw_safetensors(tmp_path / "x.safetensors", {"a": entry}, b"1234"))
     assert "takes 8 bytes, but the header gives it 4" in message
@@ -170,10 +168,7 @@ def test_index_and_shards_of_different_versions(tmp_path):
     content = json.loads(index.read_text())
     content["weight_map"]["transformer.extra.weight"] = "model-00001-of-00002.safetensors"
     index.write_text(json.dumps(content))
-    assert (
-        "transformer.extra.weight is in model-00001-of-00002.safetensors, but it is in no shard"
-        in refusal(folder)
-    )
+    assert "transformer.extra.weight is in model-00001-of-00002.safetensors, but it is in no shard" in refusal(folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {}}'])

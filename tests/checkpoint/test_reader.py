@@ -74,9 +74,7 @@ def test_parts_of_fused_matrices_cover_their_rows(tmp_path):
 def test_parts_are_left_out_where_the_configuration_contradicts_the_shape(tmp_path):
     wrong = CONFIG | {"multi_query_group_num": 3}
     name = "transformer.encoder.layers.0.self_attention.query_key_value.weight"
-    with open_checkpoint(
-        write(tmp_path / "a", chatglm2_tensors(), "safetensors", config=wrong)
-    ) as checkpoint:
+    with open_checkpoint(write(tmp_path / "a", chatglm2_tensors(), "safetensors", config=wrong)) as checkpoint:
         assert [part.name for part in checkpoint.tensors[name].parts("heads")] == ["whole"]
     # Without any configuration q, k and v are told from the shape, heads are not.
     with open_checkpoint(write(tmp_path / "b", chatglm2_tensors(), "safetensors", config=None)) as checkpoint:
@@ -164,18 +162,14 @@ def test_fingerprint_follows_content_and_not_time_or_place(tmp_path):
     tensors["transformer.encoder.layers.0.self_attention.dense.weight"][3, 4] += 1  # one number of thousands
     with open_checkpoint(write(second, tensors, "safetensors", shards=2)) as changed:
         assert changed.fingerprint != a.fingerprint
-        differing = [
-            x.name for x, y in zip(a.files, changed.files, strict=True) if x.fingerprint != y.fingerprint
-        ]
+        differing = [x.name for x, y in zip(a.files, changed.files, strict=True) if x.fingerprint != y.fingerprint]
         assert len(differing) == 1
 
 
 def test_fingerprint_of_a_large_file_notices_every_changed_matrix(tmp_path):
     path = tmp_path / "model.safetensors"
     with path.open("wb") as file:  # sparse: 80 MiB of zeros
-        header = json.dumps(
-            {"a": {"dtype": "F16", "shape": [40 << 20], "data_offsets": [0, 80 << 20]}}
-        ).encode()
+        header = json.dumps({"a": {"dtype": "F16", "shape": [40 << 20], "data_offsets": [0, 80 << 20]}}).encode()
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + (80 << 20))
     with open_checkpoint(path) as checkpoint:
@@ -218,9 +212,7 @@ def test_a_missing_tensor_names_the_nearest(tmp_path):
 
 
 def test_hub_cache_folders_are_named_by_their_model(tmp_path):
-    folder = (
-        tmp_path / "models--THUDM--chatglm2-6b" / "snapshots" / "d2e2d91789248536a747d9ce60642a336444186c"
-    )
+    folder = tmp_path / "models--THUDM--chatglm2-6b" / "snapshots" / "d2e2d91789248536a747d9ce60642a336444186c"
     with open_checkpoint(write(folder, chatglm2_tensors(layers=1), "safetensors")) as checkpoint:
         assert checkpoint.name == "chatglm2-6b"
 
