@@ -16,11 +16,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from glmspectra.errors import ConfigError
-from glmspectra.tuning.settings_checks import check_combinations
-from glmspectra.tuning.settings_files import FILES, Faults, Section, apply_override, build, read_sections
+from glmspectra.tuning.settings_checks import check_combinations, join_shared_keys
+from glmspectra.tuning.settings_files import FILES, Faults, Section, apply_override, build, is_secret, read_sections
 from glmspectra.tuning.settings_models import ADALORA_KEYS, LORA_ONLY_KEYS, FinetuneArgs, LoraArgs, Method
 from glmspectra.tuning.settings_ranks import apply_ranks, read_ranks
-from glmspectra.tuning.settings_train import TrainArgs, is_secret, train_args_model, translate
+from glmspectra.tuning.settings_train import OLD_NAMES, TrainArgs, train_args_model, translate
 
 
 class Settings(BaseModel):
@@ -69,8 +69,8 @@ class Settings(BaseModel):
 
     @property
     def resume(self) -> bool | str | None:
-        """`resume_from_checkpoint` of whichever file gives it."""
-        return self.finetune.resume_from_checkpoint or self.train.resume_from_checkpoint
+        """Where to go on from; `resume_from_checkpoint` of train_args.json is taken too."""
+        return self.finetune.resume_from_checkpoint
 
     def check_base(self, name: str, fingerprint: str) -> None:
         """Stop when ranks were measured on another checkpoint than the one that is trained.
@@ -118,9 +118,7 @@ class Settings(BaseModel):
         try:
             return TrainingArguments(**values)
         except (ValueError, TypeError, ImportError, NotImplementedError) as error:
-            raise ConfigError(
-                f"{FILES['train']}: the Trainer refuses these arguments: {str(error).strip()}"
-            ) from error
+            raise ConfigError(f"{FILES['train']}: the Trainer refuses these arguments: {str(error).strip()}") from error
 
     def as_files(self) -> dict[str, dict[str, Any]]:
         """The resolved settings as the three objects; secrets and keys of other methods are left out."""
@@ -158,17 +156,13 @@ class Settings(BaseModel):
         return [*lines, *(f"  {key}: (hidden)" for key in hidden)]
 
 
+def _models() -> dict[str, type[BaseModel]]:
+    return {"finetune": FinetuneArgs, "lora": LoraArgs, "train": train_args_model()}
+
+
 def known_keys() -> dict[str, list[str]]:
     """The keys of each file, by section."""
-    models: dict[str, type[BaseModel]] = {
-        "finetune": FinetuneArgs,
-        "lora": LoraArgs,
-        "train": train_args_model(),
-    }
-    return {
-        name: [info.alias or key for key, info in model.model_fields.items()]
-        for name, model in models.items()
-    }
+    return {name: [info.alias or key for key, info in model.model_fields.items()] for name, model in _models().items()}
 
 
 def load_settings(
@@ -188,11 +182,9 @@ def load_settings(
     keys = known_keys()
     options: dict[str, Section] = {name: Section(name) for name in FILES}
     for text in overrides or []:
-        apply_override(text, options, keys, faults)
-    for section in options.values():  # old names first, in the files and in --set alike
-        if section.name == "train":
-            translate(section, notes, faults)
-    translate(sections["train"], notes, faults)
+        apply_override(text, options, {**keys, "train": [*keys["train"], *OLD_NAMES]}, faults)
+    for section in (sections["train"], options["train"]):
+        translate(section, notes, faults)
     _method_by_option(sections["finetune"], options["finetune"], notes)
     if ranks_file is not None:
         wanted = {**sections["finetune"].values, **options["finetune"].values}.get("method")
@@ -201,12 +193,14 @@ def load_settings(
     for name, option in options.items():
         for key, value in option.values.items():
             sections[name].put(key, value, option.sources[key])
-    built = {}
-    for name, model in (("finetune", FinetuneArgs), ("lora", LoraArgs), ("train", train_args_model())):
+    join_shared_keys(sections, faults)
+    built: dict[str, Any] = {}
+    wrong: set[str] = set()
+    for name, model in _models().items():
         others = {other: keys[other] for other in keys if other != name}
-        built[name] = build(model, sections[name], faults, others)
-    if all(part is not None for part in built.values()):
-        check_combinations(built["finetune"], built["lora"], built["train"], sections, faults)
+        built[name], bad = build(model, sections[name], faults, others)
+        wrong |= bad
+    check_combinations(built["finetune"], built["lora"], built["train"], sections, wrong, faults)
     faults.raise_any(str(folder))
     return Settings(finetune=built["finetune"], lora=built["lora"], train=built["train"], notes=notes)
 
@@ -220,7 +214,5 @@ def _method_by_option(file: Section, option: Section, notes: list[str]) -> None:
             theirs = file.values[other]
             agrees = four_bit == (theirs.startswith("q") if isinstance(theirs, str) else theirs)
             if not agrees:
-                notes.append(
-                    f"{file.place(other)}: {other} is set aside, since {option.place(mine)} is given."
-                )
+                notes.append(f"{file.place(other)}: {other} is set aside, since {option.place(mine)} is given.")
                 file.drop(other)

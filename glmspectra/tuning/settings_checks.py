@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from glmspectra.tuning.settings_files import Faults, Section
+from glmspectra.tuning.settings_files import Faults, Section, shown
 
 _ADALORA_ONLY = (
     "init_r",
@@ -25,13 +25,18 @@ _LORA_ONLY = {
 
 
 def check_combinations(
-    finetune: Any, lora: Any, train: Any, sections: Mapping[str, Section], faults: Faults
+    finetune: Any, lora: Any, train: Any, sections: Mapping[str, Section], wrong: set[str], faults: Faults
 ) -> None:
-    """Add a fault for each combination that cannot work. The arguments are the three validated models."""
-    _check_method(finetune, sections["finetune"], faults)
-    method = finetune.method or ("qlora" if finetune.load_in_4bit else "lora")
-    _check_adapter(method, lora, sections["lora"], faults)
-    _check_adalora(method, lora, train, sections["lora"], faults)
+    """Add a fault for each combination that cannot work.
+
+    finetune, lora, train are the validated models; `wrong` names keys whose own values are at fault already, which
+    are not held against any combination.
+    """
+    if not {"method", "load_in_4bit", "layers_to_transform"} & wrong:
+        _check_method(finetune, sections["finetune"], faults)
+        method = finetune.method or ("qlora" if finetune.load_in_4bit else "lora")
+        _check_adapter(method, lora, sections["lora"], faults)
+        _check_adalora(method, lora, train, sections["lora"], wrong, faults)
     _check_train(finetune, train, sections, faults)
 
 
@@ -39,9 +44,7 @@ def _check_method(finetune: Any, section: Section, faults: Faults) -> None:
     if finetune.method is None or finetune.load_in_4bit is None:
         return
     if finetune.load_in_4bit != finetune.method.startswith("q"):
-        other = (
-            finetune.method.removeprefix("q") if finetune.method.startswith("q") else "q" + finetune.method
-        )
+        other = finetune.method.removeprefix("q") if finetune.method.startswith("q") else "q" + finetune.method
         faults.add(
             section.place("method"),
             f'method "{finetune.method}" and load_in_4bit {str(finetune.load_in_4bit).lower()} contradict each other; '
@@ -62,9 +65,7 @@ def _check_adapter(method: str, lora: Any, section: Section, faults: Faults) -> 
             "put the layer numbers into the regex.",
         )
     if lora.layers_pattern is not None and lora.layers_to_transform is None:
-        faults.add(
-            section.place("layers_pattern"), "layers_pattern needs layers_to_transform, the layers it counts."
-        )
+        faults.add(section.place("layers_pattern"), "layers_pattern needs layers_to_transform, the layers it counts.")
     if method.startswith("q") and isinstance(start, str) and start.startswith("pissa"):
         faults.add(
             section.place("init_lora_weights"),
@@ -84,7 +85,7 @@ def _check_adapter(method: str, lora: Any, section: Section, faults: Faults) -> 
         )
 
 
-def _check_adalora(method: str, lora: Any, train: Any, section: Section, faults: Faults) -> None:
+def _check_adalora(method: str, lora: Any, train: Any, section: Section, wrong: set[str], faults: Faults) -> None:
     if not method.endswith("adalora"):
         for key in _ADALORA_ONLY:
             if key in section.values:
@@ -103,7 +104,7 @@ def _check_adalora(method: str, lora: Any, train: Any, section: Section, faults:
             f'init_lora_weights "{lora.init_lora_weights}" does not go with method {method}; allowed: true or false.',
         )
     target = lora.target_r if lora.target_r is not None else lora.r
-    if lora.init_r is not None and target > lora.init_r:
+    if lora.init_r is not None and target > lora.init_r and not {"r", "target_r"} & wrong:
         faults.add(
             section.place("target_r"),
             f"target_r {target} is above init_r {lora.init_r}, and AdaLoRA only takes ranks away; "
@@ -115,39 +116,34 @@ def _check_adalora(method: str, lora: Any, train: Any, section: Section, faults:
             f"start_ranks holds {max(lora.start_ranks.values())}, above init_r {lora.init_r}; "
             "raise init_r to the largest start rank.",
         )
-    shares = isinstance(lora.tinit, float) and isinstance(lora.tfinal, float)
-    total = 1 if shares else train.max_steps
-    if total > 0 and shares | isinstance(lora.tinit + lora.tfinal, int) and lora.tinit + lora.tfinal >= total:
+    _check_phases(lora, train.max_steps, section, faults)
+
+
+def _check_phases(lora: Any, max_steps: int, section: Section, faults: Faults) -> None:
+    """Shares are of any run; steps can be checked here only when max_steps says how many there are."""
+    if isinstance(lora.tinit, float) and isinstance(lora.tfinal, float):
+        total, name = 1, "share of the run"
+    elif isinstance(lora.tinit, int) and isinstance(lora.tfinal, int) and max_steps > 0:
+        total, name = max_steps, f"of the {max_steps} steps"
+    else:
+        return
+    if lora.tinit + lora.tfinal >= total:
         faults.add(
             section.place("tinit"),
-            f"tinit {lora.tinit} and tfinal {lora.tfinal} leave no step of {'the whole' if shares else total} in which "
-            "ranks fall; their sum must be less.",
+            f"tinit {lora.tinit} and tfinal {lora.tfinal} leave no {name} for ranks to fall in; "
+            f"their sum must be below {total}.",
         )
 
 
 def _check_train(finetune: Any, train: Any, sections: Mapping[str, Section], faults: Faults) -> None:
-    given, section = train.given(), sections["train"]
+    section = sections["train"]
     if train.bf16 and train.fp16:
         faults.add(section.place("fp16"), "bf16 and fp16 are both true; keep one.")
-    if finetune.packing and given.get("train_sampling_strategy") == "group_by_length":
+    if finetune.packing and train.train_sampling_strategy == "group_by_length":
         faults.add(
             section.place("train_sampling_strategy"),
             "packing fills rows to one length, so there is nothing to group by length; remove one of the two.",
         )
-    for key in ("seed", "resume_from_checkpoint"):
-        mine = getattr(finetune, key)
-        if (
-            key in given
-            and given[key] is not None
-            and given[key] != mine
-            and key in sections["finetune"].values
-        ):
-            if mine is None:
-                continue
-            faults.add(
-                section.place(key),
-                f"{key} is {given[key]!r} here and {mine!r} in finetune_args.json; keep the one of finetune_args.json.",
-            )
     if finetune.valid_path is not None and finetune.valid_fraction is not None:
         faults.add(
             sections["finetune"].place("valid_fraction"),
@@ -163,3 +159,21 @@ def _check_train(finetune: Any, train: Any, sections: Mapping[str, Section], fau
             sections["finetune"].place("columns"),
             "columns names messages and context or target; give either.",
         )
+
+
+def join_shared_keys(sections: Mapping[str, Section], faults: Faults) -> None:
+    """`seed` and `resume_from_checkpoint` are keys of two files; what train_args gives moves to finetune_args."""
+    finetune, train = sections["finetune"], sections["train"]
+    for key in ("seed", "resume_from_checkpoint"):
+        if key not in train.values:
+            continue
+        place = train.place(key)
+        value = train.drop(key)
+        if finetune.values.get(key) is None:
+            finetune.put(key, value, place)
+        elif value is not None and value != finetune.values[key]:
+            faults.add(
+                place,
+                f"{key} is {shown(value)} here and {shown(finetune.values[key])} in {finetune.place(key)}; "
+                "keep one of the two.",
+            )

@@ -65,9 +65,12 @@ class Faults:
             return
         if len(self.lines) == 1:
             raise ConfigError(self.lines[0])
-        raise ConfigError(
-            f"{len(self.lines)} faults in the settings of {where}:\n  " + "\n  ".join(self.lines)
-        )
+        raise ConfigError(f"{len(self.lines)} faults in the settings of {where}:\n  " + "\n  ".join(self.lines))
+
+
+def is_secret(key: str) -> bool:
+    """Whether the value of a key must not be printed or saved."""
+    return key.endswith(("token", "password", "secret", "api_key"))
 
 
 def shown(value: Any, limit: int = 60) -> str:
@@ -124,9 +127,7 @@ def read_object(path: Path, faults: Faults) -> dict[str, Any] | None:
 def read_sections(folder: Path, faults: Faults) -> dict[str, Section]:
     """The three files of a folder as sections."""
     if not folder.is_dir():
-        raise ConfigError(
-            f"{folder}: there is no such folder; `glmspectra init` writes the three settings files."
-        )
+        raise ConfigError(f"{folder}: there is no such folder; `glmspectra init` writes the three settings files.")
     sections = {}
     for name, file in FILES.items():
         section = Section(name)
@@ -144,9 +145,9 @@ def apply_override(
     The value is read as JSON and, where it is no JSON, as a string, so `--set lora.r=8`, `--set train.bf16=true` and
     `--set finetune.template=chat` all mean what they say. `keys` maps each section to the keys it knows.
     """
-    option = f"--set {text}"
     left, equals, right = text.partition("=")
     left = left.strip()
+    option = f"--set {left}"
     if not equals or not left:
         faults.add(option, "is not of the form section.key=value, for example --set lora.r=8.")
         return
@@ -181,30 +182,33 @@ def allowed_for(info: FieldInfo) -> str:
 
 def build(
     model: type[BaseModel], section: Section, faults: Faults, others: Mapping[str, Iterable[str]]
-) -> Any:
-    """Validate a section into its pydantic model; faults are gathered and None is returned when there are any.
+) -> tuple[Any, set[str]]:
+    """Validate a section into its pydantic model; every fault is added to `faults`.
 
-    `others` maps the name of each other section to its keys: a key that belongs there is said to.
+    `others` maps the name of each other section to its keys: a key that belongs there is said to. Returns the model
+    of the keys that are right and the names of those that are not, so that combinations can be checked all the same.
     """
     fields = {info.alias or name: info for name, info in model.model_fields.items()}
     try:
-        return model.model_validate(section.values)
+        return model.model_validate(section.values), set()
     except ValidationError as error:
-        seen: set[str] = set()
+        wrong: set[str] = set()
         for item in error.errors(include_url=False):
-            key = str(item["loc"][0]) if item["loc"] else ""
-            if key in seen:  # a union reports each of its arms; the user made one mistake
+            key = str(item["loc"][0])
+            if key in wrong:  # a union reports each of its arms; the user made one mistake
                 continue
-            seen.add(key)
+            wrong.add(key)
             place = section.place(key)
             if item["type"] == "extra_forbidden":
                 faults.add(place, f"unknown key {key}{_hint(key, fields, section, others)}")
             elif item["type"] == "missing":
                 faults.add(place, f"key {key} is missing; it takes {allowed_for(fields[key])}.")
             else:
-                value = section.values.get(key)
-                faults.add(place, f"{key} is {shown(value)}; allowed: {allowed_for(fields[key])}.")
-        return None
+                value = "(hidden)" if is_secret(key) else shown(section.values.get(key))
+                faults.add(place, f"{key} is {value}; allowed: {allowed_for(fields[key])}.")
+    right = {key: value for key, value in section.values.items() if key not in wrong}
+    required = {key: "" for key, info in fields.items() if info.is_required() and key not in right}
+    return model.model_validate(right | required), wrong
 
 
 def _hint(key: str, fields: Mapping[str, Any], section: Section, others: Mapping[str, Iterable[str]]) -> str:
@@ -218,4 +222,5 @@ def _hint(key: str, fields: Mapping[str, Any], section: Section, others: Mapping
         close = nearest(key, known)
         if close:
             return f"; did you mean {close[0]} of {FILES[name]}?"
-    return f"; {section.file} knows: {', '.join(sorted(fields)) if len(fields) < 60 else 'the arguments of the Trainer'}."
+    known = ", ".join(sorted(fields)) if len(fields) < 60 else "the arguments of transformers.TrainingArguments"
+    return f"; {section.file} takes {known}."

@@ -86,7 +86,8 @@ class FinetuneArgs(BaseModel):
     bnb_4bit_compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _key(
         "auto",
         _FLOATS,
-        "Precision of products with the 4-bit base; auto: bfloat16 where the hardware has it, float16 on older GPUs, float32 on a CPU.",
+        "Precision of products with the 4-bit base; auto: bfloat16 where the hardware has it, float16 on older GPUs, "
+        "float32 on a CPU.",
     )
     bnb_4bit_use_double_quant: bool = _key(
         False, _SWITCH, "Quantise the scales of the blocks too: 0.37 bits a weight less."
@@ -131,9 +132,7 @@ class LoraArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
 
-    r: int = _key(
-        8, "a whole number of at least 1", "Rank of each matrix that rank_pattern does not name.", ge=1
-    )
+    r: int = _key(8, "a whole number of at least 1", "Rank of each matrix that rank_pattern does not name.", ge=1)
     lora_alpha: int | float = _key(
         16, "a number above 0", "The update is scaled by alpha / r (use_rslora: alpha / sqrt(r)).", gt=0
     )
@@ -193,9 +192,7 @@ class LoraArgs(BaseModel):
         "AdaLoRA: largest start rank; null: half more than target_r.",
         ge=1,
     )
-    target_r: int | None = _key(
-        None, "a whole number of at least 1", "AdaLoRA: mean rank at the end; null: r.", ge=1
-    )
+    target_r: int | None = _key(None, "a whole number of at least 1", "AdaLoRA: mean rank at the end; null: r.", ge=1)
     tinit: Annotated[int, Field(ge=0)] | Share = _key(
         0.1, "a whole number of steps, or a share below 1 of all steps", "AdaLoRA: steps before ranks fall."
     )
@@ -205,15 +202,9 @@ class LoraArgs(BaseModel):
     delta_t: int = _key(
         1, "a whole number of at least 1", "AdaLoRA: steps between two allocations.", alias="deltaT", ge=1
     )
-    beta1: float = _key(
-        0.85, "a number above 0 and below 1", "AdaLoRA: smoothing of the sensitivity.", gt=0, lt=1
-    )
-    beta2: float = _key(
-        0.85, "a number above 0 and below 1", "AdaLoRA: smoothing of its uncertainty.", gt=0, lt=1
-    )
-    orth_reg_weight: float = _key(
-        0.5, "a number above 0", "AdaLoRA: weight of the orthogonal regularisation.", gt=0
-    )
+    beta1: float = _key(0.85, "a number above 0 and below 1", "AdaLoRA: smoothing of the sensitivity.", gt=0, lt=1)
+    beta2: float = _key(0.85, "a number above 0 and below 1", "AdaLoRA: smoothing of its uncertainty.", gt=0, lt=1)
+    orth_reg_weight: float = _key(0.5, "a number above 0", "AdaLoRA: weight of the orthogonal regularisation.", gt=0)
     start_ranks: dict[str, Annotated[int, Field(ge=0)]] = _key(
         {},
         "an object of module name to a whole number of at least 0",

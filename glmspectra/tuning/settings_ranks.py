@@ -54,9 +54,7 @@ def read_ranks(path: Path) -> RanksFile:
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(
-            f"--ranks {path}: there is no such file; `glmspectra suggest-rank` writes one."
-        ) from None
+        raise ConfigError(f"--ranks {path}: there is no such file; `glmspectra suggest-rank` writes one.") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"--ranks {path}: is not JSON ({error}).") from None
     if not isinstance(raw, dict) or raw.get("glmspectra_ranks") != FORM:

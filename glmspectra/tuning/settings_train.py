@@ -59,7 +59,7 @@ SET_ASIDE = {
 }
 
 _OPTIMIZERS = {"adamw_hf": "adamw_torch"}
-_SECRET = ("token", "secret", "password", "api_key")
+OLD_NAMES = (*RENAMED, *SET_ASIDE, "group_by_length", "warmup_ratio", "adafactor")
 
 
 class TrainArgs(BaseModel):
@@ -74,11 +74,6 @@ class TrainArgs(BaseModel):
     if TYPE_CHECKING:  # fields are made at run time; type checkers are told that any name may be asked for
 
         def __getattr__(self, name: str) -> Any: ...
-
-
-def is_secret(key: str) -> bool:
-    """Whether the value of a key must not be printed or saved."""
-    return any(word in key for word in _SECRET) and not key.startswith(("average_tokens", "include_"))
 
 
 def translate(section: Section, notes: list[str], faults: Faults) -> None:
@@ -109,9 +104,7 @@ def translate(section: Section, notes: list[str], faults: Faults) -> None:
             notes.append(f'{place}: group_by_length is taken as train_sampling_strategy "{strategy}".')
         elif old == "warmup_ratio":
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                faults.add(
-                    place, f"warmup_ratio is {value!r}; allowed: a number from 0 up to, not including, 1."
-                )
+                faults.add(place, f"warmup_ratio is {value!r}; allowed: a number from 0 up to, not including, 1.")
                 section.drop(old)
             elif section.values.get("warmup_steps"):
                 section.drop(old)
@@ -123,17 +116,13 @@ def translate(section: Section, notes: list[str], faults: Faults) -> None:
             section.drop(old)
             if value:
                 section.put("optim", "adafactor", place)
-            notes.append(
-                f"{place}: adafactor is taken as optim{' ' + chr(34) + 'adafactor' + chr(34) if value else ', unchanged'}."
-            )
+            notes.append(f"{place}: adafactor is taken as optim{' adafactor' if value else ', which stays as it is'}.")
         elif old in SET_ASIDE and old not in fields:
             section.drop(old)
             notes.append(f"{place}: {old} is set aside: {SET_ASIDE[old]}.")
         elif old == "optim" and value in _OPTIMIZERS:
             section.put(old, _OPTIMIZERS[value], place)
-            notes.append(
-                f'{place}: optim "{value}" is gone from transformers and is taken as "{_OPTIMIZERS[value]}".'
-            )
+            notes.append(f'{place}: optim "{value}" is gone from transformers and is taken as "{_OPTIMIZERS[value]}".')
 
 
 @functools.cache
@@ -147,7 +136,8 @@ def train_args_model() -> type[TrainArgs]:
         if not item.init or item.name in SILENT:
             continue
         kind, allowed = _field_type(hints[item.name], item.metadata.get("choices"))
-        default = item.default_factory() if item.default is dataclasses.MISSING else item.default  # type: ignore[misc]
+        factory = item.default_factory
+        default = item.default if factory is dataclasses.MISSING else factory()
         if isinstance(default, enum.Enum):
             default = default.value
         if item.name == "resume_from_checkpoint":
@@ -216,4 +206,4 @@ def _field_type(hint: Any, choices: Any) -> tuple[Any, str]:
             return Any, "what transformers.TrainingArguments takes"
         kinds.append(arm)
     text = " or ".join([*texts, *(["null"] if optional else [])])
-    return (typing.Union[tuple([*kinds, *([type(None)] if optional else [])])], text)  # noqa: UP007
+    return (typing.Union[(*kinds, *([type(None)] if optional else []))], text)

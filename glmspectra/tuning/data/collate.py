@@ -44,6 +44,8 @@ class PaddingCollator:
 class PackedCollator:
     """Batches packed rows: input_ids, labels and position_ids, int64 [b, s], and no attention mask.
 
+    A row without position_ids is a single example, as evaluation has them.
+
     Positions that start anew keep examples apart: transformers' masks (block causal) and its flash attention (variable
     lengths) read them where there is neither an attention mask nor a cache. Padding at the end of a row counts from 0
     too, so it is an example of its own that nothing sees and nothing is learnt from. With `one_row` the rows are laid
@@ -60,7 +62,8 @@ class PackedCollator:
             padding = max(width - len(example["input_ids"]), 0)
             columns["input_ids"].append(list(example["input_ids"]) + [self.pad_token_id] * padding)
             columns["labels"].append(list(example["labels"]) + [IGNORED] * padding)
-            columns["position_ids"].append(list(example["position_ids"]) + list(range(padding)))
+            positions = example.get("position_ids") or range(len(example["input_ids"]))
+            columns["position_ids"].append(list(positions) + list(range(padding)))
         if self.one_row:
             columns = {name: [[value for row in rows for value in row]] for name, rows in columns.items()}
         return {name: torch.tensor(values, dtype=torch.long) for name, values in columns.items()}

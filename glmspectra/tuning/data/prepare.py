@@ -25,14 +25,13 @@ class TrainingData:
     """What a run trains and evaluates on. `valid` is None when there is nothing to evaluate on.
 
     train, valid: `datasets.Dataset` with input_ids, labels, length; packed rows have position_ids and examples too.
-    collator: for both; `valid_collator`: for valid, which is never packed, so that its loss is of single examples.
+    valid is never packed, so that its losses are of single examples; `collator` takes both.
     rows: the rows behind the examples that are used, by split, for samples and text scores.
     """
 
     train: Any
     valid: Any | None
     collator: PaddingCollator | PackedCollator
-    valid_collator: PaddingCollator
     report: DataReport
     rows: dict[str, list[Row]]
     encoder: Encoder
@@ -46,7 +45,7 @@ def read_rows(settings: Settings) -> tuple[dict[str, list[Row]], DataReport]:
         DataError: a file cannot be read, or rows are bad and `on_bad_data` is "error".
     """
     finetune = settings.finetune
-    columns = Columns.of(finetune.columns)
+    columns = Columns(**finetune.columns) if finetune.columns else Columns()
     report = DataReport(max_length=finetune.max_length, on_long=finetune.on_long)
     read = read_dataset(Path(finetune.dataset_path), columns)
     if finetune.valid_path is not None:
@@ -123,7 +122,7 @@ def prepare_data(
     valid = datasets.get("valid")
     if valid is not None and not len(valid):
         valid = None
-    return TrainingData(datasets["train"], valid, collator, padding, report, rows, encoder)
+    return TrainingData(datasets["train"], valid, collator, report, rows, encoder)
 
 
 def check_tokens(dataset: Any, vocabulary: int) -> None:

@@ -48,10 +48,6 @@ class Columns:
     target: str = "target"
     messages: str = "messages"
 
-    @classmethod
-    def of(cls, given: Mapping[str, str] | None) -> "Columns":
-        return cls(**given) if given else cls()
-
 
 def parse_row(file: str, line: int, value: Any, columns: Columns) -> Row | BadRow:
     """A row from the object of one line (a dict of columns)."""
