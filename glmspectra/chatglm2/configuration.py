@@ -47,8 +47,8 @@ class ChatGLMConfig(PreTrainedConfig):
     Every field has the name it has in the published `config.json`; transformers' own names
     (`num_hidden_layers`, `vocab_size`, `head_dim`, ...) lead to the same values. `auto_map` is dropped, so that
     a saved folder asks for no remote code. `rope_ratio_scales` says what `rope_ratio` does: `"base"` multiplies
-    the RoPE base 10000 by it, `"positions"` divides positions by it; left out, it is told from the checkpoint's
-    name and ratio (table above). `quantization_bit` 4 or 8 says that the linear weights are stored in
+    the RoPE base 10000 by it, `"positions"` divides positions by it; left out, it is told from the ratio (table
+    above). `quantization_bit` 4 or 8 says that the linear weights are stored in
     ChatGLM2's own integer form.
 
     Raises:
@@ -105,8 +105,8 @@ class ChatGLMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_other_architectures(kwargs)
-        if self.rope_ratio_scales is None:
-            self.rope_ratio_scales = _rope_ratio_scales(self.rope_ratio, kwargs)
+        if self.rope_ratio_scales is None and self.rope_ratio != 1:
+            self.rope_ratio_scales = _scaled_by(self.rope_ratio, kwargs)
         kwargs.pop("auto_map", None)
         # GLM-4 writes transformers' names beside the published ones: one fact, which must not be said in two ways.
         for alias, name in self.attribute_map.items():
@@ -161,7 +161,7 @@ class ChatGLMConfig(PreTrainedConfig):
             )
         if not self.rope_ratio > 0:
             raise ConfigError(f"rope_ratio must be above 0, not {self.rope_ratio!r}.")
-        if self.rope_ratio_scales not in ("base", "positions"):
+        if self.rope_ratio_scales not in (None, "base", "positions"):
             raise ConfigError(f"rope_ratio_scales must be 'base' or 'positions', not {self.rope_ratio_scales!r}.")
         if self.quantization_bit not in (0, 4, 8):
             raise ConfigError(f"quantization_bit must be 0, 4 or 8, not {self.quantization_bit!r}.")
@@ -169,21 +169,23 @@ class ChatGLMConfig(PreTrainedConfig):
     @property
     def rope_theta(self) -> float:
         """The base of the RoPE frequencies: 10000, times `rope_ratio` where the ratio scales the base."""
-        return 10000.0 * (self.rope_ratio if self.rope_ratio_scales == "base" else 1.0)
+        return 10000.0 * (self.rope_ratio if self._scales == "base" else 1.0)
 
     @property
     def rope_position_divisor(self) -> float:
         """What positions are divided by: `rope_ratio` where it scales positions (interpolation), else 1."""
-        return float(self.rope_ratio) if self.rope_ratio_scales == "positions" else 1.0
+        return float(self.rope_ratio) if self._scales == "positions" else 1.0
+
+    @property
+    def _scales(self) -> str:
+        # Told anew where it was not said: a ratio may be set after the configuration was read.
+        return self.rope_ratio_scales or _scaled_by(self.rope_ratio, {})
 
 
-def _rope_ratio_scales(rope_ratio: float, other_keys: dict[str, Any]) -> str:
+def _scaled_by(rope_ratio: float, other_keys: dict[str, Any]) -> str:
     """Tell ChatGLM2-6B-32k, which divides positions by its ratio, from later models, which multiply the base.
 
-    The published 32k configuration of ChatGLM2 has ratio 16 and its own name in `_name_or_path`; those of
-    ChatGLM3 and GLM-4 have 50, 500 or 10000 and the key `classifier_dropout`.
+    The published 32k configuration of ChatGLM2 has ratio 16; those of ChatGLM3 and GLM-4 have 50, 500 or 10000 and the
+    key `classifier_dropout`.
     """
-    name = str(other_keys.get("_name_or_path", "")).lower()
-    if "chatglm2" in name:
-        return "positions"
     return "positions" if rope_ratio == 16 and "classifier_dropout" not in other_keys else "base"
