@@ -11,7 +11,7 @@ from typing import Any
 
 from glmspectra.errors import RequestError
 from glmspectra.tuning.data.rows import Row
-from glmspectra.tuning.data.template import Segment, Turns, chat_segments
+from glmspectra.tuning.data.template import Segment, Turns, chat_segments, render
 
 IGNORED = -100
 KEPT_CONTEXT = 4  # a context is never cut below 1/4 of max_length: what is left of an answer needs its question
@@ -41,8 +41,10 @@ class Encoder:
                 f"the tokenizer ({type(tokenizer).__name__}) has no eos token, so no answer could learn to end."
             )
         self.eos = int(tokenizer.eos_token_id)
-        self.special = {*getattr(tokenizer, "all_special_ids", []), self.eos}
+        # Tokens that can end an answer. An unknown character is special to tokenizers, and is no end.
+        self.special = {*tokenizer.all_special_ids, self.eos} - {tokenizer.unk_token_id}
         self.prefix, self.suffix = self._around()
+        self.opens_chat = template == "chat" and self._opens_chat()
         if len(self.prefix) + 4 > max_length:
             raise RequestError(f"max_length {max_length} leaves no room after the {len(self.prefix)} opening tokens.")
 
@@ -149,10 +151,16 @@ class Encoder:
         return Example(ids, labels, last_answer_only=last_only)
 
     def _segment(self, segment: Segment, first: bool) -> list[int]:
-        """Tokens of a segment. A chat template writes special tokens itself; `build_prompt` leaves them to encode."""
-        if first and callable(getattr(self.tokenizer, "build_prompt", None)):
-            return self._with_special(segment.text)
-        return self._bare(segment.text)
+        return self._with_special(segment.text) if first and self.opens_chat else self._bare(segment.text)
+
+    def _opens_chat(self) -> bool:
+        """Whether the tokenizer puts its opening tokens before a chat text, which do not stand in the text itself.
+
+        Most templates write bos into the text; ChatGLM2's [gMASK] sop is no text.
+        """
+        messages = [{"role": "user", "content": "a"}]
+        ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        return list(ids) != self._bare(render(self.tokenizer, [("user", "a")], ask=False))
 
     def _ended(self, piece: list[int], last: bool) -> tuple[list[int], int]:
         """An answer and how many of its tokens are learnt: up to the special token that ends it, which is learnt.
@@ -161,7 +169,7 @@ class Encoder:
         with the next question, and an eos there would be a text that is never seen when chatting.
         """
         ends = [index for index, token in enumerate(piece) if token in self.special]
-        if ends:
+        if ends and not self.tokenizer.decode(piece[ends[-1] + 1 :]).strip():
             return (piece[: ends[-1] + 1] if last else piece), ends[-1] + 1
         return ([*piece, self.eos], len(piece) + 1) if last else (piece, len(piece))
 

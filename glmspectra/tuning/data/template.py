@@ -3,9 +3,8 @@
 plain: the context as it stands, then the target. It is what the original study did, whose contexts carry their own
     instruction, and so it is the default for ChatGLM2: prompt = tokenizer.encode(context), which puts [gMASK] sop
     in front, then the tokens of the target and eos.
-chat: the model's own chat form: the tokenizer's `build_prompt` where it has one (ChatGLM2's
-    "[Round 1]\\n\\n问：...\\n\\n答：", the form that `model.chat` asks in), else its chat template. It is the default
-    for instruction-tuned models, which have seen nothing else.
+chat: the tokenizer's chat template (ChatGLM2's is "[Round 1]\\n\\n问：...\\n\\n答：", the form that `model.chat` asks
+    in). It is the default for instruction-tuned models, which have seen nothing else.
 """
 
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ class Segment:
 
 def has_chat_form(tokenizer: Any) -> bool:
     """Whether the tokenizer knows how a conversation looks."""
-    return callable(getattr(tokenizer, "build_prompt", None)) or bool(getattr(tokenizer, "chat_template", None))
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def choose_template(wanted: str, family: Family, tokenizer: Any, conversations: bool) -> Literal["plain", "chat"]:
@@ -55,24 +54,11 @@ def choose_template(wanted: str, family: Family, tokenizer: Any, conversations: 
 
 def render(tokenizer: Any, turns: Turns, ask: bool) -> str:
     """A conversation as text; `ask` appends what the model sees before it answers."""
-    if callable(getattr(tokenizer, "build_prompt", None)):
-        return _render_rounds(tokenizer, turns)
     messages = [{"role": role, "content": text} for role, text in turns]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
     except Exception as error:  # a template is a program: what it raises has no common class
         raise DataError(f"the chat template refuses the turns {[role for role, _ in turns]}: {error}") from error
-
-
-def _render_rounds(tokenizer: Any, turns: Turns) -> str:
-    """ChatGLM2's rounds by the tokenizer's `build_prompt(query, history)`; a system text opens the first question."""
-    system = "".join(text + "\n\n" for role, text in turns if role == "system")
-    questions = [text for role, text in turns if role == "user"]
-    answers = [text for role, text in turns if role == "assistant"]
-    questions[0] = system + questions[0]
-    history = list(zip(questions[:-1], answers, strict=False))
-    prompt = str(tokenizer.build_prompt(questions[-1], history))
-    return prompt + answers[-1] if len(answers) == len(questions) else prompt
 
 
 def chat_segments(tokenizer: Any, turns: Turns) -> tuple[list[Segment], bool]:
