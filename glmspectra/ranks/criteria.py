@@ -1,0 +1,249 @@
+"""Every way to tell how many directions a matrix needs, in one registry; the docstring of each is its source.
+
+A criterion reads `Evidence` and answers for each target with one of three things, its `kind`:
+
+- 'gain': an array, what each further direction is worth (float64, 0 or more); the best sum is sought;
+- 'threshold': an array, the size of each direction; all over one global size are kept;
+- 'score': one number; ranks are shared out in proportion to it.
+
+None of those from base weights was seen to beat uniform ranks at equal budget over several seeds, and
+published ones contradict each other (some give more rank to what others give less); `suggest` therefore
+always has the controls beside.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from glmspectra.errors import RequestError
+from glmspectra.ranks.evidence import Evidence
+
+Kind = Literal["gain", "threshold", "score"]
+Answer = Mapping[str, "np.ndarray | float"]
+Measure = Callable[[Evidence, str | None], Answer]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """name, kind as above; needs: the quantity of the tables it reads, None for none; option: what may follow
+    the name after a colon, with its default; measure(evidence, option) answers for each target.
+    """
+
+    name: str
+    kind: Kind
+    needs: str | None
+    option: str | None
+    measure: Measure
+
+    @property
+    def source(self) -> str:
+        """What it does and where it is from: the docstring of its function."""
+        return " ".join((self.measure.__doc__ or "").split())
+
+
+CRITERIA: dict[str, Criterion] = {}
+
+
+def criterion(name: str, kind: Kind, needs: str | None, option: str | None = None) -> Callable[[Measure], Measure]:
+    def register(measure: Measure) -> Measure:
+        CRITERIA[name] = Criterion(name, kind, needs, option, measure)
+        return measure
+
+    return register
+
+
+def find(text: str) -> tuple[Criterion, str | None]:
+    """The criterion of 'name' or 'name:option', and the option. RequestError for a name that is not in the
+    registry.
+    """
+    name, colon, option = text.partition(":")
+    if name not in CRITERIA:
+        raise RequestError(
+            f"--criterion {text}: there is no {name!r}; there are {', '.join(CRITERIA)}, type:NAME and "
+            "mixture:NAME=WEIGHT,NAME=WEIGHT."
+        )
+    found = CRITERIA[name]
+    if colon and found.option is None:
+        raise RequestError(f"--criterion {text}: {name} takes no option after a colon.")
+    return found, (option if colon else found.option)
+
+
+def available(evidence: Evidence) -> list[str]:
+    """Names of the criteria that the tables at hand can answer, controls first."""
+    return [name for name, entry in CRITERIA.items() if entry.needs is None or evidence.has(entry.needs)]
+
+
+def energy_rank(sigma: np.ndarray, share: float) -> int:
+    """The fewest leading directions that hold `share` of the sum of sigma^2; 0 for a zero matrix."""
+    energy = np.cumsum(sigma**2)
+    if not energy.size or energy[-1] == 0:
+        return 0
+    return int(np.searchsorted(energy, share * energy[-1] * (1 - 1e-12)) + 1)
+
+
+def _share(option: str | None, name: str) -> float:
+    try:
+        value = float(option or "")
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise RequestError(
+            f"--criterion {name}:{option}: a share of energy between 0 and 1 is expected, such as {name}:0.9."
+        )
+    return value
+
+
+# Controls.
+
+
+@criterion("uniform", "score", None)
+def uniform(evidence: Evidence, option: str | None) -> Answer:
+    """The same rank everywhere: LoRA as published (Hu et al. 2021), the control that everything else must
+    beat.
+    """
+    return dict.fromkeys((target.name for target in evidence.targets), 1.0)
+
+
+@criterion("random", "score", None, option="0")
+def random(evidence: Evidence, option: str | None) -> Answer:
+    """Random ranks (option: seed): exponential scores, so that shares are spread evenly over the simplex. Any
+    criterion that is no better than this one has found nothing.
+    """
+    try:
+        seed = int(option or 0)
+    except ValueError:
+        raise RequestError(f"--criterion random:{option}: the seed is a whole number.") from None
+    draws = np.random.default_rng(seed).exponential(size=len(evidence.targets))
+    return {target.name: float(draw) for target, draw in zip(evidence.targets, draws, strict=True)}
+
+
+# From the spectra of the base weights.
+
+
+@criterion("energy-threshold", "score", "weight", option="0.9")
+def energy_threshold(evidence: Evidence, option: str | None) -> Answer:
+    """Directions that hold a share (option, 0.9) of the weight's energy, sum of sigma^2: the usual truncation
+    rule, as in PEFT's convert_to_lora and LoRD, read as the weight's own complexity.
+    """
+    share = _share(option, "energy-threshold")
+    return {name: float(energy_rank(sigma, share)) for name, sigma in evidence.spectra("weight").items()}
+
+
+@criterion("top-k-share", "score", "weight")
+def top_k_share(evidence: Evidence, option: str | None) -> Answer:
+    """The original study's reading of ChatGLM2-6B (ShayDuane/ChatGlm2-6B_LoRa): the share of the 12 largest
+    singular values in the sum of all, which it took for r = 12. A matrix in which they hold less needs more
+    for the same share: score 1 / share.
+    """
+    shares = evidence.column("weight", "top12_share_of_singular_value_sum")
+    return {name: 1.0 / share if share > 0 else 0.0 for name, share in shares.items()}
+
+
+@criterion("effective-rank", "score", "weight")
+def effective_rank(evidence: Evidence, option: str | None) -> Answer:
+    """exp of the entropy of sigma / sum(sigma): Roy & Vetterli 2007, The effective rank. Proportional. The
+    best of the base-weight criteria in our first measurements: a third to a half of what delta-threshold
+    gained.
+    """
+    return evidence.column("weight", "effective_rank")
+
+
+@criterion("stable-rank", "score", "weight")
+def stable_rank(evidence: Evidence, option: str | None) -> Answer:
+    """||W||_F^2 / ||W||_2^2 (Rudelson & Vershynin 2007): SA-LoRA's prior for ranks."""
+    return evidence.column("weight", "stable_rank")
+
+
+@criterion("spikes", "score", "weight")
+def spikes(evidence: Evidence, option: str | None) -> Answer:
+    """Singular values beyond the edge of the Marchenko-Pastur bulk (Marchenko & Pastur 1967; Baik, Ben Arous
+    & Peche 2005 for when one shows): directions that are not noise. Looked worse than uniform in our first
+    measurements.
+    """
+    return evidence.column("weight", "mp_spikes")
+
+
+@criterion("gavish-donoho", "score", "weight")
+def gavish_donoho(evidence: Evidence, option: str | None) -> Answer:
+    """Singular values over the optimal hard threshold for an unknown noise level (Gavish & Donoho 2014)."""
+    return evidence.column("weight", "gavish_donoho_rank")
+
+
+@criterion("alpha", "score", "weight")
+def alpha(evidence: Evidence, option: str | None) -> Answer:
+    """Exponent of the power law in the tail of the eigenvalues: Martin, Peng & Mahoney 2021, where a large
+    alpha reads as an under-trained layer, which gets more (so does AlphaLoRA, Qing et al. 2024). Others draw
+    the opposite conclusion.
+    """
+    return evidence.column("weight", "alpha")
+
+
+# From what quantisation leaves out.
+
+
+@criterion("quantisation", "gain", "quant_error")
+def quantisation(evidence: Evidence, option: str | None) -> Answer:
+    """sigma_i^2 of W - Q(W): the energy that one more direction gives back to a quantised base. LoftQ's view
+    (Li et al. 2023), with its rank shared out over the matrices instead of the same everywhere.
+    """
+    return {name: sigma**2 for name, sigma in evidence.spectra("quant_error").items()}
+
+
+@criterion("quantisation-rank", "score", "quant_error", option="0.5")
+def quantisation_rank(evidence: Evidence, option: str | None) -> Answer:
+    """Directions needed to recover a share (option, 0.5) of W - Q(W): LoftQ's view (Li et al. 2023),
+    proportional. The share is of the energy of the singular values that were stored.
+    """
+    share = _share(option, "quantisation-rank")
+    return {name: float(energy_rank(sigma, share)) for name, sigma in evidence.spectra("quant_error").items()}
+
+
+# From gradients of a few batches.
+
+
+@criterion("gradient", "gain", "gradient")
+def gradient(evidence: Evidence, option: str | None) -> Answer:
+    """sigma_i^2 of the loss gradient over a few batches: the first-order decrease that direction i offers a
+    step (the view of LoRA-GA, Wang et al. 2024, and GaLore, Zhao et al. 2024). Looked worse than uniform in
+    our first measurements.
+    """
+    return {name: sigma**2 for name, sigma in evidence.spectra("gradient").items()}
+
+
+@criterion("gradient-importance", "score", "gradient")
+def gradient_importance(evidence: Evidence, option: str | None) -> Answer:
+    """Mean of |W * dL/dW| over a few batches: GoRA (He et al. 2025), its importance, proportional."""
+    return evidence.column("gradient", "gradient_importance")
+
+
+# From the change that an earlier training made.
+
+
+@criterion("delta-threshold", "threshold", "delta")
+def delta_threshold(evidence: Evidence, option: str | None) -> Answer:
+    """Keep every direction whose sigma_i of delta-W, of a pilot's adapter or of full fine-tuning, is over one
+    global threshold that the budget sets. Ours; the best so far (design note 1.9b): better than uniform at
+    three budgets on a task far from the base, no different from it on one near. Several pilots are averaged
+    value by value.
+    """
+    return evidence.spectra("delta", absent_is_zero=True)
+
+
+@criterion("delta-energy", "gain", "delta")
+def delta_energy(evidence: Evidence, option: str | None) -> Answer:
+    """sigma_i^2 of delta-W: the energy of the change that direction i keeps (Eckart & Young 1936), the most
+    for the parameters. Close to delta-threshold in our first measurements; prefers small matrices more.
+    """
+    return {name: sigma**2 for name, sigma in evidence.spectra("delta", absent_is_zero=True).items()}
+
+
+@criterion("delta-rank", "score", "delta", option="0.9")
+def delta_rank(evidence: Evidence, option: str | None) -> Answer:
+    """Directions that hold a share (option, 0.9) of the energy of delta-W, proportional: what LoRA-Squeeze
+    and adapter audits (gradience's energy@0.90) call the rank in use. Blind to how large the change is.
+    """
+    share = _share(option, "delta-rank")
+    found = evidence.spectra("delta", absent_is_zero=True)
+    return {name: float(energy_rank(sigma, share)) for name, sigma in found.items()}

@@ -1,0 +1,103 @@
+"""The same ranks for people who train with something else: plain PEFT, axolotl, LLaMA-Factory."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from glmspectra.errors import RequestError
+from glmspectra.ranks.evidence import Evidence
+from glmspectra.ranks.peft_form import write_json
+from glmspectra.ranks.suggest import Suggestion
+
+EXPORTS = ("peft", "axolotl", "llama-factory")
+
+
+def export(
+    kind: str, folder: Path, arguments: Mapping[str, Any], suggestion: Suggestion, evidence: Evidence
+) -> list[Path]:
+    """Write the settings of one trainer under folder; returns the files. arguments: of `peft_form.lora_args`.
+
+    Raises RequestError for a trainer that is not in EXPORTS.
+    """
+    if kind == "peft":
+        return [write_json(folder / "peft" / "adapter_config.json", adapter_config(arguments, evidence))]
+    if kind == "axolotl":
+        return [_write_yaml(folder / "axolotl.yaml", _axolotl(arguments), "axolotl: merge into your configuration")]
+    if kind == "llama-factory":
+        return _llama_factory(folder / "llama_factory", arguments, suggestion, evidence)
+    raise RequestError(f"--export {kind}: there are {', '.join(EXPORTS)}.")
+
+
+def adapter_config(arguments: Mapping[str, Any], evidence: Evidence) -> dict[str, Any]:
+    """An adapter_config.json: `peft.LoraConfig.from_pretrained(folder)` gives the configuration."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": evidence.base_name,
+        "bias": "none",
+        "lora_dropout": 0.05,
+        "inference_mode": False,
+        **arguments,
+    }
+
+
+def _axolotl(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """axolotl takes patterns as lora_rank_pattern and lora_alpha_pattern (2026 and later) and a whole
+    lora_alpha.
+    """
+    settings = {
+        "adapter": "lora",
+        "lora_r": arguments["r"],
+        "lora_alpha": round(arguments["lora_alpha"]),
+        "lora_target_modules": arguments["target_modules"],
+        "lora_rank_pattern": arguments["rank_pattern"],
+        "lora_alpha_pattern": arguments["alpha_pattern"],
+    }
+    return {**settings, "peft_use_rslora": True} if arguments.get("use_rslora") else settings
+
+
+def _llama_factory(
+    folder: Path, arguments: Mapping[str, Any], suggestion: Suggestion, evidence: Evidence
+) -> list[Path]:
+    """LLaMA-Factory's settings take no patterns, but it goes on from an adapter it is given: so an untrained
+    one is written, A as PEFT starts it (uniform in +-1/sqrt(cols)), B zero, with the suggested ranks.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for target in suggestion.targets:
+        rank = suggestion.ranks[target.name]
+        if rank:
+            bound = 1 / math.sqrt(target.cols)
+            a = torch.empty(rank, target.cols).uniform_(-bound, bound, generator=generator)
+            tensors[f"base_model.model.{target.module}.lora_A.weight"] = a
+            tensors[f"base_model.model.{target.module}.lora_B.weight"] = torch.zeros(target.rows, rank)
+    adapter = folder / "untrained_adapter"
+    config = write_json(adapter / "adapter_config.json", adapter_config(arguments, evidence))
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = {
+        "finetuning_type": "lora",
+        "adapter_name_or_path": str(adapter),
+        "create_new_adapter": False,
+        "lora_target": sorted({target.matrix for target in suggestion.targets if suggestion.ranks[target.name]}),
+    }
+    yaml = _write_yaml(folder / "llama_factory.yaml", settings, "LLaMA-Factory: merge into your configuration")
+    return [config, adapter / "adapter_model.safetensors", yaml]
+
+
+def _write_yaml(path: Path, settings: Mapping[str, Any], heading: str) -> Path:
+    """YAML by way of JSON values, which YAML contains: no escaping to get wrong."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"# {heading}."]
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            lines.append(f"{key}:")
+            lines += [f"  {json.dumps(name)}: {json.dumps(item)}" for name, item in value.items()]
+        else:
+            lines.append(f"{key}: {json.dumps(value)}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

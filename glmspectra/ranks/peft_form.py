@@ -1,0 +1,133 @@
+"""Ranks as PEFT's settings: patterns that match each module exactly and no other, alphas that keep the
+effective scale.
+
+PEFT matches a pattern's key as `(.*\\.)?(key)$` and takes the first that matches, in the order of the file;
+so 'dense' would also be 'mlp.dense', and an unescaped '.' anything. Here every key is `^` and the escaped
+full name of one module.
+
+The rule for alpha: PEFT multiplies B A by alpha / r, so alpha_i = scale * r_i (rsLoRA: scale * sqrt(r_i))
+keeps the scale of every matrix what uniform ranks would have had, whatever its rank.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from glmspectra.errors import GlmspectraError, RequestError
+from glmspectra.ranks.evidence import Evidence
+from glmspectra.ranks.suggest import Suggestion
+
+FORM = 1
+DEFAULT_SCALE = 2.0  # the original study's lora_alpha 24 over r 12
+ADALORA_START = 1.5  # initial over final budget: Zhang et al. 2023, section 4.1
+
+
+def module_pattern(module: str) -> str:
+    """A regular expression that PEFT finds in this module's name and in no other's."""
+    return "^" + re.escape(module)
+
+
+def matched_by(pattern: str, modules: Sequence[str]) -> list[str]:
+    """The modules that PEFT applies a pattern to."""
+    return [module for module in modules if re.match(rf"(.*\.)?({pattern})$", module)]
+
+
+def lora_args(
+    suggestion: Suggestion, evidence: Evidence, scale: float = DEFAULT_SCALE, rslora: bool = False
+) -> dict[str, Any]:
+    """PEFT's r, lora_alpha, target_modules, rank_pattern and alpha_pattern for the suggestion.
+
+    r is the most common rank (every module is in the patterns all the same). Matrices of rank 0 are no
+    targets. Raises RequestError when all ranks are 0.
+    """
+    ranks = {t.module: suggestion.ranks[t.name] for t in suggestion.targets if suggestion.ranks[t.name] > 0}
+    if not ranks:
+        raise RequestError("every rank is 0: there is nothing to train; raise the budget.")
+    values = list(ranks.values())
+    common = max(sorted(set(values)), key=values.count)
+    rank_pattern = {module_pattern(module): rank for module, rank in ranks.items()}
+    alpha_pattern = {module_pattern(module): _alpha(scale, rank, rslora) for module, rank in ranks.items()}
+    modules = [target.module for target in evidence.every_matrix]
+    verify(rank_pattern, ranks, modules)
+    arguments: dict[str, Any] = {
+        "r": common,
+        "lora_alpha": _alpha(scale, common, rslora),
+        "target_modules": target_modules(list(ranks), modules),
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
+    }
+    return {**arguments, "use_rslora": True} if rslora else arguments
+
+
+def _alpha(scale: float, rank: int, rslora: bool) -> int | float:
+    alpha = scale * (math.sqrt(rank) if rslora else rank)
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def target_modules(targets: Sequence[str], modules: Sequence[str]) -> list[str] | str:
+    """Full names, which PEFT also takes for the ends of longer names; one regular expression where that would
+    hit another module.
+    """
+    chosen = set(targets)
+    others = [module for module in modules if module not in chosen]
+    if any(other.endswith(f".{target}") for target in targets for other in others):
+        return "|".join(re.escape(target) for target in targets)
+    return list(targets)
+
+
+def verify(rank_pattern: Mapping[str, int], ranks: Mapping[str, int], modules: Sequence[str]) -> None:
+    """Every pattern matches exactly one of all the modules, and it gives that one its rank; GlmspectraError
+    otherwise.
+    """
+    for pattern, rank in rank_pattern.items():
+        found = matched_by(pattern, modules)
+        if len(found) != 1 or ranks.get(found[0]) != rank:
+            raise GlmspectraError(
+                f"the pattern {pattern!r} matches {found or 'nothing'} instead of one module; "
+                "please report the model's names."
+            )
+
+
+def adalora_args(suggestion: Suggestion) -> dict[str, Any]:
+    """AdaLoRA's budget: target_r triplets a matrix on average at the end, 1.5 times as many at the start.
+
+    start_ranks: module -> where each begins, in proportion to its suggested rank. PEFT itself starts all at
+    init_r and cannot start them apart; glmspectra's training can. init_r is the largest start rank.
+    """
+    ranks = {t.module: suggestion.ranks[t.name] for t in suggestion.targets if suggestion.ranks[t.name] > 0}
+    smallest = {t.module: min(t.rows, t.cols) for t in suggestion.targets}
+    starts = {module: min(math.ceil(ADALORA_START * rank), smallest[module]) for module, rank in ranks.items()}
+    target = max(1, round(sum(ranks.values()) / len(ranks)))
+    return {"init_r": max(*starts.values(), target, 1), "target_r": target, "start_ranks": starts}
+
+
+def ranks_file(
+    suggestion: Suggestion, evidence: Evidence, scale: float = DEFAULT_SCALE, rslora: bool = False
+) -> dict[str, Any]:
+    """What `train --ranks` takes: the base's fingerprint, settings for PEFT, and every rank by weight name, 0
+    included.
+    """
+    return {
+        "glmspectra_ranks": FORM,
+        "base": {"name": evidence.base_name, "fingerprint": evidence.base_fingerprint},
+        "criterion": suggestion.criterion,
+        "budget": {
+            "kind": suggestion.budget.kind,
+            "text": suggestion.budget.text,
+            "parameters": suggestion.budget.parameters,
+            "used": suggestion.parameters,
+        },
+        "alpha_rule": f"alpha = {scale:g} * {'sqrt(rank)' if rslora else 'rank'}",
+        "lora_args": lora_args(suggestion, evidence, scale, rslora),
+        "adalora": adalora_args(suggestion),
+        "ranks": dict(suggestion.ranks),
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,109 @@
+"""How far a suggestion moves when only the pilot changes: its seed, or the number of its steps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from glmspectra.errors import RequestError
+from glmspectra.ranks.budget import Budget
+from glmspectra.ranks.evidence import Evidence, gather, mean_spectra
+from glmspectra.ranks.sharing import Limits
+from glmspectra.ranks.suggest import moved_share, suggest
+from glmspectra.store import Run
+
+PILOT_RANK_FACTOR = 3  # a pilot's rank over the mean rank of the budget, so that few matrices end at its cap
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Over pairs of pilots: moved, the share of the parameters given to different matrices (mean and
+    largest); spearman, the mean rank correlation of the ranks; from_uniform, how far the mean suggestion is
+    from uniform by the same measure. A suggestion whose `moved` is near its `from_uniform` is noise.
+    """
+
+    pilots: int
+    moved_mean: float
+    moved_largest: float
+    spearman: float
+    from_uniform: float
+
+    def sentence(self, what: str) -> str:
+        verdict = (
+            "more than it moves from uniform ranks: take more pilots, or longer ones"
+            if self.moved_mean >= self.from_uniform
+            else f"where the suggestion itself is {self.from_uniform:.0%} from uniform"
+        )
+        moved = f"{self.moved_mean:.0%} of the parameters move (at most {self.moved_largest:.0%})"
+        return f"Between {what}, {moved}, {verdict}."
+
+
+def stability(
+    evidence: Evidence,
+    spectra: Sequence[Mapping[str, np.ndarray]],
+    criterion: str,
+    budget: Budget,
+    limits: Limits | None = None,
+) -> Stability:
+    """Suggest from each pilot's delta spectra alone and compare. spectra: name -> sigma, one mapping a pilot,
+    two at least.
+    """
+    if len(spectra) < 2:
+        raise RequestError("stability needs the deltas of two pilots or more: --pilot-seeds 3, or several --delta.")
+    limits = limits or Limits()
+
+    def ranks_of(sigma: Mapping[str, np.ndarray]) -> dict[str, int]:
+        return suggest(replace(evidence, sigma={**evidence.sigma, "delta": sigma}), criterion, budget, limits).ranks
+
+    each = [ranks_of(sigma) for sigma in spectra]
+    pairs = [(a, b) for a, b in combinations(each, 2)]
+    moved = [moved_share(a, b, evidence.targets) for a, b in pairs]
+    names = [target.name for target in evidence.targets]
+    correlations = [_spearman([a[n] for n in names], [b[n] for n in names]) for a, b in pairs]
+    uniform = suggest(evidence, "uniform", budget, limits).ranks
+    together = ranks_of(mean_spectra(list(spectra)))
+    return Stability(
+        len(spectra),
+        float(np.mean(moved)),
+        float(np.max(moved)),
+        float(np.mean(correlations)),
+        moved_share(together, uniform, evidence.targets),
+    )
+
+
+def _spearman(first: list[int], second: list[int]) -> float:
+    if first == second:
+        return 1.0
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        return 0.0
+    return float(spearmanr(first, second).statistic)
+
+
+def between_runs(
+    base: Run | None, deltas: Sequence[Run], evidence: Evidence, criterion: str, budget: Budget, limits: Limits
+) -> Stability:
+    """Stability between the last steps of several delta runs (seeds)."""
+    names = ",".join(target.name for target in evidence.targets)
+    spectra = [gather(base, [run], names).sigma["delta"] for run in deltas]
+    return stability(evidence, spectra, criterion, budget, limits)
+
+
+def between_steps(
+    base: Run | None, delta: Run, evidence: Evidence, criterion: str, budget: Budget, limits: Limits
+) -> Stability:
+    """Stability between the steps of one delta run (its checkpoint-N)."""
+    names = ",".join(target.name for target in evidence.targets)
+    steps = sorted({int(step) for step in delta.matrices["step"].dropna()})
+    spectra = [gather(base, [delta], names, step=step).sigma["delta"] for step in steps]
+    return stability(evidence, spectra, criterion, budget, limits)
+
+
+def pilot_rank(budget: Budget, evidence: Evidence) -> int:
+    """The uniform rank that a pilot should have: three times the mean rank of the budget over the targets, at
+    least 4.
+    """
+    mean = budget.parameters / sum(target.cost for target in evidence.targets)
+    smallest = min(min(target.rows, target.cols) for target in evidence.targets)
+    return int(min(smallest, max(4, np.ceil(PILOT_RANK_FACTOR * mean))))

@@ -1,0 +1,238 @@
+"""From evidence and a budget to ranks: one criterion, a mixture, a pooled control; all of them side by side;
+the curve.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from glmspectra.errors import RequestError
+from glmspectra.ranks.budget import Budget
+from glmspectra.ranks.criteria import available, find
+from glmspectra.ranks.evidence import Evidence, Target
+from glmspectra.ranks.sharing import (
+    Limits,
+    Shares,
+    share_by_threshold,
+    share_gains,
+    share_real,
+    share_scores,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Below this share of the budget moved, ranks are uniform for all practical purposes.
+UNIFORM_WITHIN = 0.05
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Ranks by one criterion. criterion: as asked for, with options. shares: the ranks and how they were
+    found.
+    """
+
+    criterion: str
+    budget: Budget
+    limits: Limits
+    targets: tuple[Target, ...]
+    shares: Shares
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        return self.shares.ranks
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters of these ranks."""
+        return self.shares.cost(self.targets)
+
+
+def default_criterion(evidence: Evidence) -> str:
+    """delta-threshold where a delta is given, else effective-rank."""
+    return "delta-threshold" if evidence.has("delta") else "effective-rank"
+
+
+def suggest(evidence: Evidence, criterion: str, budget: Budget, limits: Limits | None = None) -> Suggestion:
+    """Ranks of every target under the budget.
+
+    criterion: a name of the registry with its option ('delta-rank:0.95'); 'type:NAME', the control in which
+    only the kind of matrix counts: NAME's ranks averaged over layers; 'mixture:NAME=WEIGHT,NAME=WEIGHT', the
+    weighted mean of the ranks that each gives under the same budget. Raises RequestError for an unknown one
+    or missing tables.
+    """
+    limits = limits or Limits()
+    shares = _shares(evidence, criterion, budget.parameters, limits)
+    return Suggestion(criterion, budget, limits, evidence.targets, shares)
+
+
+def _shares(evidence: Evidence, text: str, parameters: int, limits: Limits) -> Shares:
+    kind, _, rest = text.partition(":")
+    if kind == "type":
+        return _pooled(evidence, rest or default_criterion(evidence), parameters, limits)
+    if kind == "mixture":
+        return _mixture(evidence, text, rest, parameters, limits)
+    entry, option = find(text)
+    if entry.needs is not None and not evidence.has(entry.needs):
+        raise RequestError(f"--criterion {text}: {_how_to_get(entry.needs)}")
+    answer = entry.measure(evidence, option)
+    if entry.kind == "gain":
+        return share_gains(evidence.targets, _arrays(answer), parameters, limits)
+    if entry.kind == "threshold":
+        return share_by_threshold(evidence.targets, _arrays(answer), parameters, limits)
+    return share_scores(evidence.targets, {name: float(value) for name, value in answer.items()}, parameters, limits)
+
+
+def _arrays(answer: Mapping[str, "np.ndarray | float"]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value, dtype=np.float64) for name, value in answer.items()}
+
+
+def _how_to_get(quantity: str) -> str:
+    return {
+        "weight": "it needs the spectra of the base: run `glmspectra svd --layers all` first.",
+        "delta": "it needs a change to look at: give an adapter, a run or a tuned model with --delta.",
+        "quant_error": "it needs the spectra of W - Q(W): give --quantized nf4 (or int8, int4) with --model.",
+        "gradient": "it needs a table of gradients (quantity 'gradient').",
+    }[quantity]
+
+
+def _pooled(evidence: Evidence, text: str, parameters: int, limits: Limits) -> Shares:
+    """Every layer's rank of a kind of matrix replaced by the mean over layers."""
+    ranks = _shares(evidence, text, parameters, limits).ranks
+    by_kind: dict[tuple[str, int, int], list[int]] = {}
+    for target in evidence.targets:
+        by_kind.setdefault((target.matrix, target.rows, target.cols), []).append(ranks[target.name])
+    real = {t.name: float(np.mean(by_kind[t.matrix, t.rows, t.cols])) for t in evidence.targets}
+    return share_real(evidence.targets, real, parameters, limits)
+
+
+def _mixture(evidence: Evidence, text: str, rest: str, parameters: int, limits: Limits) -> Shares:
+    weights: dict[str, float] = {}
+    for piece in rest.split(","):
+        name, equals, weight = piece.rpartition("=")
+        try:
+            weights[name.strip()] = float(weight)
+        except ValueError:
+            equals = ""
+        if not equals or not name.strip() or weights[name.strip()] <= 0:
+            raise RequestError(
+                f"--criterion {text}: write a mixture as mixture:delta-threshold=0.7,effective-rank=0.3."
+            )
+    total = sum(weights.values())
+    real = dict.fromkeys((target.name for target in evidence.targets), 0.0)
+    for name, weight in weights.items():
+        for target, rank in _shares(evidence, name, parameters, limits).ranks.items():
+            real[target] += weight / total * rank
+    return share_real(evidence.targets, real, parameters, limits)
+
+
+def suggest_all(evidence: Evidence, chosen: str, budget: Budget, limits: Limits | None = None) -> dict[str, Suggestion]:
+    """Name -> suggestion, for every criterion that the tables can answer under one budget: the chosen one
+    first, then uniform, its pooled control, and the others. One whose statistic is missing for a target is
+    left out, except the chosen one.
+    """
+    found = {chosen: suggest(evidence, chosen, budget, limits)}
+    for name in ["uniform", f"type:{chosen}", *available(evidence)]:
+        if name in found or (name.startswith("type:") and chosen.partition(":")[0] in ("uniform", "random", "type")):
+            continue
+        try:
+            found[name] = suggest(evidence, name, budget, limits)
+        except RequestError:
+            continue
+    return found
+
+
+def moved_share(first: Mapping[str, int], second: Mapping[str, int], targets: Sequence[Target]) -> float:
+    """Share of the parameters that two sets of ranks give to different matrices: 0 the same, 1 nothing in
+    common.
+
+    Half the sum of |difference| * cost, over the larger of the two totals."""
+    difference = sum(abs(first[t.name] - second[t.name]) * t.cost for t in targets) / 2
+    total = max(sum(ranks[t.name] * t.cost for t in targets) for ranks in (first, second))
+    return difference / total if total else 0.0
+
+
+def side_by_side(suggestions: Mapping[str, Suggestion]) -> "pd.DataFrame":
+    """One row a matrix: name, layer, matrix, rows, cols, parameters_per_rank, and a column of ranks for each
+    criterion.
+    """
+    import pandas as pd
+
+    targets = next(iter(suggestions.values())).targets
+    frame = pd.DataFrame(
+        {
+            "name": [t.name for t in targets],
+            "layer": pd.array([t.layer for t in targets], dtype="Int64"),
+            "matrix": [t.matrix for t in targets],
+            "rows": [t.rows for t in targets],
+            "cols": [t.cols for t in targets],
+            "parameters_per_rank": [t.cost for t in targets],
+        }
+    )
+    for name, suggestion in suggestions.items():
+        frame[name] = [suggestion.ranks[t.name] for t in targets]
+    return frame
+
+
+def disagreement(suggestions: Mapping[str, Suggestion]) -> "pd.DataFrame":
+    """Criterion x criterion, the share of the parameters on which two of them differ (`moved_share`)."""
+    import pandas as pd
+
+    targets = next(iter(suggestions.values())).targets
+    names = list(suggestions)
+    rows = [[moved_share(suggestions[a].ranks, suggestions[b].ranks, targets) for b in names] for a in names]
+    return pd.DataFrame(rows, index=names, columns=names)
+
+
+def kept_energy(evidence: Evidence, quantity: str, ranks: Mapping[str, int]) -> float:
+    """Share of the energy (sum of sigma^2 over all targets) of a quantity that the leading directions of
+    these ranks hold.
+    """
+    spectra = evidence.spectra(quantity, absent_is_zero=True)
+    total = sum(float(np.sum(sigma**2)) for sigma in spectra.values())
+    held = sum(float(np.sum(sigma[: ranks[name]] ** 2)) for name, sigma in spectra.items())
+    return held / total if total else 0.0
+
+
+def budget_curve(
+    evidence: Evidence, criterion: str, budget: Budget, limits: Limits | None = None, points: int = 17
+) -> "pd.DataFrame":
+    """How much of the energy is held at what budget: columns parameters, share_of_budget, criterion,
+    quantity, energy.
+
+    Budgets from 1/16 of the given one to 16 times it, for the criterion and for uniform. quantity: 'delta'
+    where there is one; else 'weight', which says how compressible the base is, not what training will need.
+    """
+    import pandas as pd
+
+    limits = limits or Limits()
+    quantity = "delta" if evidence.has("delta") else "weight"
+    least = max(limits.lowest * sum(t.cost for t in evidence.targets), min(t.cost for t in evidence.targets))
+    most = sum(limits.highest(t) * t.cost for t in evidence.targets)
+    rows = []
+    for factor in np.logspace(-4, 4, points, base=2):
+        parameters = round(budget.parameters * float(factor))
+        if not least <= parameters <= most:
+            continue
+        for name in dict.fromkeys((criterion, "uniform")):
+            shares = _shares(evidence, name, parameters, limits)
+            energy = kept_energy(evidence, quantity, shares.ranks)
+            rows.append((parameters, float(factor), name, quantity, energy))
+    return pd.DataFrame(rows, columns=["parameters", "share_of_budget", "criterion", "quantity", "energy"])
+
+
+def needed_parameters(
+    curve: "pd.DataFrame", criterion: str, shares: Sequence[float] = (0.5, 0.8, 0.9, 0.95)
+) -> dict[float, int]:
+    """Share of energy -> parameters of the smallest budget on the curve that holds it; shares out of reach
+    are left out.
+    """
+    rows = curve[curve["criterion"] == criterion].sort_values("parameters")
+    found = {}
+    for share in shares:
+        enough = rows[rows["energy"] >= share]
+        if len(enough):
+            found[share] = int(enough["parameters"].iloc[0])
+    return found
