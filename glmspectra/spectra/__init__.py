@@ -1,1 +1,19 @@
 """Numbers from one matrix: value distribution, singular values with an error bound, bulk edge, heavy tail."""
+
+from glmspectra.spectra.measure import singular_values, spectra_of
+from glmspectra.spectra.spectrum import SingularVectors, Spectrum
+from glmspectra.spectra.summary import SPECTRUM_COLUMNS, summarize_spectra, summarize_spectrum
+from glmspectra.spectra.values import ValueDistribution, common_edges, value_distribution
+
+__all__ = [
+    "SPECTRUM_COLUMNS",
+    "SingularVectors",
+    "Spectrum",
+    "ValueDistribution",
+    "common_edges",
+    "singular_values",
+    "spectra_of",
+    "summarize_spectra",
+    "summarize_spectrum",
+    "value_distribution",
+]

@@ -1,0 +1,108 @@
+"""What random noise alone would give: the Marchenko-Pastur bulk, its edge, and the Gavish-Donoho threshold.
+
+A noise matrix of shape (rows, cols) with independent entries of standard deviation s has singular values that fill
+s * [sqrt(long) - sqrt(short), sqrt(long) + sqrt(short)] (Marchenko & Pastur 1967). What stands above the bulk is
+structure (Baik, Ben Arous & Peche, Annals of Probability 33(5), 2005).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from scipy import integrate, optimize
+
+from glmspectra.spectra.spectrum import FloatArray
+
+# 0.99 quantile of the Tracy-Widom law of order 1 (Bejan, Largest eigenvalues and sample covariance matrices, 2005,
+# table 2): one noise matrix in a hundred puts a value above an edge that allows for it.
+TRACY_WIDOM_99 = 2.0234
+
+
+@lru_cache(maxsize=4096)
+def bulk_median(aspect: float) -> float:
+    """Median of the Marchenko-Pastur law of the *eigenvalues* of noise with unit variance, for `aspect` in (0, 1].
+
+    The law has density sqrt((b - x)(x - a)) / (2 pi aspect x) on [a, b] = [(1 - sqrt aspect)^2, (1 + sqrt aspect)^2];
+    eigenvalues are divided by the longer side. Gavish & Donoho 2014 call it mu_beta.
+    """
+    if not 0 < aspect <= 1:
+        raise ValueError(f"aspect is {aspect}; it is shorter side over longer side, in (0, 1]")
+    low, high = (1 - np.sqrt(aspect)) ** 2, (1 + np.sqrt(aspect)) ** 2
+    half = (high - low) / 2
+
+    # x = low + half (1 - cos t) removes the square-root ends; half angles keep it exact where low is 0.
+    def density(t: float) -> float:
+        sine, cosine = np.sin(t / 2), np.cos(t / 2)
+        return (2 * half * sine * cosine) ** 2 / (2 * np.pi * aspect * (low + 2 * half * sine**2))
+
+    def mass_below(angle: float) -> float:
+        return integrate.quad(density, 0.0, angle, epsabs=1e-13)[0]
+
+    angle = optimize.brentq(lambda t: mass_below(t) - 0.5, 1e-9, np.pi, xtol=1e-13)
+    return float(low + 2 * half * np.sin(angle / 2) ** 2)
+
+
+def noise_level(sigma: FloatArray, rows: int, cols: int) -> float:
+    """Standard deviation of the noise entries, from the median singular value: sigma_med / sqrt(long * mu_beta).
+
+    Gavish & Donoho, The optimal hard threshold for singular values is 4/sqrt(3), IEEE Trans. Inf. Theory 60(8), 2014,
+    sec. III.E. Needs all min(rows, cols) values; robust as long as fewer than half of them are signal.
+    """
+    long, short = max(rows, cols), min(rows, cols)
+    return float(np.median(sigma) / np.sqrt(long * bulk_median(short / long)))
+
+
+def noise_edge(noise: float, rows: int, cols: int) -> float:
+    """Singular value below which the largest of a pure noise matrix stays in 99 % of cases.
+
+    The edge sqrt(long) + sqrt(short), with the centring, the scale and the 0.99 quantile of the Tracy-Widom law of the
+    largest eigenvalue (Johnstone, Annals of Statistics 29(2), 2001, thm 1.1).
+    """
+    a, b = np.sqrt(max(rows, cols) - 1.0), np.sqrt(min(rows, cols))
+    if a == 0:
+        return noise * 2.5758  # a single entry: 0.99 of a normal lies within
+    scale = (a + b) * (1 / a + 1 / b) ** (1 / 3)
+    return float(noise * np.sqrt((a + b) ** 2 + TRACY_WIDOM_99 * scale))
+
+
+def stacked_noise_edge(noises: Sequence[float], rows: Sequence[int], cols: int) -> float:
+    """`noise_edge` for a matrix of stacked parts, part p with rows[p] rows and noise level noises[p].
+
+    The stack's bulk is not the Marchenko-Pastur law of one variance: taking it for one turns the louder part into false
+    spikes. W^T W is a sample covariance matrix whose rows have variances noises^2; the right end of its support is the
+    minimum, over -1/max(noises^2) < s < 0, of z(s) = -1/s + sum_p rows_p t_p / (1 + t_p s), t_p = noises_p^2
+    (Silverstein & Choi, J. Multivariate Analysis 54, 1995, here not divided by cols), and the Tracy-Widom scale
+    there is
+    (z''(s)/2)^(1/3) (El Karoui, Annals of Probability 35(2), 2007, thm 1).
+    """
+    variances = np.square(np.asarray(noises, dtype=np.float64))
+    counts = np.asarray(rows, dtype=np.float64)
+    loudest = variances.max()
+    if loudest == 0:
+        return 0.0
+    variances = variances / loudest
+    keep = variances > 0
+    variances, counts = variances[keep], counts[keep]
+
+    def slope(s: float) -> float:
+        return cols / s**2 - float(np.sum(counts * variances**2 / (1 + variances * s) ** 2))
+
+    # cols / s^2 outweighs the sum near 0, the sum outweighs it near the pole at -1.
+    root = optimize.brentq(slope, -1 + 1e-12, -1e-12, xtol=1e-15)
+    edge = -cols / root + float(np.sum(counts * variances / (1 + variances * root)))
+    curvature = -2 * cols / root**3 + 2 * float(np.sum(counts * variances**3 / (1 + variances * root) ** 3))
+    scale = (curvature / 2) ** (1 / 3)
+    return float(np.sqrt(loudest * (edge + TRACY_WIDOM_99 * scale)))
+
+
+def optimal_hard_threshold(sigma: FloatArray, rows: int, cols: int) -> float:
+    """Singular value above which keeping is better than dropping, noise level unknown: omega(beta) * median.
+
+    Gavish & Donoho 2014, eqs. (4) and (11): omega(beta) = lambda(beta) / sqrt(mu_beta), lambda(beta) =
+    sqrt(2 (beta + 1) + 8 beta / (beta + 1 + sqrt(beta^2 + 14 beta + 1))); 2.858 for a square matrix.
+    """
+    beta = min(rows, cols) / max(rows, cols)
+    weight = np.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + np.sqrt(beta**2 + 14 * beta + 1)))
+    return float(weight / np.sqrt(bulk_median(beta)) * np.median(sigma))

@@ -1,0 +1,183 @@
+"""From the singular values of one matrix to the columns of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from glmspectra.spectra.heavytail import NO_FIT, fit_power_law, hill_alpha
+from glmspectra.spectra.marchenko_pastur import (
+    noise_edge,
+    noise_level,
+    optimal_hard_threshold,
+    stacked_noise_edge,
+)
+from glmspectra.spectra.spectrum import FloatArray, Spectrum
+
+ENERGY_PERCENTS = (50, 80, 90, 95, 99)
+TOP = 12
+
+SPECTRUM_COLUMNS = (
+    "frobenius_norm",
+    "spectral_norm",
+    "nuclear_norm",
+    "condition_number",
+    "stable_rank",
+    "effective_rank",
+    "participation_ratio",
+    *(f"energy_rank_{percent}" for percent in ENERGY_PERCENTS),
+    f"top{TOP}_share_of_singular_value_sum",
+    f"top{TOP}_energy_share",
+    "mp_sigma",
+    "mp_edge",
+    "mp_spikes",
+    "gavish_donoho_threshold",
+    "gavish_donoho_rank",
+    "alpha",
+    "alpha_xmin",
+    "alpha_ks",
+    "alpha_tail",
+    "alpha_weighted",
+    "log_norm",
+    "log_spectral_norm",
+    "hill_alpha",
+)
+
+
+def summarize_spectrum(spectrum: Spectrum, parts: Sequence[Spectrum] = ()) -> dict[str, float | int]:
+    """Every spectrum column of the table, in the unit of the weights; NaN where it is not known.
+
+    parts: spectra of consecutive row ranges that make up this one (q, k and v; gate and up). With them the
+        Marchenko-Pastur columns of the whole are those of stacked noise of unequal levels, see `stacked_noise_edge`;
+        without them one noise level is assumed.
+
+    A spectrum of the k largest values ('topk') knows the norms that need no more (frobenius, spectral), stable rank,
+    energy ranks that are reached within k, and the energy share; everything else needs all values and is NaN. A
+    spectrum with status 'nonfinite' is NaN throughout.
+
+    - frobenius_norm sqrt(sum sigma^2); spectral_norm sigma_1; nuclear_norm sum sigma.
+    - condition_number sigma_1 / sigma_min; inf when sigma_min is 0.
+    - stable_rank ||W||_F^2 / sigma_1^2 (Rudelson & Vershynin, J. ACM 54(4), 2007).
+    - effective_rank exp of the entropy of sigma / sum sigma (Roy & Vetterli, EUSIPCO 2007, eq. 3).
+    - participation_ratio (sum sigma^2)^2 / sum sigma^4.
+    - energy_rank_P the least k whose values hold P % of sum sigma^2.
+    - top12_share_of_singular_value_sum, top12_energy_share: of the 12 largest in sum sigma and in sum sigma^2; of all
+      when there are fewer.
+    - mp_sigma, mp_edge, mp_spikes: noise level (by the median), edge (finite-size, 99 %) and number of values above.
+      mp_sigma of a whole with parts is the root mean square level over its rows.
+    - gavish_donoho_threshold, gavish_donoho_rank: optimal hard threshold for unknown noise, values above it.
+    - alpha, alpha_xmin, alpha_ks, alpha_tail: see `fit_power_law`, on eigenvalues sigma^2; alpha_xmin in that unit.
+    - alpha_weighted alpha * log10(sigma_1^2); log_norm log10 ||W||_F^2; log_spectral_norm log10 sigma_1^2 (Martin, Peng
+      & Mahoney, Nature Communications 12, 2021).
+    - hill_alpha: see there.
+    """
+    row: dict[str, float | int] = dict.fromkeys(SPECTRUM_COLUMNS, float("nan"))
+    if spectrum.status != "ok" or spectrum.sigma.size == 0:
+        return row
+    row |= _known_from_leading(spectrum)
+    if spectrum.complete:
+        sigma = spectrum.sigma
+        row |= _rank_measures(sigma)
+        row |= _noise_columns(spectrum, parts)
+        row |= _tail_columns(sigma, float(row["log_spectral_norm"]))
+    return row
+
+
+def summarize_spectra(spectra: Mapping[str, Spectrum], whole: str = "whole") -> dict[str, dict[str, float | int]]:
+    """`summarize_spectrum` for all that `spectra_of` returned, the whole with the coarsest parts that tile its rows."""
+    rows = {name: summarize_spectrum(spectrum) for name, spectrum in spectra.items() if name != whole}
+    if whole in spectra:
+        others = [spectrum for name, spectrum in spectra.items() if name != whole]
+        rows[whole] = summarize_spectrum(spectra[whole], tiling(spectra[whole], others))
+    return {name: rows[name] for name in spectra}
+
+
+def tiling(whole: Spectrum, candidates: Sequence[Spectrum]) -> list[Spectrum]:
+    """The fewest of `candidates`, in order, whose rows fill the rows of `whole` exactly; empty when they do not."""
+    chosen: list[Spectrum] = []
+    row, end = whole.row_start, whole.row_start + whole.rows
+    while row < end:
+        fitting = [c for c in candidates if c.row_start == row and row + c.rows <= end and c.rows < whole.rows]
+        if not fitting:
+            return []
+        chosen.append(max(fitting, key=lambda c: c.rows))
+        row += chosen[-1].rows
+    return chosen
+
+
+def _log10(value: float) -> float:
+    return float(np.log10(value)) if value > 0 else float("-inf")
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator > 0 else float("nan")
+
+
+def _known_from_leading(spectrum: Spectrum) -> dict[str, float | int]:
+    energy = spectrum.squared_frobenius
+    largest = float(spectrum.sigma[0])
+    running = np.cumsum(spectrum.sigma**2)
+    if spectrum.complete:
+        energy = float(running[-1])  # so that the shares of all values are 1 to the last bit
+    row: dict[str, float | int] = {
+        "frobenius_norm": float(np.sqrt(energy)),
+        "spectral_norm": largest,
+        "stable_rank": _ratio(energy, largest**2),
+        "log_norm": _log10(energy),
+        "log_spectral_norm": _log10(largest**2),
+    }
+    if spectrum.sigma.size >= min(TOP, spectrum.order):
+        row[f"top{TOP}_energy_share"] = _ratio(float(running[:TOP][-1]), energy)
+    for percent in ENERGY_PERCENTS:
+        reached = np.flatnonzero(running >= percent / 100 * energy)
+        if reached.size and energy > 0:
+            row[f"energy_rank_{percent}"] = int(reached[0]) + 1
+    return row
+
+
+def _rank_measures(sigma: FloatArray) -> dict[str, float | int]:
+    total = float(sigma.sum())
+    share = sigma[sigma > 0] / total if total > 0 else np.empty(0)
+    squared = sigma**2
+    return {
+        "nuclear_norm": total,
+        "condition_number": float(sigma[0] / sigma[-1]) if sigma[-1] > 0 else float("inf"),
+        "effective_rank": float(np.exp(-np.sum(share * np.log(share)))) if total > 0 else float("nan"),
+        "participation_ratio": _ratio(float(squared.sum() ** 2), float(np.sum(squared**2))),
+        f"top{TOP}_share_of_singular_value_sum": _ratio(float(sigma[:TOP].sum()), total),
+    }
+
+
+def _noise_columns(spectrum: Spectrum, parts: Sequence[Spectrum]) -> dict[str, float | int]:
+    sigma, rows, cols = spectrum.sigma, spectrum.rows, spectrum.cols
+    usable = len(parts) > 1 and all(part.complete for part in parts)
+    if usable:
+        levels = [noise_level(part.sigma, part.rows, part.cols) for part in parts]
+        counts = [part.rows for part in parts]
+        level = float(np.sqrt(np.average(np.square(levels), weights=counts)))
+        edge = stacked_noise_edge(levels, counts, cols)
+    else:
+        level = noise_level(sigma, rows, cols)
+        edge = noise_edge(level, rows, cols)
+    threshold = optimal_hard_threshold(sigma, rows, cols)
+    return {
+        "mp_sigma": level,
+        "mp_edge": edge,
+        "mp_spikes": int((sigma > edge).sum()),
+        "gavish_donoho_threshold": threshold,
+        "gavish_donoho_rank": int((sigma > threshold).sum()),
+    }
+
+
+def _tail_columns(sigma: FloatArray, log_spectral_norm: float) -> dict[str, float | int]:
+    eigenvalues = sigma**2
+    fit = fit_power_law(eigenvalues)
+    return {
+        "alpha": fit.alpha,
+        "alpha_xmin": fit.xmin,
+        "alpha_ks": fit.distance,
+        "alpha_tail": fit.tail,
+        "alpha_weighted": fit.alpha * log_spectral_norm if fit is not NO_FIT else float("nan"),
+        "hill_alpha": hill_alpha(eigenvalues),
+    }
