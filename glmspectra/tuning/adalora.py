@@ -1,0 +1,289 @@
+"""AdaLoRA with a start rank for each matrix, exact budgets, a plain loss, and a state that training resumes
+from.
+
+The layers and the file form are PEFT's; what it saves loads in plain PEFT. Of PEFT's allocator four things
+are changed, each because it does not do what it says (Zhang et al. 2023, "Adaptive budget allocation for
+parameter-efficient fine-tuning", https://arxiv.org/abs/2303.10512; equations 5 to 9 and algorithm 1):
+
+- Every matrix starts at `init_r` there. Here a mask holds the triplets beyond a matrix's own start rank at
+  zero. PEFT divides by `ranknum`, which it sets to `init_r` everywhere when it loads, so `init_r` stays the
+  largest start rank.
+- It prunes every triplet at or below a threshold, so ties empty the adapter. Here exactly `budget` triplets
+  are kept.
+- Its importance averages live in memory only, and its files hold pruned matrices, so a run cannot go on from
+  them.
+- It adds the orthogonality term to every loss, evaluation's as well. Here to the training loss alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from peft import AdaLoraConfig, PeftModel, PeftType, get_peft_model
+from peft.tuners.adalora import AdaLoraModel, RankAllocator
+from peft.tuners.adalora.layer import AdaLoraLayer
+
+from glmspectra.errors import ConfigError, TrainingError
+
+STATE_FILE = "adalora_state.pt"
+HISTORY_FILE = "rank_history.jsonl"
+
+
+class MaskedRankAllocator(RankAllocator):
+    """PEFT's allocator (schedule and importance) with start masks and an exact budget.
+
+    start_ranks: matrix name (`layers.0.attention.query_key_value` as `named_modules` of the bare model says
+    it) -> the number of triplets it may ever have, 0 to init_r.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, peft_config: AdaLoraConfig, adapter: str, start_ranks: Mapping[str, int]
+    ):
+        self.layers = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, AdaLoraLayer) and adapter in module.lora_E
+        }
+        self.start = {
+            name: _first(module.lora_E[adapter].shape[0], start_ranks.get(name)) for name, module in self.layers.items()
+        }
+        self.kept = {name: mask.clone() for name, mask in self.start.items()}
+        super().__init__(model, peft_config, adapter)
+        self.init_bgt = sum(int(mask.sum()) for mask in self.start.values())
+        self.target_bgt = min(self.target_bgt, self.init_bgt)
+        self.final_mask_step = peft_config.total_step - peft_config.tfinal
+
+    def ranks(self) -> dict[str, int]:
+        """Triplets that each matrix may use now."""
+        return {name: int(mask.sum()) for name, mask in self.kept.items()}
+
+    def triplets(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(A [r, in], E [r, 1], B [out, r]) of a matrix."""
+        layer = self.layers[name]
+        return layer.lora_A[self.adapter_name], layer.lora_E[self.adapter_name], layer.lora_B[self.adapter_name]
+
+    def scores(self) -> dict[str, torch.Tensor]:
+        """Importance of each triplet (equation 6: that of E plus the means of those of its row of A and
+        column of B)."""
+        scores = {}
+        for name in self.layers:
+            a, e, b = (self._element_score(f"{name}.lora_{part}.{self.adapter_name}") for part in "AEB")
+            scores[name] = e.view(-1) + a.mean(dim=1) + b.mean(dim=0)
+        return scores
+
+    def mask_to_budget(self, model: torch.nn.Module, budget: int) -> dict[str, list[bool]]:
+        """Keep the `budget` most important triplets of those that a matrix started with; ties go to the
+        earlier one."""
+        scores = self.scores()
+        flat = torch.cat([scores[name].double() for name in self.layers]).cpu()
+        allowed = torch.cat([self.start[name] for name in self.layers])
+        flat = torch.where(allowed, flat, torch.full_like(flat, -1.0))  # a score is never negative
+        order = torch.argsort(flat, descending=True, stable=True)
+        keep = torch.zeros_like(allowed)
+        keep[order[:budget]] = True
+        sizes = [len(self.start[name]) for name in self.layers]
+        self.kept = dict(zip(self.layers, keep.split(sizes), strict=True))
+        self._zero_outside(self.kept)
+        return {f"{name}.lora_E.{self.adapter_name}": mask.tolist() for name, mask in self.kept.items()}
+
+    def allocate(self, model: torch.nn.Module, step: int) -> bool:
+        """After the optimizer's step number `step` (from 1), before gradients are cleared: update the
+        importance and set E of pruned triplets to zero. Returns whether an allocation took place."""
+        config = self.peft_config
+        if step > self.final_mask_step:
+            self._zero_outside(self.kept)
+            return False
+        gradients = [parameter.grad for name in self.layers for parameter in self.triplets(name)]
+        if any(gradient is None for gradient in gradients):
+            raise TrainingError(
+                "AdaLoRA's allocation found matrices without a gradient: it must run after backward and "
+                "before gradients "
+                "are cleared, and every adapted matrix must take part in the loss."
+            )
+        # Under fp16 a step whose gradients overflowed is skipped by the scaler; it says nothing about
+        # importance.
+        if all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None):
+            self.update_ipt(model)
+        budget, due = self.budget_schedule(step)
+        due = due or step == self.final_mask_step
+        if step == self.final_mask_step:
+            budget = self.target_bgt
+        if not due or budget >= self.init_bgt:
+            self._zero_outside(self.start)
+            return False
+        if not self.exp_avg_ipt:
+            raise TrainingError(f"AdaLoRA has to prune at step {step}, and no step before had finite gradients.")
+        config.rank_pattern = self.mask_to_budget(model, budget)
+        self._check_pruned(step, budget)
+        return True
+
+    def _check_pruned(self, step: int, budget: int) -> None:
+        left = sum(int(torch.count_nonzero(self.triplets(name)[1])) for name in self.layers)
+        kept = sum(self.ranks().values())
+        if left > budget or kept != budget:
+            raise TrainingError(
+                f"AdaLoRA should have pruned to {budget} triplets at step {step} and did not: {kept} are "
+                f"allowed and {left} "
+                f"are not zero of {self.init_bgt} at the start."
+            )
+
+    def _zero_outside(self, masks: Mapping[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, mask in masks.items():
+                e = self.triplets(name)[1]
+                e.masked_fill_(~mask.to(e.device)[:, None], 0.0)
+
+    # What a resumed run needs beside the optimizer: the unpruned triplets and the importance averages.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors on the CPU: {"triplets": {name: (A, E, B)}, "kept", "start": masks, "exp_avg_ipt",
+        "exp_avg_unc"}."""
+        return {
+            "triplets": {name: tuple(p.detach().cpu().clone() for p in self.triplets(name)) for name in self.layers},
+            "kept": self.kept,
+            "start": self.start,
+            "exp_avg_ipt": {name: value.cpu() for name, value in self.exp_avg_ipt.items()},
+            "exp_avg_unc": {name: value.cpu() for name, value in self.exp_avg_unc.items()},
+            "total_step": self.peft_config.total_step,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], where: Path) -> None:
+        """Go on from `state_dict()`. Raises TrainingError when it is of other matrices or another
+        schedule."""
+        same = state["triplets"].keys() == self.layers.keys() and all(
+            torch.equal(mask, self.start[name]) for name, mask in state["start"].items()
+        )
+        if not same or state["total_step"] != self.peft_config.total_step:
+            raise TrainingError(
+                f"{where}: this checkpoint was trained with other target modules, start ranks or number of "
+                "steps than the "
+                "settings ask for; resume with the settings saved beside it (resolved_args/)."
+            )
+        with torch.no_grad():
+            for name, saved in state["triplets"].items():
+                for parameter, value in zip(self.triplets(name), saved, strict=True):
+                    parameter.copy_(value)
+        self.kept = dict(state["kept"])
+        places = {
+            n: self.layers[n.rpartition(".lora_")[0]].lora_E[self.adapter_name].device for n in state["exp_avg_ipt"]
+        }
+        self.ipt = {}
+        self.exp_avg_ipt = {name: value.to(places[name]) for name, value in state["exp_avg_ipt"].items()}
+        self.exp_avg_unc = {name: value.to(places[name]) for name, value in state["exp_avg_unc"].items()}
+        self.ipt = {name: torch.zeros_like(value) for name, value in self.exp_avg_ipt.items()}
+
+
+class BudgetedAdaLoraModel(AdaLoraModel):
+    """PEFT's AdaLoRA model whose loss is the plain one in evaluation, with the masked allocator."""
+
+    rankallocator: MaskedRankAllocator
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = self.model.forward(*args, **kwargs)
+        loss = getattr(outputs, "loss", None)
+        if self.training and isinstance(loss, torch.Tensor):
+            outputs.loss = loss + self.peft_config[self.trainable_adapter_name].orth_reg_weight * self.orthogonality()
+        return outputs
+
+    def orthogonality(self) -> torch.Tensor:
+        """Mean over all A and B of |A A^T - I|_F and |B^T B - I|_F (equation 4), over the triplets a matrix
+        may have."""
+        allocator = self.rankallocator
+        terms = []
+        for name, mask in allocator.start.items():
+            a, _, b = allocator.triplets(name)
+            rank = int(mask.sum())
+            for covariance in (a[:rank] @ a[:rank].T, b[:, :rank].T @ b[:, :rank]):
+                terms.append(torch.linalg.matrix_norm(covariance - torch.eye(rank, device=a.device, dtype=a.dtype)))
+        return torch.stack(terms).mean()
+
+    def update_and_allocate(self, global_step: int) -> bool:  # type: ignore[override]
+        """To be called after each optimizer step, before gradients are cleared; steps count from 1."""
+        return self.rankallocator.allocate(self.model, global_step)
+
+    def describe_for_saving(self) -> None:
+        """Make the configuration say which triplets are not zero now, so that what PEFT saves gives equal
+        logits at any step (between two allocations pruned triplets may have grown again)."""
+        config = self.peft_config[self.trainable_adapter_name]
+        config.rank_pattern = {
+            f"{name}.lora_E.{self.trainable_adapter_name}": (self.rankallocator.triplets(name)[1].detach() != 0)
+            .view(-1)
+            .tolist()
+            for name in self.rankallocator.layers
+        }
+
+
+def add_adalora(
+    model: Any, config: AdaLoraConfig, adapter: str = "default", start_ranks: Mapping[str, int] | None = None
+) -> PeftModel:
+    """Wrap a causal language model with AdaLoRA.
+
+    start_ranks: module name of `model` -> start rank; matrices not named start at `config.init_r`. Raises
+    ConfigError when a name is no adapted matrix, a rank lies outside 0..init_r, or the target is above what
+    there is to prune.
+    """
+    start_ranks = dict(start_ranks or {})
+    # PEFT builds the model class that this table names and has no other way in for a subclass.
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    with mock.patch.dict(PEFT_TYPE_TO_TUNER_MAPPING, {PeftType.ADALORA: BudgetedAdaLoraModel}):
+        wrapped = get_peft_model(model, config, adapter_name=adapter, autocast_adapter_dtype=True)
+    tuner: BudgetedAdaLoraModel = wrapped.base_model  # type: ignore[assignment]
+    adapted = {name for name, module in tuner.model.named_modules() if isinstance(module, AdaLoraLayer)}
+    for name, rank in start_ranks.items():
+        if name not in adapted:
+            raise ConfigError(
+                f"start_ranks names {name}, which AdaLoRA does not adapt; it adapts {len(adapted)} "
+                f"matrices, {min(adapted)} "
+                f"to {max(adapted)}."
+            )
+        if not 0 <= rank <= config.init_r:
+            raise ConfigError(
+                f"start_ranks gives {name} rank {rank}; init_r must be the largest start rank, and is {config.init_r}."
+            )
+    allocator = MaskedRankAllocator(tuner.model, config, adapter, start_ranks)
+    if config.target_r * len(adapted) > allocator.init_bgt:
+        raise ConfigError(
+            f"target_r {config.target_r} on {len(adapted)} matrices asks for "
+            f"{config.target_r * len(adapted)} triplets at the "
+            f"end, and the start ranks give only {allocator.init_bgt}; lower target_r or raise the start "
+            "ranks."
+        )
+    tuner.rankallocator = allocator
+    return wrapped
+
+
+def tuner_of(model: Any) -> BudgetedAdaLoraModel | None:
+    """The AdaLoRA model inside a PEFT model, or None when it is of another kind."""
+    tuner = getattr(model, "base_model", None)
+    return tuner if isinstance(tuner, BudgetedAdaLoraModel) else None
+
+
+def append_history(path: Path, step: int, ranks: Mapping[str, int]) -> None:
+    """Add one line {"step": N, "ranks": {module: rank}} to `rank_history.jsonl`."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, "ranks": dict(ranks)}) + "\n")
+
+
+def cut_history(path: Path, last_step: int) -> None:
+    """Drop the lines after `last_step`: a resumed run writes them again."""
+    if path.exists():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= last_step]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")  # half a line, of a process that was killed while it wrote
+
+
+def _first(length: int, rank: int | None) -> torch.Tensor:
+    """bool [length], true in the first `rank` places (all of them for None)."""
+    return torch.arange(length) < (length if rank is None else rank)

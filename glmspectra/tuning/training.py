@@ -1,0 +1,288 @@
+"""A training run from checked settings to a saved adapter: construct, train, save."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PrinterCallback, set_seed
+
+from glmspectra.errors import TrainingError
+from glmspectra.tuning import adalora
+from glmspectra.tuning.batching import REAL_TOKENS, TrainingCollator
+from glmspectra.tuning.callbacks import AdaLoraCallback, CurvesCallback, ProgressCallback, StartCallback
+from glmspectra.tuning.checkpoints import clear_unfinished, find_resume, written_whole
+from glmspectra.tuning.data import TrainingData, prepare_data
+from glmspectra.tuning.families import family_of
+from glmspectra.tuning.precision import Precision, choose_device, choose_precision
+from glmspectra.tuning.preparation import (
+    INITIAL_FOLDER,
+    add_adapter,
+    changes_base,
+    enable_checkpointing,
+    flops_parameters,
+    initialize_from_data,
+    load_config,
+    load_for_settings,
+    load_tokenizer,
+    positions_of,
+    trainable_by_type,
+)
+from glmspectra.tuning.settings import Settings, load_settings
+from glmspectra.tuning.throughput import Throughput
+from glmspectra.tuning.token_loss import TokenLoss
+from glmspectra.tuning.trainer import AdapterTrainer
+
+SETTINGS_FOLDER = "resolved_args"
+FINAL_RANKS = "final_ranks.json"
+
+
+@dataclass
+class Run:
+    """Everything of a run before its first step."""
+
+    settings: Settings
+    device: torch.device
+    precision: Precision
+    tokenizer: Any
+    data: TrainingData
+    model: PeftModel
+    trainer: AdapterTrainer
+    total_steps: int
+    resume: Path | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.trainer.args.output_dir)
+
+
+def prepare_run(
+    settings: Settings,
+    device: str = "auto",
+    draw: Callable[[Path], Any] | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Load tokenizer, data and model, add the adapter and build the trainer; nothing is written but the
+    data's cache.
+
+    draw: called with the output folder after each evaluation and at the end. Raises the errors of each part:
+    ConfigError, DataError, CheckpointError, TrainingError.
+    """
+    place = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    precision = choose_precision(settings.finetune, settings.train, settings.quantized, place)
+    arguments = training_arguments(settings, precision, place)
+    set_seed(settings.finetune.seed)
+    tokenizer = load_tokenizer(settings.finetune.model_path)
+    config = load_config(settings.finetune.model_path)
+    data = prepare_data(
+        settings, tokenizer, family_of(config), limit=positions_of(config), vocabulary=config.vocab_size
+    )
+    total_steps = count_steps(arguments, len(data.train))
+    notes: list[str] = []
+
+    base = load_for_settings(settings, precision, place)
+    token_loss = TokenLoss(base)
+    model = add_adapter(base, settings, total_steps)
+    collator = TrainingCollator(data.collator, data.collator.pad_token_id)
+    valid = data.valid.sort("length", reverse=True) if data.valid is not None else None  # less padding
+    if settings.lora.init_lora_weights in ("eva", "loftq"):
+        initialize_from_data(model, settings, _first_batches(data.train, collator, arguments))
+        set_seed(settings.finetune.seed)
+    if settings.train.gradient_checkpointing:
+        enable_checkpointing(base, settings.train.gradient_checkpointing_kwargs)
+    if not token_loss.in_chunks:
+        notes.append("the model changes its logits after the output layer, so the loss is taken from full logits.")
+
+    trainer = AdapterTrainer(
+        adapter=settings.lora.adapter_name,
+        token_loss=token_loss,
+        throughput=Throughput(
+            place, flops_parameters(base), precision.compute is not torch.float32, arguments.world_size
+        ),
+        base_name=str(settings.finetune.model_path),
+        model=model,
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=valid,
+        data_collator=collator,
+    )
+    trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is the command's result
+    output_dir = Path(arguments.output_dir)
+    trainer.add_callback(StartCallback(trainer, total_steps))
+    if trainer.adalora is not None:
+        trainer.add_callback(AdaLoraCallback(trainer.adalora, output_dir))
+    if draw is not None:
+        trainer.add_callback(CurvesCallback(draw))
+    if not quiet:
+        trainer.add_callback(ProgressCallback())
+    resume = find_resume(settings.resume, output_dir)
+    if resume is not None:
+        notes += differences(settings, resume.parent / SETTINGS_FOLDER)
+    return Run(settings, place, precision, tokenizer, data, model, trainer, total_steps, resume, notes)
+
+
+def training_arguments(settings: Settings, precision: Precision, device: torch.device) -> Any:
+    """The Trainer's arguments with what this run decides: precision, device, no silent treatment of NaN."""
+    more: dict[str, Any] = {
+        **precision.trainer_arguments(),
+        # Checkpointing is switched on at the model, where its two names in the supported versions do not
+        # matter.
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+        "use_cpu": device.type == "cpu",
+        "ddp_find_unused_parameters": False,
+    }
+    given = settings.train.given()
+    if "report_to" not in given:
+        more["report_to"] = "none"
+    if device.type == "cpu":
+        more["dataloader_pin_memory"] = False
+    arguments = settings.training_arguments(**more)
+    if device.type == "cuda" and arguments.world_size == 1:
+        torch.cuda.set_device(device)
+        arguments._n_gpu = 1  # without a launcher the Trainer would spread a batch over all cards by DataParallel
+    return arguments
+
+
+def count_steps(arguments: Any, rows: int) -> int:
+    """Optimizer steps of a run, as the Trainer counts them."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    per_batch = arguments.per_device_train_batch_size * arguments.world_size
+    batches = rows // per_batch if arguments.dataloader_drop_last else math.ceil(rows / per_batch)
+    updates = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
+    return math.ceil(arguments.num_train_epochs * updates)
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Train, save the adapter to `final_model_path`, and return what came out.
+
+    {"adapter", "output_dir", "steps", "train_loss", "eval_loss", ..., "trainable_parameters",
+    "tokens_per_second", ...}. Raises TrainingError when the run stops by itself; the last whole checkpoint
+    stays as it is.
+    """
+    settings, trainer, output = run.settings, run.trainer, run.output_dir
+    if trainer.args.should_save:
+        output.mkdir(parents=True, exist_ok=True)
+        clear_unfinished(output)
+        settings.save(output / SETTINGS_FOLDER)
+        if changes_base(settings) and run.resume is None:
+            trainer.save_adapter(output / INITIAL_FOLDER)
+    trainer.accelerator.wait_for_everyone()
+    try:
+        outcome = trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the device ran out of memory: {str(error).splitlines()[0]} Set gradient_checkpointing, lower "
+            "per_device_train_batch_size (and raise gradient_accumulation_steps), or lower max_length."
+        ) from error
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback):
+                callback.close()
+    result: dict[str, Any] = {
+        "adapter": str(settings.final_adapter),
+        "output_dir": str(output),
+        "method": settings.method,
+        "steps": trainer.state.global_step,
+        "train_loss": outcome.training_loss,
+        "trainable_parameters": sum(trainable_by_type(run.model).values()),
+    }
+    for key in (
+        "eval_loss",
+        "eval_perplexity",
+        "eval_token_accuracy",
+        "tokens_per_second",
+        "padded_tokens_per_second",
+        "mfu",
+    ):
+        entry = next((entry for entry in reversed(trainer.state.log_history) if key in entry), None)
+        if entry is not None:
+            result[key] = entry[key]
+    if trainer.adalora is not None:
+        result["ranks"] = trainer.adalora.rankallocator.ranks()
+    if trainer.args.should_save:
+        save_final(run, result.get("ranks"))
+        trainer.state.save_to_json(str(output / "trainer_state.json"))
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def save_final(run: Run, ranks: dict[str, int] | None) -> None:
+    """The trained adapter into `final_model_path`, whole or not at all; AdaLoRA's final ranks beside it."""
+    with written_whole(run.settings.final_adapter) as staging:
+        run.trainer.save_adapter(staging)
+        start = run.output_dir / INITIAL_FOLDER
+        if changes_base(run.settings) and start.is_dir():
+            shutil.copytree(start, staging / INITIAL_FOLDER)
+        if ranks is not None:
+            (staging / FINAL_RANKS).write_text(json.dumps(ranks, indent=2) + "\n", encoding="utf-8")
+
+
+def longest_batch_step(run: Run) -> dict[str, Any]:
+    """One forward and backward of the heaviest batch there will be: the longest rows together. Gradients are
+    cleared.
+
+    Returns {"rows", "tokens" (of one padded row), "loss", "peak_memory_gib" (CUDA only)}; raises
+    TrainingError when memory does not suffice.
+    """
+    trainer = run.trainer
+    lengths = [len(row["input_ids"]) for row in run.data.train]
+    longest = sorted(range(len(lengths)), key=lambda index: -lengths[index])[: trainer.args.per_device_train_batch_size]
+    batch = trainer.data_collator([run.data.train[index] for index in longest])
+    inputs = trainer._prepare_inputs({key: value for key, value in batch.items() if key != REAL_TOKENS})
+    run.model.train()
+    if run.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(run.device)
+    autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.precision.autocast or "")
+    try:
+        with torch.autocast(run.device.type, dtype=autocast, enabled=autocast is not None):
+            loss = trainer.token_loss(run.model, inputs).nll.mean()
+        loss.backward()
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the longest batch ({len(longest)} rows of {inputs['input_ids'].shape[1]} tokens) does not fit "
+            "into memory; set "
+            "gradient_checkpointing, lower per_device_train_batch_size, or lower max_length."
+        ) from error
+    result = {"rows": len(longest), "tokens": inputs["input_ids"].shape[1], "loss": loss.item()}
+    if run.device.type == "cuda":
+        result["peak_memory_gib"] = torch.cuda.max_memory_allocated(run.device) / 2**30
+    run.model.zero_grad(set_to_none=True)
+    return result
+
+
+def differences(settings: Settings, saved: Path) -> list[str]:
+    """One line a key that a resumed run takes from the settings of now, where those of the start differ."""
+    if not saved.is_dir():
+        return []
+    before, now = load_settings(saved).as_files(), settings.as_files()
+    lines = []
+    for section, values in now.items():
+        for key, value in values.items():
+            old = before[section].get(key, value)
+            if old != value and key != "resume_from_checkpoint":
+                lines.append(f"{section}.{key}: {value!r} is used; this run began with {old!r}.")
+    return lines
+
+
+def _first_batches(
+    rows: Any, collator: TrainingCollator, arguments: Any, count: int = 8
+) -> list[dict[str, torch.Tensor]]:
+    size = arguments.per_device_train_batch_size
+    starts = range(0, min(len(rows), count * size), size)
+    batches = [collator([rows[i] for i in range(start, min(start + size, len(rows)))]) for start in starts]
+    return [{key: value for key, value in batch.items() if key != REAL_TOKENS} for batch in batches]
+
+
+__all__ = ["Run", "adalora", "longest_batch_step", "prepare_run", "save_final", "train", "training_arguments"]
