@@ -1,0 +1,222 @@
+"""Numbers of each matrix by depth: shares, ranks, energy ranks, edges, norms and outliers, a line a matrix type."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy.stats import norm
+
+from glmspectra.figures import style
+from glmspectra.figures.columns import column
+from glmspectra.figures.layers import slug
+from glmspectra.figures.tables import first_of_list, has, in_layers, layers_of, series_order
+
+LINES = 7  # on one pair of axes; more series go to further rows of panels
+MOST_SERIES = 42
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One panel of a figure by depth: a column, its title, and a value to compare with where there is one."""
+
+    column: str
+    title: str
+    reference: float | None = None
+    reference_label: str = ""
+
+
+def _beyond(k: int) -> float:
+    """Share of a normal distribution beyond k standard deviations, both sides."""
+    return float(2 * norm.sf(k))
+
+
+TOP12 = (
+    Measure("top12_share_of_singular_value_sum", "Top 12 in the sum of singular values"),
+    Measure("top12_energy_share", "Top 12 in the energy (sum of squares)"),
+)
+RANKS = (
+    Measure("stable_rank", "Stable rank"),
+    Measure("effective_rank", "Effective rank"),
+    Measure("participation_ratio", "Participation ratio"),
+)
+EDGES = (
+    Measure("mp_spikes", "Beyond the Marchenko-Pastur edge"),
+    Measure("gavish_donoho_rank", "Gavish-Donoho rank"),
+)
+TAILS = (
+    Measure("alpha", "Power-law exponent of the tail", 6.0, "close to random above"),
+    Measure("alpha_ks", "How well the power law fits", 0.1, "says little above"),
+)
+NORMS = (
+    Measure("spectral_norm", "Spectral norm"),
+    Measure("frobenius_norm", "Frobenius norm"),
+    Measure("condition_number", "Condition number"),
+)
+SPREAD = (
+    Measure("std", "Standard deviation"),
+    Measure("mean", "Mean", 0.0),
+    Measure("normal_ks", "Distance from a normal distribution"),
+)
+OUTLIERS = (
+    Measure("share_beyond_4_sigma", "Entries beyond 4 std", _beyond(4), "normal distribution"),
+    Measure("share_beyond_6_sigma", "Entries beyond 6 std"),
+    Measure("excess_kurtosis", "Excess kurtosis", 0.0, "normal distribution"),
+    Measure("abs_max_in_std", "Largest entry, in std"),
+    Measure("row_peak", "Largest row norm over the median"),
+    Measure("column_peak", "Largest column norm over the median"),
+)
+
+
+def with_outlier_ratios(matrices: pd.DataFrame) -> pd.DataFrame:
+    """Add abs_max_in_std, row_peak and column_peak, each a ratio without unit, where their columns are there."""
+    added = {}
+    if has(matrices, "abs_max") and has(matrices, "std"):
+        added["abs_max_in_std"] = matrices["abs_max"] / matrices["std"].where(matrices["std"] > 0)
+    for name, norms, median in (
+        ("row_peak", "largest_row_norms", "row_norm_median"),
+        ("column_peak", "largest_col_norms", "col_norm_median"),
+    ):
+        if norms in matrices and has(matrices, median):
+            added[name] = first_of_list(matrices[norms]) / matrices[median].where(matrices[median] > 0)
+    return matrices.assign(**added)
+
+
+def draw_by_depth(matrices: pd.DataFrame, measures: Sequence[Measure]) -> Figure | None:
+    """One panel for each measure that has numbers, a line for each series; None when nothing was measured.
+
+    `matrices` went through `tables.pick`. More than seven series are drawn in several rows of panels, seven each.
+    """
+    rows = in_layers(matrices)
+    wanted = [measure for measure in measures if has(rows, measure.column)]
+    if not wanted:
+        return None
+    order = [name for name in series_order(matrices) if len(rows[rows["series"] == name])][:MOST_SERIES]
+    looks = style.strokes(order)
+    chunks = [order[i : i + LINES] for i in range(0, len(order), LINES)]
+    columns = min(3, len(wanted))
+    panel = {1: (6.4, 2.6), 2: (4.25, 2.35), 3: (2.62, 2.05)}[columns]
+    cells = [(measure, chunk) for chunk in chunks for measure in wanted]
+    if len(wanted) % columns:  # keep each chunk on rows of its own
+        columns = len(wanted) if len(wanted) <= 3 else 2 if len(wanted) % 2 == 0 else 3
+        panel = {1: (6.4, 2.6), 2: (4.25, 2.35), 3: (2.62, 2.05)}[columns]
+    per_row = style.per_row_for(order, columns * (panel[0] + 0.8))
+    head = style.key_height(len(order), per_row) + 0.36
+    figure, axes = style.panels(len(cells), columns, panel, left=0.82, top=head, bottom=0.55, gap=(0.8, 0.88))
+    layers = layers_of(rows)
+    for ax, (measure, chunk) in zip(axes, cells, strict=True):
+        _lines(ax, rows, measure, chunk, looks, layers)
+    style.key(figure, [Line2D([], [], **looks[name].line()) for name in order], order, per_row=per_row)
+    return figure
+
+
+def _lines(ax: Axes, rows: pd.DataFrame, measure: Measure, names: Sequence[str], looks, layers: Sequence[int]) -> None:
+    described = column(measure.column)
+    every: list[float] = []
+    size = 3.6 if len(layers) <= 40 else 2.2
+    for name in names:
+        line = rows[rows["series"] == name].drop_duplicates("layer")
+        values = pd.to_numeric(line[measure.column], errors="coerce").to_numpy(float)
+        values = np.where(np.isfinite(values), values, np.nan)
+        every.extend(values[np.isfinite(values)])
+        ax.plot(
+            line["layer"],
+            values,
+            gid=slug(f"{measure.column}-{name}"),
+            **looks[name].line(markersize=size, linewidth=1.3),
+        )
+    layered = np.array(every)
+    reference = measure.reference
+    if reference is not None and len(layered) and (reference == 0 or reference <= 3 * layered.max()):
+        ax.axhline(reference, color=style.GREY, linewidth=0.9, linestyle=(0, (2, 1.5)), zorder=1)
+        if measure.reference_label:
+            ax.annotate(
+                measure.reference_label,
+                (1, reference),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 2.5),
+                textcoords="offset points",
+                ha="right",
+                va="bottom",
+                fontsize=7.5,
+                color=style.GREY,
+            )
+    if len(layered) and layered.min() > 0 and layered.max() > 12 * layered.min():
+        ax.set_ylim(layered.min() / 1.3, layered.max() * 1.45)
+        style.log_axis(ax, "y", 5)
+    else:
+        if len(layered) and layered.min() >= 0 and layered.min() < 0.5 * layered.max():
+            ax.set_ylim(bottom=0)
+        style.linear_axis(ax, "y")
+    if described.share:
+        style.percent_axis(ax)
+    style.layer_axis(ax, layers)
+    ax.set_title(measure.title, fontsize=8.5)
+    label = described.axis
+    ax.set_ylabel(
+        {
+            "abs_max_in_std": "|weight| (standard deviations)",
+            "row_peak": "ratio (no unit)",
+            "column_peak": "ratio (no unit)",
+        }.get(measure.column, label)
+    )
+
+
+ENERGIES = (50, 80, 90, 95, 99)
+
+
+def draw_energy_ranks(matrices: pd.DataFrame) -> Figure | None:
+    """A panel for each series: the directions that hold 50, 80, 90, 95 and 99 % of its energy, by depth.
+
+    None when no energy rank was measured.
+    """
+    rows = in_layers(matrices)
+    levels = [level for level in ENERGIES if has(rows, f"energy_rank_{level}")]
+    if not levels:
+        return None
+    order = [name for name in series_order(matrices) if has(rows[rows["series"] == name], f"energy_rank_{levels[0]}")][
+        :MOST_SERIES
+    ]
+    looks = style.strokes([str(level) for level in ENERGIES])
+    columns = len(order) if len(order) <= 3 else 4 if len(order) % 3 else 3
+    columns = min(columns, 4)
+    panel = (2.05, 2.0) if columns == 4 else (2.75, 2.1)
+    labels = [f"{level} % of energy" for level in levels]
+    figure, axes = style.panels(
+        len(order), columns, panel, left=0.82, top=style.key_height(1) + 0.36, bottom=0.55, gap=(0.62, 0.88)
+    )
+    layers = layers_of(rows)
+    for i, (ax, name) in enumerate(zip(axes, order, strict=True)):
+        line = rows[rows["series"] == name].drop_duplicates("layer")
+        for level in levels:
+            ax.plot(
+                line["layer"],
+                pd.to_numeric(line[f"energy_rank_{level}"], errors="coerce").astype(float),
+                gid=slug(f"energy-{level}-{name}"),
+                **looks[str(level)].line(markersize=2.8, linewidth=1.2),
+            )
+        ceiling = float(np.nanmax(np.minimum(line["rows"].astype(float), line["cols"].astype(float))))
+        ax.axhline(ceiling, color=style.GREY, linewidth=0.9, linestyle=(0, (2, 1.5)))
+        ax.annotate(
+            "all directions",
+            (1, ceiling),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -3),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=7,
+            color=style.GREY,
+        )
+        ax.set_ylim(0, ceiling * 1.06)
+        style.linear_axis(ax, "y", 5, whole=True)
+        style.layer_axis(ax, layers)
+        ax.set_xlabel("layer")
+        ax.set_title(name, fontsize=8.5)
+        if i % columns == 0:
+            ax.set_ylabel("energy rank (directions)")
+    style.key(figure, [Line2D([], [], **looks[str(level)].line()) for level in levels], labels)
+    return figure
