@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from glmspectra import __version__
+from glmspectra.cli.convert import convert
+from glmspectra.cli.evaluate import evaluate
+from glmspectra.cli.infer import infer
+from glmspectra.cli.init import init
+from glmspectra.cli.inspect import inspect
+from glmspectra.cli.merge import merge
+from glmspectra.cli.svd import svd
+from glmspectra.cli.train import train
+from glmspectra.cli.values import values
 from glmspectra.errors import GlmspectraError
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="glmspectra",
@@ -29,6 +40,15 @@ def root(
 
 
 # One line a command, in the order of the design page; each module holds one function of the command's name.
+app.command()(init)
+app.command()(inspect)
+app.command()(convert)
+app.command()(values)
+app.command()(svd)
+app.command()(train)
+app.command()(evaluate)
+app.command()(merge)
+app.command()(infer)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -44,9 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        typer.echo("interrupted: what was finished is kept; the same command goes on from there.", err=True)
-        sys.exit(130)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:  # Typer turns Ctrl-C into this status, without a word
+            typer.echo("interrupted: what was finished is kept; the same command goes on from there.", err=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class MaskedRankAllocator(RankAllocator):
         super().__init__(model, peft_config, adapter)
         self.init_bgt = sum(int(mask.sum()) for mask in self.start.values())
         self.target_bgt = min(self.target_bgt, self.init_bgt)
+        assert peft_config.total_step is not None  # AdaLoraConfig refuses None
         self.final_mask_step = peft_config.total_step - peft_config.tfinal
 
     def ranks(self) -> dict[str, int]:
@@ -65,7 +66,9 @@ class MaskedRankAllocator(RankAllocator):
     def triplets(self, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(A [r, in], E [r, 1], B [out, r]) of a matrix."""
         layer = self.layers[name]
-        return layer.lora_A[self.adapter_name], layer.lora_E[self.adapter_name], layer.lora_B[self.adapter_name]
+        adapter = self.adapter_name
+        factors: tuple[Any, Any, Any] = layer.lora_A[adapter], layer.lora_E[adapter], layer.lora_B[adapter]
+        return factors
 
     def scores(self) -> dict[str, torch.Tensor]:
         """Importance of each triplet (equation 6: that of E plus the means of those of its row of A and
@@ -183,11 +186,16 @@ class BudgetedAdaLoraModel(AdaLoraModel):
 
     rankallocator: MaskedRankAllocator
 
+    @property
+    def config(self) -> Any:
+        """The `AdaLoraConfig` of the adapter in training."""
+        return self.peft_config[self.trainable_adapter_name]
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         outputs = self.model.forward(*args, **kwargs)
         loss = getattr(outputs, "loss", None)
         if self.training and isinstance(loss, torch.Tensor):
-            outputs.loss = loss + self.peft_config[self.trainable_adapter_name].orth_reg_weight * self.orthogonality()
+            outputs.loss = loss + self.config.orth_reg_weight * self.orthogonality()
         return outputs
 
     def orthogonality(self) -> torch.Tensor:
@@ -209,8 +217,7 @@ class BudgetedAdaLoraModel(AdaLoraModel):
     def describe_for_saving(self) -> None:
         """Make the configuration say which triplets are not zero now, so that what PEFT saves gives equal
         logits at any step (between two allocations pruned triplets may have grown again)."""
-        config = self.peft_config[self.trainable_adapter_name]
-        config.rank_pattern = {
+        self.config.rank_pattern = {
             f"{name}.lora_E.{self.trainable_adapter_name}": (self.rankallocator.triplets(name)[1].detach() != 0)
             .view(-1)
             .tolist()

@@ -108,7 +108,7 @@ def load_base(
         arguments["quantization_config"] = quantization
         arguments["device_map"] = {"": device}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=precision.weights, attn_implementation=attention, **arguments
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
@@ -243,8 +243,9 @@ def fit_quantization_error(model: PeftModel, settings: Any) -> None:
     from bitsandbytes.functional import dequantize_4bit
 
     name = settings.lora.adapter_name
+    bare: Any = model.base_model.model
     with open_checkpoint(model_location(settings.finetune.model_path)) as checkpoint, torch.no_grad():
-        for module_name, module in model.base_model.model.named_modules():
+        for module_name, module in bare.named_modules():
             if not (hasattr(module, "lora_A") and name in module.lora_A):
                 continue
             base = module.get_base_layer().weight

@@ -32,7 +32,7 @@ def four_bit_config(finetune: Any, compute: torch.dtype) -> Any:
     )
 
 
-def four_bit_modules(model: nn.Module) -> dict[str, nn.Module]:
+def four_bit_modules(model: nn.Module) -> dict[str, Any]:
     """Name -> bitsandbytes' Linear4bit, of all in the model."""
     from bitsandbytes.nn import Linear4bit
 

@@ -137,7 +137,7 @@ class TokenLoss:
             nll, correct = linear_cross_entropy(hidden[rows, positions], head.weight, head.bias, targets)
             return torch.stack((nll, correct.float()), -1)[None]
 
-        head.forward = losses  # type: ignore[method-assign]
+        head.forward = losses  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:

@@ -39,6 +39,12 @@ class AdapterTrainer(Trainer):
     `settings_folder` what the model card points to.
     """
 
+    # The Trainer declares these as optional; here they are there from the start.
+    model: Any
+    args: Any
+    state: Any
+    train_dataset: Any
+
     def __init__(
         self, *, adapter: str, token_loss: TokenLoss, throughput: Throughput, base_name: str, **arguments: Any
     ):
@@ -89,7 +95,7 @@ class AdapterTrainer(Trainer):
         # Data parallelism averages gradients over processes; the factor makes that the sum it should be.
         loss = losses.nll.sum() / count * self.accelerator.num_processes
         if self.adalora is not None and self.model.training:
-            weight = self.adalora.peft_config[self.adapter].orth_reg_weight / self.current_gradient_accumulation_steps
+            weight = self.adalora.config.orth_reg_weight / self.current_gradient_accumulation_steps
             penalty = weight * self.adalora.orthogonality()
             self._orthogonality = penalty.detach()
             loss = loss + penalty

@@ -1,0 +1,89 @@
+"""`glmspectra evaluate`: a model with or without an adapter, on rows that were not trained on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glmspectra.cli.options import Device, Json, Model, Out, Quiet
+from glmspectra.cli.train import ArgsFolder, Columns, OnBadData, Overrides, settings_options
+
+Adapter = Annotated[
+    Path | None,
+    typer.Option("--adapter", help="A PEFT adapter folder: compare with it and without.", show_default=False),
+]
+
+
+def evaluate(
+    adapter: Adapter = None,
+    args: ArgsFolder = Path("args_file"),
+    overrides: Overrides = None,
+    model: Model = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Another data file or folder.", show_default=False)
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="valid or train.")] = "valid",
+    limit: Annotated[int | None, typer.Option("--limit", help="Rows at most.", show_default=False)] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Answers to show side by side.")] = 0,
+    scored: Annotated[int, typer.Option("--scored", help="Rows to generate for ROUGE-L and BLEU.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Length of an answer.")] = 256,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows at a time.")] = 8,
+    out: Out = None,
+    on_bad_data: OnBadData = None,
+    columns: Columns = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Loss, perplexity, token accuracy, and on request text scores and samples, without and with an adapter.
+
+    Example: glmspectra evaluate --adapter runs/train/final_adapter --samples 5 --scored 100 --out
+    reports/tuned
+    """
+    from glmspectra.cli.console import finish
+    from glmspectra.cli.progress_line import counting
+    from glmspectra.errors import RequestError
+    from glmspectra.tuning import evaluation
+    from glmspectra.tuning.settings import load_settings
+
+    if split not in ("valid", "train"):
+        raise RequestError(f"--split {split}: write valid or train.")
+    options = settings_options(model, None, None, on_bad_data, columns)
+    if data is not None:
+        options += data_options(data, split)
+    settings = load_settings(args, [*options, *(overrides or [])])
+    with counting(quiet) as progress:
+        result = evaluation.evaluate(
+            settings,
+            adapter,
+            device,
+            split="train" if data is not None and data.is_file() else split,
+            limit=limit,
+            samples=samples,
+            scored=scored,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    if data is not None:
+        result.split = str(data)
+    lines = result.lines()
+    for sample in result.samples:
+        lines += ["", *(f"{name}: {text}" for name, text in sample.items())]
+    if out is not None:
+        evaluation.write_evaluation(result, out)
+        lines.append(f"written to {out}")
+    finish(result.as_dict(), lines, as_json)
+
+
+def data_options(data: Path, split: str) -> list[str]:
+    """A single file is evaluated whole; of a folder, its split."""
+    import json
+
+    whole = [
+        "finetune.valid_fraction=null",
+        "finetune.valid_path=null",
+        "finetune.packing=false",
+        "train.eval_strategy=no",
+    ]
+    return [f"finetune.dataset_path={json.dumps(str(data))}", *(whole if data.is_file() else whole[:2])]

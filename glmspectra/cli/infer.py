@@ -1,0 +1,60 @@
+"""`glmspectra infer`: answers to a file of questions."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glmspectra.cli.evaluate import Adapter
+from glmspectra.cli.options import Device, Json, Model, Quiet
+
+
+def infer(
+    source: Annotated[Path, typer.Argument(help="A JSONL file of questions.")],
+    out: Annotated[Path, typer.Option("--out", help="The JSONL file of answers.")],
+    model: Model = None,
+    adapter: Adapter = None,
+    column: Annotated[str, typer.Option("--column", help="The field that holds the question.")] = "context",
+    template: Annotated[str, typer.Option("--template", help="auto, plain or chat.")] = "auto",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Length of an answer.")] = 256,
+    max_length: Annotated[int, typer.Option("--max-length", help="Tokens of a question at most.")] = 2048,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Questions at a time.")] = 8,
+    temperature: Annotated[float, typer.Option("--temperature", help="0: the likeliest token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Share of probability to draw from.")] = 0.8,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 42,
+    four_bit: Annotated[bool, typer.Option("--4bit", help="Load the base in NF4.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answers to a file of questions, from a JSONL file to a JSONL file, in the same order.
+
+    Example: glmspectra infer questions.jsonl --adapter runs/train/final_adapter --out answers.jsonl
+    """
+    from glmspectra.cli.console import finish
+    from glmspectra.cli.model_choice import choose_model
+    from glmspectra.cli.progress_line import counting
+    from glmspectra.errors import RequestError
+    from glmspectra.tuning import inference
+
+    if template not in ("auto", "plain", "chat"):
+        raise RequestError(f"--template {template}: write auto, plain or chat.")
+    place = choose_model(model)
+    questions = inference.read_questions(source, column)
+    loaded = inference.load_for_inference(place, adapter, device, template, max_length, four_bit)
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
+    if sampling:
+        from transformers import set_seed
+
+        set_seed(seed)
+    done = 0
+    with counting(quiet) as progress:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress("answers", done, len(questions))
+
+        count = inference.infer(loaded, source, out, column, max_new_tokens, batch_size, advance, **sampling)
+    finish({"rows": count, "out": str(out)}, f"{count:,} answers written to {out}", as_json)

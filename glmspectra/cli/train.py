@@ -1,0 +1,135 @@
+"""`glmspectra train`: LoRA, QLoRA and AdaLoRA from three JSON files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glmspectra.cli.options import Device, Json, Model, Out, Quiet
+
+if TYPE_CHECKING:
+    from glmspectra.tuning.settings import Settings
+
+ArgsFolder = Annotated[Path, typer.Option("--args", help="The folder of the three JSON files.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One key, as section.key=value: --set lora.r=8. Repeatable.", show_default=False),
+]
+OnBadData = Annotated[
+    str | None, typer.Option("--on-bad-data", help="error or warn, for rows that cannot be used.", show_default=False)
+]
+Columns = Annotated[
+    str | None,
+    typer.Option("--columns", help="Names in the data: context=question,target=answer.", show_default=False),
+]
+
+
+def train(
+    args: ArgsFolder = Path("args_file"),
+    overrides: Overrides = None,
+    ranks: Annotated[Path | None, typer.Option("--ranks", help="What suggest-rank wrote.", show_default=False)] = None,
+    model: Model = None,
+    out: Out = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", help="true (the last checkpoint in --out) or a checkpoint.", show_default=False),
+    ] = None,
+    on_bad_data: OnBadData = None,
+    columns: Columns = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and show everything, run one batch, and stop.")
+    ] = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Try learning rates for a few steps each, say which, and stop.")
+    ] = False,
+    lr_steps: Annotated[int, typer.Option("--lr-steps", help="Steps a learning rate under --find-lr.")] = 30,
+    report: Annotated[bool, typer.Option(help="Draw curves while training and a page at the end.")] = True,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """LoRA, QLoRA, AdaLoRA or AdaLoRA on a 4-bit base, from three JSON files to an adapter.
+
+    Example: glmspectra train --args args_file --set finetune.method=qadalora --ranks ranks.json
+
+    On several GPUs: torchrun --nproc-per-node 8 -m glmspectra train ...
+    """
+    import os
+
+    from glmspectra.cli.console import finish, stderr
+    from glmspectra.tuning.settings import load_settings
+
+    settings = load_settings(
+        args, [*settings_options(model, out, resume, on_bad_data, columns), *(overrides or [])], ranks
+    )
+    main = os.environ.get("RANK", "0") == "0"
+    silent = quiet or not main
+    if not silent:
+        for note in settings.notes:
+            stderr.print(note, highlight=False, markup=False)
+    if dry_run:
+        result, lines = _dry_run(settings, device)
+    elif find_lr:
+        result, lines = _find_lr(settings, device, lr_steps, silent)
+    else:
+        result, lines = _train(settings, device, report, silent)
+    if main:
+        finish(result, lines, as_json)
+
+
+def settings_options(
+    model: Path | None, out: Path | None, resume: str | None, on_bad_data: str | None, columns: str | None
+) -> list[str]:
+    """Options that stand for one key each, as overrides."""
+    import json
+
+    values = {
+        "finetune.model_path": model,
+        "train.output_dir": out,
+        "finetune.on_bad_data": on_bad_data,
+        "finetune.columns": columns,
+    }
+    found = [f"{key}={json.dumps(str(value))}" for key, value in values.items() if value is not None]
+    if resume is not None:
+        found.append(f"finetune.resume_from_checkpoint={'true' if resume == 'true' else json.dumps(resume)}")
+    return found
+
+
+def _train(settings: "Settings", device: str, report: bool, silent: bool) -> tuple[dict[str, Any], list[str]]:
+    from glmspectra.cli.console import stderr
+    from glmspectra.figures import write_training_curves, write_training_report
+    from glmspectra.tuning.training import prepare_run, train
+
+    run = prepare_run(settings, device, draw=write_training_curves if report else None, quiet=silent)
+    if not silent:
+        for line in [*run.data.report.lines(), *run.notes]:
+            stderr.print(line, highlight=False, markup=False)
+    result = train(run)
+    if report and run.trainer.args.should_save:
+        result["report"] = str(write_training_report([run.output_dir], Path("reports") / run.output_dir.name))
+    lines = [
+        f"{result['method']}: {result['steps']} steps, training loss {result['train_loss']:.4f}"
+        + (
+            f", evaluation loss {result['eval_loss']:.4f} (perplexity {result['eval_perplexity']:.3f})"
+            if "eval_loss" in result
+            else ""
+        ),
+        f"adapter of {result['trainable_parameters']:,} parameters: {result['adapter']}",
+    ]
+    if "report" in result:
+        lines.append(f"curves: {result['report']}")
+    return result, lines
+
+
+def _find_lr(settings: "Settings", device: str, steps: int, silent: bool) -> tuple[dict[str, Any], list[str]]:
+    from glmspectra.tuning.learning_rate import find_learning_rate
+
+    found = find_learning_rate(settings, device, steps, silent)
+    return found.as_dict(), found.lines()
+
+
+def _dry_run(settings: "Settings", device: str) -> tuple[dict[str, Any], list[str]]:
+    from glmspectra.tuning.dry_run import dry_run
+
+    found = dry_run(settings, device)
+    return found.as_dict(), found.lines()
