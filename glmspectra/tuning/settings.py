@@ -186,10 +186,7 @@ def load_settings(
     for section in (sections["train"], options["train"]):
         translate(section, notes, faults)
     _method_by_option(sections["finetune"], options["finetune"], notes)
-    if ranks_file is not None:
-        wanted = {**sections["finetune"].values, **options["finetune"].values}.get("method")
-        adaptive = isinstance(wanted, str) and wanted.endswith("adalora")
-        apply_ranks(Path(ranks_file), read_ranks(Path(ranks_file)), adaptive, sections["lora"])
+    _take_ranks(sections, options, ranks_file)
     for name, option in options.items():
         for key, value in option.values.items():
             sections[name].put(key, value, option.sources[key])
@@ -203,6 +200,17 @@ def load_settings(
     check_combinations(built["finetune"], built["lora"], built["train"], sections, wrong, faults)
     faults.raise_any(str(folder))
     return Settings(finetune=built["finetune"], lora=built["lora"], train=built["train"], notes=notes)
+
+
+def _take_ranks(sections: dict[str, Section], options: dict[str, Section], ranks_file: Path | None) -> None:
+    """Apply the ranks file that `--ranks` or the key `ranks_file` names; the resolved settings hold what it said."""
+    named = [part["lora"].drop("ranks_file") for part in (sections, options) if "ranks_file" in part["lora"].values]
+    path = ranks_file if ranks_file is not None else (named[-1] if named else None)
+    if not path:
+        return
+    method = {**sections["finetune"].values, **options["finetune"].values}.get("method")
+    adaptive = isinstance(method, str) and method.endswith("adalora")
+    apply_ranks(read_ranks(Path(path)), f"ranks {path}", adaptive, sections["lora"])
 
 
 def _method_by_option(file: Section, option: Section, notes: list[str]) -> None:

@@ -210,6 +210,11 @@ class LoraArgs(BaseModel):
         "an object of module name to a whole number of at least 0",
         "AdaLoRA: start rank of each matrix; others start at init_r.",
     )
+    ranks_file: str | None = _key(
+        None,
+        "the path of a file that suggest-rank wrote, or null",
+        "Ranks, alphas and targets from spectra; the same as --ranks.",
+    )
     ranks_base: dict[Literal["name", "fingerprint"], str] | None = _key(
         None,
         "an object {name, fingerprint}, or null",

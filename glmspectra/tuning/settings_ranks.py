@@ -54,12 +54,12 @@ def read_ranks(path: Path) -> RanksFile:
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"--ranks {path}: there is no such file; `glmspectra suggest-rank` writes one.") from None
+        raise ConfigError(f"ranks {path}: there is no such file; `glmspectra suggest-rank` writes one.") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--ranks {path}: is not JSON ({error}).") from None
+        raise ConfigError(f"ranks {path}: is not JSON ({error}).") from None
     if not isinstance(raw, dict) or raw.get("glmspectra_ranks") != FORM:
         raise ConfigError(
-            f'--ranks {path}: is no ranks file of form {FORM} (key "glmspectra_ranks"); '
+            f'ranks {path}: is no ranks file of form {FORM} (key "glmspectra_ranks"); '
             "`glmspectra suggest-rank` writes one."
         )
     try:
@@ -67,18 +67,15 @@ def read_ranks(path: Path) -> RanksFile:
     except ValidationError as error:
         item = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in item["loc"])
-        raise ConfigError(
-            f"--ranks {path}: key {where}: {item['msg']}; write the file anew with suggest-rank."
-        ) from None
+        raise ConfigError(f"ranks {path}: key {where}: {item['msg']}; write the file anew with suggest-rank.") from None
 
 
-def apply_ranks(path: Path, ranks: RanksFile, adaptive: bool, lora: Section) -> None:
+def apply_ranks(ranks: RanksFile, source: str, adaptive: bool, lora: Section) -> None:
     """Put the ranks into the raw `lora_args`: ranks a matrix for LoRA, start ranks and budget for AdaLoRA.
 
     What stood there of rank, alpha, patterns and targets is replaced, since half of one choice of ranks and half of
     another would be neither.
     """
-    source = f"--ranks {path.name}"
     replaced = (
         "r",
         "target_modules",
