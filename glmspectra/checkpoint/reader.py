@@ -75,12 +75,12 @@ class Checkpoint:
         self.name = _name_of(path)
         self._located = located
         self._lock = threading.Lock()
+        self._mapped: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         self._files = {file.name: _open_file(file) for file in located.files}
         self.stored = _merge(located, self._files)
         self.config = self._read_config()
         self._logical = quantized.assemble(self.stored, self.config, self.read_stored)
         self.tensors = _records(self._logical, self.config)
-        self._mapped: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -96,6 +96,11 @@ class Checkpoint:
             self._mapped.clear()
             for file in self._files.values():
                 file.close()
+
+    @property
+    def file_sizes(self) -> dict[str, int]:
+        """Bytes of each file of weights, without reading them (as `files` does, for the fingerprints)."""
+        return {path.name: path.stat().st_size for path in self._located.files}
 
     @cached_property
     def files(self) -> list[FileRecord]:
@@ -136,8 +141,7 @@ class Checkpoint:
         """
         if name not in self.stored:
             raise RequestError(self._missing(name, self.stored))
-        with self._lock:
-            return self._files[self.stored[name].file].read(name).contiguous()
+        return self._map(name, name).contiguous()
 
     def release(self, name: str) -> None:
         """Give back the mapped pages of a tensor that was read.

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -62,3 +63,12 @@ def write(folder, tensors, form, shards=1, config=CONFIG):
         weight_map |= dict.fromkeys(mine, file)
     (folder / f"{stem}{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
+
+
+def run_command(*arguments):
+    """Run the command line in this process; its exit status."""
+    from glmspectra.cli.main import main
+
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    return caught.value.code

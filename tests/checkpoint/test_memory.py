@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from glmspectra.checkpoint.packed import quantize_rows
 
+pytestmark = pytest.mark.slow
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 MIB = 1 << 20
 CHILD = """

@@ -1,0 +1,72 @@
+"""`glmspectra convert`: .bin shards become safetensors shards, without holding the model."""
+
+from typing import Annotated
+
+import typer
+
+from glmspectra.cli.options import Json, Model, Out, Quiet
+
+
+def convert(
+    model: Model = None,
+    out: Out = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            help="float16, bfloat16 or float32: cast, and dequantise. Absent: every tensor as stored, bit for bit.",
+            show_default=False,
+        ),
+    ] = None,
+    shard_size: Annotated[float, typer.Option("--shard-size", help="Most gigabytes (10^9 bytes) in one file.")] = 5.0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rewrite a model as sharded safetensors with an index; configuration and tokenizer are copied.
+
+    Tensors go from file to file one at a time and are read back and compared. The new folder appears under
+    its name when all is done; interrupted, the same command goes on. Without --out it is NAME-safetensors in
+    this folder.
+
+    Example: glmspectra convert --model chatglm2-6b --out chatglm2-6b-safetensors
+    """
+    from pathlib import Path
+
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from glmspectra.checkpoint import open_checkpoint
+    from glmspectra.checkpoint.convert import convert as rewrite
+    from glmspectra.cli.console import finish, stderr
+    from glmspectra.cli.model_choice import choose_model
+    from glmspectra.errors import RequestError
+
+    if shard_size <= 0:
+        raise RequestError(f"--shard-size {shard_size:g} is no size: give gigabytes above 0.")
+    columns = (TextColumn("converting"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with open_checkpoint(choose_model(model)) as checkpoint:
+        target = out if out is not None else Path(f"{checkpoint.name}-safetensors")
+        total = sum(record.nbytes for record in checkpoint.tensors.values())
+        with Progress(*columns, console=stderr, transient=True, disable=quiet) as progress:
+            task = progress.add_task("converting", total=None if dtype else total)
+            done = rewrite(
+                checkpoint, target, dtype, round(shard_size * 1e9), lambda count: progress.advance(task, count)
+            )
+        result = {
+            "checkpoint": checkpoint.name,
+            "from": str(checkpoint.path),
+            "form": checkpoint.form,
+            "out": str(done.out),
+            "dtype": dtype,
+            "shards": done.shards,
+            "bytes": sum(done.shards.values()),
+            "copied": done.copied,
+            "shards_kept_from_before": done.resumed,
+        }
+    kept = f", {done.resumed} of them from before" if done.resumed else ""
+    finish(
+        result,
+        f"{len(done.shards)} safetensors file{'s' if len(done.shards) != 1 else ''}{kept}, "
+        f"{sum(done.shards.values()) / 1e9:.3f} GB, written to {done.out} and compared; "
+        f"{len(done.copied)} other files copied.",
+        as_json,
+    )

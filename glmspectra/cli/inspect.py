@@ -1,0 +1,204 @@
+"""`glmspectra inspect`: what is in a checkpoint, and what a run over it will cost."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glmspectra.cli.options import Device, Json, Model, Out, Quiet
+from glmspectra.cli.selection_options import Exclude, Include, Layers, Matrices, SplitHeads, SplitParts
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from glmspectra.checkpoint import Checkpoint
+    from glmspectra.checkpoint.inventory import SpectrumCost
+
+
+NUMBERS = ("layer", "count", "bytes", "flop")  # columns set flush right
+
+
+def inspect(
+    model: Model = None,
+    layers: Layers = "all",
+    matrices: Matrices = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    split: SplitParts = False,
+    heads: SplitHeads = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor, not kinds of them.")] = False,
+    out: Out = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What is in a checkpoint: tensors, shapes, types, bytes, and what `svd` over the selection will cost.
+
+    Only headers are read. --out names a file for the JSON object, which lists every tensor.
+
+    Example: glmspectra inspect --model chatglm2-6b --layers 0-3 --split
+    """
+    import json
+    from dataclasses import asdict
+
+    from glmspectra.checkpoint import open_checkpoint, select
+    from glmspectra.checkpoint.inventory import kinds, spectrum_cost
+    from glmspectra.cli.console import finish
+    from glmspectra.cli.model_choice import choose_model
+
+    parts: bool | str = "heads" if heads else split
+    with open_checkpoint(choose_model(model)) as checkpoint:
+        records = list(checkpoint.tensors.values())
+        chosen = select(checkpoint, layers, matrices, include or (), exclude or ())
+        cost = spectrum_cost(chosen, parts)
+        where, available = _available_memory(device)
+        listing = _tensor_table(checkpoint) if tensors else _kind_table(checkpoint)
+        result: dict[str, Any] = {
+            "checkpoint": checkpoint.name,
+            "path": str(checkpoint.path),
+            "form": checkpoint.form,
+            "model_type": checkpoint.config.get("model_type"),
+            "files": checkpoint.file_sizes,
+            "parameters": sum(kind.parameters for kind in kinds(records)),
+            "bytes": sum(record.nbytes for record in records),
+            "kinds": [asdict(kind) for kind in kinds(records)],
+            "tensors": [
+                {
+                    "name": record.name,
+                    "layer": record.layer,
+                    "matrix": record.matrix,
+                    "shape": record.shape,
+                    "dtype": record.dtype,
+                    "quantization": record.quantization,
+                    "bytes": record.nbytes,
+                    "file": record.file,
+                    "parts": [part.name for part in record.parts(parts)],
+                }
+                for record in records
+            ],
+            "svd": asdict(cost) | {"kinds": [asdict(kind) for kind in kinds(chosen)]},
+            "device": where,
+            "memory_available": available,
+        }
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    lines: list[Any] = [_summary(result)]
+    if not quiet:
+        lines.append(listing)
+    lines.append(_cost_lines(cost, where, available))
+    finish(result, lines, as_json)
+
+
+def _summary(result: dict[str, Any]) -> str:
+    files = result["files"]
+    return (
+        f"{result['checkpoint']}: {result['model_type'] or 'no model_type'}, {result['form']}, "
+        f"{len(files)} file{'s' if len(files) != 1 else ''} of {_bytes(sum(files.values()))}, "
+        f"{len(result['tensors'])} tensors, {result['parameters']:,} parameters"
+    )
+
+
+def _cost_lines(cost: "SpectrumCost", where: str, available: int | None) -> str:
+    beside = f" of {_bytes(available)} free" if available is not None else ""
+    parts = f" ({cost.spectra} spectra with parts)" if cost.spectra != cost.matrices else ""
+    lines = (
+        f"svd over this selection: {cost.matrices} matrices{parts}, {_bytes(cost.nbytes)} to read, "
+        f"{_flop(cost.flops)}flop in float64, {_bytes(cost.memory)} of memory on {where}{beside} "
+        f"at the largest ({cost.largest})."
+    )
+    if available is not None and cost.memory > available:
+        lines += f" That is more than is free: choose another --device, or leave {cost.largest} out with --exclude."
+    return lines
+
+
+def _kind_table(checkpoint: "Checkpoint") -> "Table":
+    """Matrices kind by kind, then one row for what has not two dimensions.
+
+    Norms, biases, tables of angles.
+    """
+    from glmspectra.checkpoint.inventory import kinds
+
+    table = _table("matrix", "layers", "shape", "stored as", "count", "bytes", "flop")
+    found = kinds(checkpoint.tensors.values())
+    others = [kind for kind in found if len(kind.shape) != 2]
+    for kind in found:
+        if kind not in others:
+            table.add_row(
+                kind.matrix,
+                kind.layers or "-",
+                _shape(kind.shape),
+                kind.quantization or kind.dtype,
+                str(kind.count),
+                _bytes(kind.nbytes),
+                _flop(kind.flops) if kind.flops else "-",
+            )
+    if others:
+        dtypes = ", ".join(sorted({kind.dtype for kind in others}))
+        count, nbytes = sum(kind.count for kind in others), sum(kind.nbytes for kind in others)
+        table.add_row("no matrices", "", "", dtypes, str(count), _bytes(nbytes), "-")
+    return table
+
+
+def _tensor_table(checkpoint: "Checkpoint") -> "Table":
+    several = len(checkpoint.file_sizes) > 1
+    table = _table("layer", "name", "shape", "stored as", "bytes", *(["file"] if several else []))
+    for record in checkpoint.tensors.values():
+        table.add_row(
+            "-" if record.layer is None else str(record.layer),
+            record.name,
+            _shape(record.shape),
+            record.quantization or record.dtype,
+            _bytes(record.nbytes),
+            *([record.file] if several else []),
+        )
+    return table
+
+
+def _table(*columns: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        if column in NUMBERS:
+            table.add_column(column, justify="right", no_wrap=True)
+        else:
+            table.add_column(column, overflow="fold", no_wrap=column not in ("name", "file"))
+    return table
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def _flop(count: float) -> str:
+    for unit in ("", "k", "M", "G"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} T"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def _available_memory(wanted: str) -> tuple[str, int | None]:
+    """The device that a run would take, and the bytes free on it (None where the system does not tell)."""
+    import torch
+
+    from glmspectra.sweep.device import choose_device
+
+    device = choose_device(wanted)
+    if device != "cpu":
+        return device, torch.cuda.mem_get_info(torch.device(device))[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return device, int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return device, None
