@@ -96,9 +96,9 @@ def draw_layer(spectra: Spectra, layer: int) -> Figure:
     names = list(drawn)
     per_row = style.per_row_for(names, width)
     head = style.key_height(len(names), per_row) + 0.34
-    upper, lower, between, foot = 2.5, 1.65, 0.98, 0.58
+    upper, lower, between, foot = 2.5, 1.65, 1.06, 0.58
     density_rows = -(-len(groups) // 4)
-    height = head + upper + density_rows * (lower + between) - (between - 0.98) + foot
+    height = head + upper + density_rows * (lower + between) + foot
     figure = style.new_figure(width, height)
 
     def add(x: float, y: float, w: float, h: float) -> Axes:
@@ -133,7 +133,7 @@ def draw_layer(spectra: Spectra, layer: int) -> Figure:
         row, column = divmod(i, 4)
         ax = add(left + column * (panel + 0.62), head + upper + between + row * (lower + between), panel, lower)
         draw_density(ax, spectra, layer, members, looks)
-        ax.set_title(f"{matrix}: density", fontsize=8.5)
+        ax.set_title(f"{matrix}: density", fontsize=8.5, pad=15)
         ax.set_xlabel("σ (units of the weight)")
         if column == 0:
             ax.set_ylabel("density (1 / unit)")
@@ -175,24 +175,32 @@ def draw_density(
         ax.set(xticks=[], yticks=[])
         return
     parts = [name for name in measured if " " in name]
-    lowest, highest, notes, reach = np.inf, 0.0, [], 0.0
+    lowest, highest, start, reach = np.inf, 0.0, np.inf, 0.0
+    notes = []
     for name in measured:
         sigma, row = spectra.sigma[layer, name], spectra.rows.get((layer, name))
         edges, density = spectral_density(sigma)
-        floor = 0.5 / (len(sigma) * (edges[1] - edges[0]))
-        lowest, highest, reach = min(lowest, floor), max(highest, density.max()), max(reach, edges[-1])
+        floor = 0.5 * float(density[density > 0].min())
+        lowest, highest = min(lowest, floor), max(highest, float(density.max()))
+        start, reach = min(start, float(edges[1])), max(reach, float(edges[-1]))
         if parts and " " not in name:
             ax.stairs(density, edges, baseline=floor, fill=True, color=style.PALE, gid=slug(f"density-{name}"))
             continue
         look = looks[name]
-        if not parts:
+        if parts:  # areas of several parts would hide one another
+            middle = np.sqrt(np.maximum(edges[:-1], edges[1] * 0.5) * edges[1:])
+            shown = np.where(density > 0, density, np.nan)
+            dots = {"marker": ".", "markersize": 2.6, "linewidth": 1.0}
+            ax.plot(middle, shown, gid=slug(f"density-{name}"), **look.line(**dots))
+        else:
             ax.stairs(density, edges, baseline=floor, fill=True, color=look.colour, alpha=0.22)
-        ax.stairs(density, edges, baseline=floor, color=look.colour, linewidth=1.1, gid=slug(f"density-{name}"))
+            ax.stairs(density, edges, baseline=floor, color=look.colour, linewidth=1.1, gid=slug(f"density-{name}"))
         if row is None:
             continue
         edge, scale = _number(row, "mp_edge"), _number(row, "mp_sigma")
         if scale > 0:
-            grid = np.linspace(0, scale * (np.sqrt(row["rows"]) + np.sqrt(row["cols"])), 160)
+            bound = scale * (np.sqrt(row["rows"]) + np.sqrt(row["cols"]))
+            grid = np.geomspace(bound * 1e-3, bound, 240)
             bulk = marchenko_pastur_density(grid, int(row["rows"]), int(row["cols"]), scale)
             shown = bulk > floor
             ax.plot(
@@ -213,12 +221,13 @@ def draw_density(
             )
         spikes = _number(row, "mp_spikes")
         if np.isfinite(spikes):
-            notes.append((f"{name.split(' ')[-1]}: " if parts else "") + f"{spikes:.0f} beyond edge")
-    ax.set_xlim(0, reach * 1.03)
-    ax.set_ylim(lowest, highest * 2.2)
+            notes.append((f"{name.split(' ')[-1]} " if parts else "") + f"{spikes:.0f}")
+    ax.set_xlim(max(start / 1.3, reach * 1e-3), reach * 1.25)
+    ax.set_ylim(lowest, highest * 4)
     style.log_axis(ax, "y", 4)
-    style.linear_axis(ax, "x", 4)
-    ax.text(0.97, 0.95, "\n".join(notes), ha="right", va="top", transform=ax.transAxes, fontsize=7.5, color="#20242a")
+    style.log_axis(ax, "x", 3)
+    if notes:
+        ax.text(0, 1.03, f"beyond edge: {', '.join(notes)}", transform=ax.transAxes, fontsize=7.5, color=style.GREY)
 
 
 def _number(row: pd.Series, name: str) -> float:

@@ -146,9 +146,15 @@ def thin(count: int, keep: int = 160) -> np.ndarray:
 
 
 def spectral_density(sigma: np.ndarray, bins: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """Histogram of singular values as a density: edges (bins + 1,) and density (bins,), whose integral is 1."""
+    """Histogram of singular values as a density: edges (bins + 1,) and density per unit of sigma (bins,), of integral 1.
+
+    Bins are spaced evenly in the logarithm over four decades at most; the first reaches down to the smallest value.
+    """
     top = float(np.max(sigma)) or 1.0
-    counts, edges = np.histogram(sigma, bins=bins, range=(0.0, top * (1 + 1e-9)))
+    low = max(float(np.min(sigma)), 1e-4 * top)
+    edges = np.geomspace(low, top * (1 + 1e-9), bins + 1) if low < top else np.linspace(0.5 * top, 1.5 * top, bins + 1)
+    edges[0] = min(edges[0], float(np.min(sigma)))
+    counts, _ = np.histogram(sigma, bins=edges)
     return edges, counts / (counts.sum() * np.diff(edges))
 
 
