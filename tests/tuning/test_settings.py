@@ -1,0 +1,401 @@
+"""The three files: what is taken, what is translated, and what each fault says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from glmspectra.errors import ConfigError
+from glmspectra.tuning.settings import load_settings
+
+STUDY = {
+    "finetune": {
+        "dataset_path": "data/Med_datasets.jsonl",
+        "model_path": "chatglm2-6b",
+        "label_pad_token_id": -100,
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_compute_dtype": "float32",
+        "seed": 42,
+        "resume_from_checkpoint": None,
+        "final_model_path": "out/final",
+    },
+    "lora": {
+        "r": 12,
+        "target_modules": ["query_key_value"],
+        "lora_alpha": 48,
+        "lora_dropout": 0.05,
+        "bias": "none",
+        "inference_mode": False,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "Adapter_name": "LoraAdapter",
+    },
+    "train": {
+        "output_dir": "out",
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 3,
+        "learning_rate": 2e-05,
+        "evaluation_strategy": "steps",
+        "eval_steps": 100,
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes the three files, each with the changes given; a value of `...` removes a key."""
+
+    def write(**changes) -> Path:
+        for name, values in STUDY.items():
+            merged = {**values, **changes.get(name, {})}
+            kept = {key: value for key, value in merged.items() if value is not ...}
+            (tmp_path / f"{name}_args.json").write_text(json.dumps(kept), encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+def fault(path: Path, *overrides: str, ranks: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, list(overrides), ranks)
+    return str(caught.value)
+
+
+def test_every_key_of_the_study_keeps_its_value(folder):
+    settings = load_settings(folder())
+    assert settings.method == "qlora"
+    assert settings.quantized
+    assert not settings.adaptive
+    assert (settings.lora.r, settings.lora.lora_alpha, settings.lora.lora_dropout) == (12, 48, 0.05)
+    assert settings.lora.adapter_name == "LoraAdapter"
+    assert settings.finetune.bnb_4bit_compute_dtype == "float32"
+    assert str(settings.final_adapter) == "out/final"
+    arguments = settings.training_arguments(use_cpu=True)
+    assert arguments.learning_rate == 2e-05
+    assert arguments.eval_strategy == "steps"
+    assert arguments.eval_steps == 100
+    assert arguments.seed == 42
+    assert arguments.train_sampling_strategy == "group_by_length"
+
+
+@pytest.mark.shared
+def test_the_files_of_the_study_load_unchanged(shared):
+    settings = load_settings(shared / "reference/study_runs/args_file")
+    assert settings.method == "qlora"
+    assert settings.notes == [
+        "train_args.json: overwrite_output_dir is set aside: a new run writes into output_dir and keeps the "
+        "checkpoints that stand there.",
+        "train_args.json: evaluation_strategy is taken as eval_strategy.",
+    ]
+    assert settings.training_arguments(use_cpu=True).per_device_train_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "taken", "note"),
+    [
+        ({"no_cuda": True}, {"use_cpu": True}, "no_cuda is taken as use_cpu."),
+        (
+            {"group_by_length": True},
+            {"train_sampling_strategy": "group_by_length"},
+            'group_by_length is taken as train_sampling_strategy "group_by_length".',
+        ),
+        (
+            {"warmup_ratio": 0.1},
+            {"warmup_steps": 0.1},
+            "warmup_ratio is taken as warmup_steps, below 1 a share of all steps.",
+        ),
+        (
+            {"optim": "adamw_hf"},
+            {"optim": "adamw_torch"},
+            'optim "adamw_hf" is gone from transformers and is taken as "adamw_torch".',
+        ),
+        ({"per_gpu_eval_batch_size": 4}, {"per_device_eval_batch_size": 4}, "per_device_eval_batch_size."),
+        ({"save_safetensors": True}, {}, "save_safetensors is set aside: adapters are always saved as safetensors."),
+        ({"logging_dir": "x"}, {}, "logging_dir is set aside: logs go to output_dir"),
+    ],
+)
+def test_names_of_earlier_versions(folder, given, taken, note):
+    settings = load_settings(folder(train=given))
+    assert {key: getattr(settings.train, key) for key in taken} == taken
+    assert [line for line in settings.notes if note in line]
+    settings.training_arguments(use_cpu=True)  # the Trainer takes what came out
+
+
+def test_both_names_of_checkpointing_mean_the_same(folder):
+    for name in ("gradient_checkpointing", "activation_checkpointing"):
+        settings = load_settings(folder(train={name: True}))
+        assert settings.train.gradient_checkpointing is True
+        arguments = settings.training_arguments(use_cpu=True)
+        assert getattr(arguments, "activation_checkpointing", None) or arguments.gradient_checkpointing
+
+
+def test_an_old_and_a_new_name_with_different_values(folder):
+    assert fault(folder(train={"eval_strategy": "epoch"})) == (
+        "train_args.json: evaluation_strategy is the old name of eval_strategy, and both are given with different "
+        "values; keep eval_strategy."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora": {"lora_aplha": 24}}, "lora_args.json: unknown key lora_aplha; did you mean lora_alpha?"),
+        ({"lora": {"learning_rate": 1}}, "lora_args.json: unknown key learning_rate; it belongs in train_args.json."),
+        ({"train": {"learnig_rate": 1}}, "train_args.json: unknown key learnig_rate; did you mean learning_rate?"),
+        (
+            {"train": {"max_lenght": 1}},
+            "train_args.json: unknown key max_lenght; did you mean max_length of finetune_args.json?",
+        ),
+        ({"lora": {"r": "12"}}, 'lora_args.json: r is "12"; allowed: a whole number of at least 1.'),
+        ({"lora": {"r": True}}, "lora_args.json: r is true; allowed: a whole number of at least 1."),
+        ({"lora": {"bias": "some"}}, 'lora_args.json: bias is "some"; allowed: one of none, all, lora_only.'),
+        (
+            {"lora": {"inference_mode": True}},
+            "lora_args.json: inference_mode is true; allowed: false, since true freezes the adapter.",
+        ),
+        (
+            {"lora": {"rank_pattern": {"dense": 0}}},
+            'lora_args.json: rank_pattern is {"dense": 0}; allowed: an object of module name or regex to a whole '
+            "number of at least 1.",
+        ),
+        (
+            {"lora": {"init_lora_weights": "pizza"}},
+            'lora_args.json: init_lora_weights is "pizza"; allowed: true, false, gaussian, olora, pissa, '
+            "pissa_niter_N, eva or loftq.",
+        ),
+        (
+            {"finetune": {"label_pad_token_id": 0}},
+            "finetune_args.json: label_pad_token_id is 0; allowed: -100, the id that the loss leaves out.",
+        ),
+        (
+            {"finetune": {"dataset_path": ...}},
+            "finetune_args.json: key dataset_path is missing; it takes the path of a data file or folder.",
+        ),
+        ({"train": {"fp16": 1}}, "train_args.json: fp16 is 1; allowed: true or false."),
+        ({"train": {"save_strategy": "often"}}, "one of no, steps, epoch, best."),
+        ({"train": {"per_device_train_batch_size": 0}}, "allowed: a whole number of at least 1."),
+        (
+            {"finetune": {"method": "lora"}},
+            'finetune_args.json: method "lora" and load_in_4bit true contradict each other; write method "qlora" or '
+            "leave load_in_4bit out.",
+        ),
+        (
+            {"lora": {"init_r": 18}},
+            "lora_args.json: init_r is a key of AdaLoRA and method is qlora; remove it, or write method "
+            '"qadalora" into finetune_args.json.',
+        ),
+        (
+            {"finetune": {"method": "qadalora"}, "lora": {"init_r": 6, "target_r": 8}},
+            "lora_args.json: target_r 8 is above init_r 6, and AdaLoRA only takes ranks away; allowed: at most 6.",
+        ),
+        (
+            {"finetune": {"method": "qadalora"}, "lora": {"use_dora": True}},
+            "lora_args.json: use_dora does not go with method qadalora: PEFT has no AdaLoRA with DoRA.",
+        ),
+        (
+            {"finetune": {"method": "qadalora"}, "lora": {"tinit": 0.6, "tfinal": 0.4}},
+            "lora_args.json: tinit 0.6 and tfinal 0.4 leave no share of the run for ranks to fall in; their sum must "
+            "be below 1.",
+        ),
+        (
+            {"finetune": {"method": "qadalora"}, "lora": {"tinit": 8, "tfinal": 4}, "train": {"max_steps": 10}},
+            "lora_args.json: tinit 8 and tfinal 4 leave no of the 10 steps",
+        ),
+        (
+            {"lora": {"init_lora_weights": "pissa"}},
+            'lora_args.json: init_lora_weights "pissa" takes singular vectors out of the weights',
+        ),
+        ({"train": {"bf16": True, "fp16": True}}, "train_args.json: bf16 and fp16 are both true; keep one."),
+        (
+            {"finetune": {"packing": True}, "train": {"group_by_length": True}},
+            "train_args.json: packing fills rows to one length, so there is nothing to group by length; remove one "
+            "of the two.",
+        ),
+        ({"train": {"seed": 7}}, "train_args.json: seed is 7 here and 42 in finetune_args.json; keep one of the two."),
+        (
+            {"lora": {"layers_pattern": "layers"}},
+            "lora_args.json: layers_pattern needs layers_to_transform, the layers it counts.",
+        ),
+        (
+            {"lora": {"target_modules": "query.*", "layers_to_transform": [1]}},
+            "lora_args.json: layers_to_transform works with a list of target_modules, and target_modules is a regex; "
+            "put the layer numbers into the regex.",
+        ),
+    ],
+)
+def test_what_a_fault_says(folder, changes, message):
+    assert message in fault(folder(**changes))
+
+
+def test_all_faults_are_said_at_once(folder):
+    path = folder(
+        finetune={"packing": "yes", "metod": "lora"}, lora={"r": 0}, train={"bf16": True, "fp16": True, "optimm": "x"}
+    )
+    lines = fault(path, "--oops", "lora.q=1").splitlines()
+    assert lines[0] == f"7 faults in the settings of {path}:"
+    assert sorted(line.split(":")[0].strip() for line in lines[1:]) == [
+        "--set --oops",
+        "--set lora.q",
+        "finetune_args.json",
+        "finetune_args.json",
+        "lora_args.json",
+        "train_args.json",
+        "train_args.json",
+    ]
+
+
+def test_files_that_cannot_be_read(folder, tmp_path):
+    path = folder()
+    (path / "lora_args.json").write_text('{"r": 12,\n "r": 8}')
+    (path / "train_args.json").write_text('{"output_dir": "x",\n}')
+    message = fault(path)
+    assert "lora_args.json: key r stands twice; keep one." in message
+    assert "train_args.json: is not JSON:" in message
+    assert "at line 2, column 1." in message
+    (path / "train_args.json").unlink()
+    assert f"train_args.json: is not in the folder {path}; `glmspectra init` writes the three files" in fault(path)
+    (path / "train_args.json").write_text("[]")
+    assert "train_args.json: must hold one JSON object" in fault(path)
+    assert fault(tmp_path / "nowhere").endswith(
+        "there is no such folder; `glmspectra init` writes the three settings files."
+    )
+
+
+def test_options_have_the_last_word(folder):
+    settings = load_settings(
+        folder(),
+        [
+            "lora.r=8",
+            "learning_rate=1e-4",
+            "finetune.template=chat",
+            'target_modules=["dense"]',
+            "evaluation_strategy=no",
+        ],
+    )
+    assert settings.lora.r == 8
+    assert settings.train.learning_rate == 1e-4
+    assert settings.finetune.template == "chat"
+    assert settings.lora.target_modules == ["dense"]
+    assert settings.train.eval_strategy == "no"
+
+
+def test_options_that_name_nothing(folder):
+    assert fault(folder(), "lora.rr=8") == "--set lora.rr: unknown key rr; did you mean r?"
+    assert fault(folder(), "learning_rat=8") == (
+        "--set learning_rat: learning_rat is no key of any file; write train.learning_rate."
+    )
+    assert fault(folder(), "peft.r=8") == "--set peft.r: peft is no section; write one of finetune.r, lora.r, train.r."
+    assert fault(folder(), "resume_from_checkpoint=true") == (
+        "--set resume_from_checkpoint: resume_from_checkpoint is a key of several files; write "
+        "finetune.resume_from_checkpoint or train.resume_from_checkpoint."
+    )
+
+
+def test_a_method_by_option_needs_no_second_option(folder):
+    settings = load_settings(folder(), ["method=lora"])
+    assert settings.method == "lora"
+    assert settings.notes[-1] == "finetune_args.json: load_in_4bit is set aside, since --set method is given."
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "adalora", "qadalora"])
+def test_what_is_saved_loads_again_as_the_same(folder, tmp_path, method):
+    settings = load_settings(folder(), [f"method={method}", "train.hub_token=hf_secret", "bf16=false"])
+    settings.save(tmp_path / "saved")
+    again = load_settings(tmp_path / "saved")
+    assert again.as_files() == settings.as_files()
+    assert again.method == method
+    assert again.notes == []
+    assert (again.init_r, again.target_r) == (settings.init_r, settings.target_r)
+
+
+def test_secrets_are_neither_printed_nor_saved(folder, tmp_path):
+    settings = load_settings(folder(), ["train.hub_token=hf_abcdef"])
+    settings.save(tmp_path / "saved")
+    written = "".join(path.read_text() for path in (tmp_path / "saved").iterdir())
+    assert "hf_abcdef" not in written
+    assert "hf_abcdef" not in "\n".join(settings.describe())
+    assert "  hub_token: (hidden)" in settings.describe()
+    assert settings.training_arguments(use_cpu=True).hub_token == "hf_abcdef"
+    assert "hf_abcdef" not in fault(folder(), 'train.hub_token=["hf_abcdef"]')
+
+
+def test_adalora_starts_half_above_its_target(folder):
+    settings = load_settings(folder(finetune={"method": "qadalora"}))
+    assert (settings.target_r, settings.init_r) == (12, 18)
+    settings = load_settings(folder(finetune={"method": "qadalora"}, lora={"target_r": 3}))
+    assert settings.init_r == 5
+    settings = load_settings(folder(finetune={"method": "qadalora"}, lora={"start_ranks": {"dense": 40}}))
+    assert settings.init_r == 40
+
+
+RANKS = {
+    "glmspectra_ranks": 1,
+    "base": {"name": "chatglm2-6b", "fingerprint": "0123456789abcdef"},
+    "criterion": "energy",
+    "budget": {"kind": "like", "parameters": 100},
+    "lora_args": {
+        "r": 6,
+        "lora_alpha": 12,
+        "target_modules": ["encoder.layers.0.mlp.dense_h_to_4h"],
+        "rank_pattern": {"^a": 3},
+        "alpha_pattern": {"^a": 6.5},
+    },
+    "adalora": {"init_r": 9, "target_r": 6, "start_ranks": {"encoder.layers.0.mlp.dense_h_to_4h": 9}},
+    "ranks": {"encoder.layers.0.mlp.dense_h_to_4h.weight": 3},
+}
+
+
+@pytest.fixture
+def ranks(tmp_path):
+    path = tmp_path / "ranks.json"
+    path.write_text(json.dumps(RANKS))
+    return path
+
+
+def test_ranks_replace_ranks_and_targets(folder, ranks, tmp_path):
+    settings = load_settings(folder(), None, ranks)
+    assert settings.lora.r == 6
+    assert settings.lora.lora_alpha == 12
+    assert settings.lora.target_modules == ["encoder.layers.0.mlp.dense_h_to_4h"]
+    assert settings.lora.rank_pattern == {"^a": 3}
+    assert settings.lora.alpha_pattern == {"^a": 6.5}
+    assert settings.lora.lora_dropout == 0.05  # what the file says nothing of stays
+    by_key = load_settings(folder(lora={"ranks_file": str(ranks)}))
+    assert by_key.as_files() == settings.as_files()
+    settings.save(tmp_path / "saved")
+    ranks.unlink()  # the resolved settings do not need the file any more
+    assert load_settings(tmp_path / "saved").as_files() == settings.as_files()
+
+
+def test_ranks_for_adalora_are_start_ranks_and_a_budget(folder, ranks):
+    settings = load_settings(folder(), ["method=qadalora"], ranks)
+    assert (settings.init_r, settings.target_r) == (9, 6)
+    assert settings.lora.start_ranks == {"encoder.layers.0.mlp.dense_h_to_4h": 9}
+    assert settings.lora.rank_pattern == {}
+
+
+def test_ranks_of_another_checkpoint_are_refused(folder, ranks):
+    settings = load_settings(folder(), None, ranks)
+    settings.check_base("chatglm2-6b", "0123456789abcdef")
+    with pytest.raises(ConfigError, match=r"the ranks were measured on chatglm2-6b .fingerprint 0123456789abcdef., but"):
+        settings.check_base("other", "ffffffffffffffff")
+    load_settings(folder(), ["lora.ranks_base=null"], ranks).check_base("other", "ffffffffffffffff")
+
+
+def test_ranks_files_that_are_none(folder, tmp_path):
+    path = folder()
+    missing = tmp_path / "none.json"
+    assert fault(path, ranks=missing) == (
+        f"ranks {missing}: there is no such file; `glmspectra suggest-rank` writes one."
+    )
+    missing.write_text("{}")
+    assert "is no ranks file of form 1" in fault(path, ranks=missing)
+    missing.write_text(json.dumps({**RANKS, "base": {"name": "x"}}))
+    assert "key base.fingerprint: Field required" in fault(path, ranks=missing)
+
+
+def test_what_the_trainer_refuses_is_quoted(folder):
+    settings = load_settings(folder(train={"load_best_model_at_end": True, "save_strategy": "epoch"}))
+    with pytest.raises(ConfigError, match=r"^train_args.json: the Trainer refuses these arguments: .*load_best_model"):
+        settings.training_arguments(use_cpu=True)
