@@ -21,12 +21,22 @@ from torch.nn import functional as F
 class ManyLoraLinear(nn.Module):
     """A frozen linear layer with J adapters, one for each block of rows of its input."""
 
-    def __init__(self, base: nn.Linear, ranks: torch.Tensor, seeds: list[int], name: str, scale: float):
+    def __init__(
+        self,
+        base: nn.Linear,
+        ranks: torch.Tensor,
+        seeds: list[int],
+        name: str,
+        scale: float,
+        starts: dict[int, torch.Tensor] | None = None,
+    ):
         super().__init__()
         jobs, width = len(seeds), max(1, int(ranks.max()))
         self.base, self.scale = base, scale
         device = base.weight.device
         down = torch.stack([initial_down(name, seed, width, base.in_features) for seed in seeds])
+        for job, start in (starts or {}).items():  # (at least the job's rank, in): its first rows are taken
+            down[job, : int(ranks[job])] = start[: int(ranks[job])]
         self.down = nn.Parameter(down.to(device))  # A: (J, R, in)
         self.up = nn.Parameter(torch.zeros(jobs, base.out_features, width, device=device))  # B: (J, out, R)
         mask = (torch.arange(width)[None, :] < ranks[:, None]).float()
@@ -58,7 +68,7 @@ class ManyAdapters:
 
     `ranks`: for each job a mapping module name -> rank; a module that is absent or 0 for a job adds nothing to it.
     `rates`: a learning rate a job. AdamW (0.9, 0.999, 1e-8, no decay) with linear warm-up and linear decay, as PEFT
-    users run it; gradients are clipped to norm 1 job by job.
+    users run it; gradients are clipped to norm 1 job by job. `starts`: module name -> job -> rows that A_j starts from.
     """
 
     def __init__(
@@ -69,6 +79,7 @@ class ManyAdapters:
         rates: list[float],
         seeds: list[int],
         scale: float = 2.0,
+        starts: Mapping[str, dict[int, torch.Tensor]] | None = None,
     ):
         self.model, self.jobs = model, len(seeds)
         for parameter in model.parameters():
@@ -79,7 +90,9 @@ class ManyAdapters:
             if int(of_jobs.max()) == 0:
                 continue
             parent = model.get_submodule(name.rpartition(".")[0])
-            layer = ManyLoraLinear(getattr(parent, name.rpartition(".")[2]), of_jobs, seeds, name, scale)
+            layer = ManyLoraLinear(
+                getattr(parent, name.rpartition(".")[2]), of_jobs, seeds, name, scale, (starts or {}).get(name)
+            )
             setattr(parent, name.rpartition(".")[2], layer)
             self.layers[name] = layer
         self.parameters = [p for layer in self.layers.values() for p in (layer.down, layer.up)]
@@ -117,13 +130,15 @@ class ManyAdapters:
         self.steps += 1
         now = self.rates * min(progress / warmup if warmup else 1.0, (1 - progress) / (1 - warmup), 1.0)
         with torch.no_grad():
-            clipped = [g * clip[:, None, None] for g in grads]
+            clipped = torch._foreach_mul(grads, [clip[:, None, None]] * len(grads))
             torch._foreach_lerp_(self.first, clipped, 1 - 0.9)
             torch._foreach_mul_(self.second, 0.999)
             torch._foreach_addcmul_(self.second, clipped, clipped, 1 - 0.999)
-            for parameter, first, second in zip(self.parameters, self.first, self.second, strict=True):
-                corrected = (second / (1 - 0.999**self.steps)).sqrt_().add_(1e-8)
-                parameter -= now[:, None, None] * (first / (1 - 0.9**self.steps)) / corrected
+            size = torch._foreach_sqrt(torch._foreach_div(self.second, 1 - 0.999**self.steps))
+            torch._foreach_add_(size, 1e-8)
+            change = torch._foreach_div(torch._foreach_div(self.first, 1 - 0.9**self.steps), size)
+            torch._foreach_mul_(change, [now[:, None, None]] * len(change))
+            torch._foreach_sub_(self.parameters, change)
         return loss.detach()
 
     @torch.no_grad()

