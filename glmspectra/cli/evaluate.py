@@ -41,6 +41,7 @@ def evaluate(
     reports/tuned
     """
     from glmspectra.cli.console import finish
+    from glmspectra.cli.libraries import hush
     from glmspectra.cli.progress_line import counting
     from glmspectra.errors import RequestError
     from glmspectra.tuning import evaluation
@@ -48,6 +49,7 @@ def evaluate(
 
     if split not in ("valid", "train"):
         raise RequestError(f"--split {split}: write valid or train.")
+    hush(quiet)
     options = settings_options(model, None, None, on_bad_data, columns)
     if data is not None:
         options += data_options(data, split)

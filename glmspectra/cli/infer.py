@@ -32,6 +32,7 @@ def infer(
     Example: glmspectra infer questions.jsonl --adapter runs/train/final_adapter --out answers.jsonl
     """
     from glmspectra.cli.console import finish
+    from glmspectra.cli.libraries import hush
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.cli.progress_line import counting
     from glmspectra.errors import RequestError
@@ -39,6 +40,7 @@ def infer(
 
     if template not in ("auto", "plain", "chat"):
         raise RequestError(f"--template {template}: write auto, plain or chat.")
+    hush(quiet)
     place = choose_model(model)
     questions = inference.read_questions(source, column)
     loaded = inference.load_for_inference(place, adapter, device, template, max_length, four_bit)

@@ -57,6 +57,7 @@ def train(
     import os
 
     from glmspectra.cli.console import finish, stderr
+    from glmspectra.cli.libraries import hush
     from glmspectra.tuning.settings import load_settings
 
     settings = load_settings(
@@ -64,6 +65,7 @@ def train(
     )
     main = os.environ.get("RANK", "0") == "0"
     silent = quiet or not main
+    hush(silent)
     if not silent:
         for note in settings.notes:
             stderr.print(note, highlight=False, markup=False)

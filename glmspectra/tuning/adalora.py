@@ -187,7 +187,7 @@ class BudgetedAdaLoraModel(AdaLoraModel):
     rankallocator: MaskedRankAllocator
 
     @property
-    def config(self) -> Any:
+    def adapter_config(self) -> Any:
         """The `AdaLoraConfig` of the adapter in training."""
         return self.peft_config[self.trainable_adapter_name]
 
@@ -195,7 +195,7 @@ class BudgetedAdaLoraModel(AdaLoraModel):
         outputs = self.model.forward(*args, **kwargs)
         loss = getattr(outputs, "loss", None)
         if self.training and isinstance(loss, torch.Tensor):
-            outputs.loss = loss + self.config.orth_reg_weight * self.orthogonality()
+            outputs.loss = loss + self.adapter_config.orth_reg_weight * self.orthogonality()
         return outputs
 
     def orthogonality(self) -> torch.Tensor:
@@ -217,7 +217,7 @@ class BudgetedAdaLoraModel(AdaLoraModel):
     def describe_for_saving(self) -> None:
         """Make the configuration say which triplets are not zero now, so that what PEFT saves gives equal
         logits at any step (between two allocations pruned triplets may have grown again)."""
-        self.config.rank_pattern = {
+        self.adapter_config.rank_pattern = {
             f"{name}.lora_E.{self.trainable_adapter_name}": (self.rankallocator.triplets(name)[1].detach() != 0)
             .view(-1)
             .tolist()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class AdapterTrainer(Trainer):
         # Data parallelism averages gradients over processes; the factor makes that the sum it should be.
         loss = losses.nll.sum() / count * self.accelerator.num_processes
         if self.adalora is not None and self.model.training:
-            weight = self.adalora.config.orth_reg_weight / self.current_gradient_accumulation_steps
+            weight = self.adalora.adapter_config.orth_reg_weight / self.current_gradient_accumulation_steps
             penalty = weight * self.adalora.orthogonality()
             self._orthogonality = penalty.detach()
             loss = loss + penalty
@@ -236,9 +237,14 @@ class AdapterTrainer(Trainer):
         if self.adalora is not None:
             self.adalora.describe_for_saving()
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = get_peft_model_state_dict(
-            model, state_dict=state_dict, adapter_name=self.adapter, save_embedding_layers=False
-        )
+        with warnings.catch_warnings():
+            # A matrix that AdaLoRA pruned to rank 0 has empty factors, which PEFT takes for unfinished
+            # sharding.
+            if self.adalora is not None:
+                warnings.filterwarnings("ignore", message=".*invalid shape")
+            tensors = get_peft_model_state_dict(
+                model, state_dict=state_dict, adapter_name=self.adapter, save_embedding_layers=False
+            )
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / ADAPTER_WEIGHTS
         )
