@@ -12,6 +12,7 @@ from glmspectra.cli.infer import infer
 from glmspectra.cli.init import init
 from glmspectra.cli.inspect import inspect
 from glmspectra.cli.merge import merge
+from glmspectra.cli.report import report
 from glmspectra.cli.svd import svd
 from glmspectra.cli.train import train
 from glmspectra.cli.values import values
@@ -49,6 +50,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(merge)
 app.command()(infer)
+app.command()(report)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,7 +4,7 @@ Nothing here measures a matrix or opens a checkpoint: every figure is drawn from
 `trainer_state.json` of training folders, so all of it can be drawn again when the weights are gone.
 """
 
-from glmspectra.figures.page import Album, Drawing, Grid, Section, write_page
+from glmspectra.figures.page import Album, Drawing, Grid, Section, figures_of, write_page
 from glmspectra.figures.report import (
     write_delta_report,
     write_ranks_report,
@@ -28,6 +28,7 @@ __all__ = [
     "TrainingRun",
     "analysis_sections",
     "delta_sections",
+    "figures_of",
     "rank_sections",
     "read_training",
     "styled",

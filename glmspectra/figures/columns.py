@@ -150,6 +150,18 @@ COLUMNS = {
         ),
         Column("alpha_weighted", "weighted α", _NONE, "α times log10 of the largest eigenvalue."),
         Column("hill_alpha", "Hill estimate of α", _NONE, "The tail exponent by Hill's estimator."),
+        Column(
+            "relative_frobenius",
+            "||ΔW|| / ||W||",
+            "",
+            "Frobenius norm of the change over that of the weight.",
+            share=True,
+        ),
+        Column("intruders", "intruder dimensions", _DIRECTIONS, "Top directions of W + ΔW that resemble none of W."),
+        Column("rank", "rank in use", _DIRECTIONS, "Directions of ΔW above the rounding floor."),
+        Column("allotted_rank", "rank allotted", _DIRECTIONS, "Rank of the adapter's factors."),
+        Column("noise_floor", "rounding floor", _WEIGHT, "Largest singular value that rounding can have made."),
+        Column("amplification", "amplification factor", _NONE, "Size of ΔW over that of W in the directions of ΔW."),
     )
 }
 

@@ -62,6 +62,11 @@ class Grid:
     facets: Sequence[int] = ()
     row_head: int = 0
 
+    def numeric(self, column: int) -> bool:
+        """True when a column holds numbers only, as far as it holds anything; its head is then set to the right."""
+        held = [row[column] for row in self.rows if cell_text(row[column])]
+        return bool(held) and all(sort_key(value) for value in held)
+
 
 @dataclass
 class Section:
@@ -181,14 +186,14 @@ def write_page(
         )
     )
     path = folder / "index.html"
-    before = _figures_of(path)
+    before = figures_of(path)
     write_text(path, text)
     for name in before - {drawing.file for section in sections for drawing in section.drawings}:
         (folder / name).unlink(missing_ok=True)
     return path
 
 
-def _figures_of(page: Path) -> set[str]:
+def figures_of(page: Path) -> set[str]:
     """Names of the SVG files that a page written here shows; none when there is no such page."""
     if not page.is_file():
         return set()

@@ -137,7 +137,7 @@ def draw_rank_bars(ranks: pd.DataFrame) -> Figure:
         )
         for i, name in enumerate(criteria)
     ]
-    style.key(figure, [line for _, line in handles], criteria, per_row=per_row)
+    style.key(figure, handles, criteria, per_row=per_row)
     return figure
 
 

@@ -50,7 +50,7 @@ def write_report(
     run_folder = Path(run_folder)
     run = read_run(run_folder)
     further = {name: _further(run_folder / f"{name}.parquet") for name in FURTHER_TABLES}
-    runs = [training.read_training(folder) for folder in training_folders]
+    runs = _training_runs(training_folders)
     return write_tables_report(
         run, out or REPORTS / run_folder.name, runs=runs, columns=columns, progress=progress, title=None, **further
     )
@@ -198,7 +198,7 @@ def write_delta_report(
         similarity = similarity if similarity is not None else _further(run / "similarity.parquet")
     album = Album(Path(out))
     facts, found = run_facts(tables)
-    runs = [training.read_training(folder) for folder in training_folders]
+    runs = _training_runs(training_folders)
     with style.styled():
         sections = delta_sections(tables, album, delta, similarity, base_tables, progress)
         picked = pick(tables, "delta")
@@ -218,7 +218,7 @@ def _tables(run: RunTables | Path) -> RunTables:
     return Tables(stored.matrices, stored.singular_values, stored.histograms, stored.manifest)
 
 
-def _training_runs(folders: Sequence[Path], names: Sequence[str] | None) -> list[training.TrainingRun]:
+def _training_runs(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[training.TrainingRun]:
     """Read training runs; of equal names all but the first get a number, so that each has a line of its own."""
     runs: list[training.TrainingRun] = []
     taken: dict[str, int] = {}

@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from glmspectra.errors import StoreError
@@ -226,7 +227,10 @@ def layer_axis(ax: Axes, layers: Sequence[int], label: bool = True) -> None:
 
 
 def key(figure: Figure, handles: Sequence, labels: Sequence[str], *, top: float = 0.06, per_row: int = 5) -> None:
-    """One legend for a whole figure, along its upper edge; `top` is its distance from the edge in inches."""
+    """One legend for a whole figure, along its upper edge; `top` is its distance from the edge in inches.
+
+    A handle may be a tuple, of which every member is shown.
+    """
     figure.legend(
         handles,
         labels,
@@ -234,7 +238,8 @@ def key(figure: Figure, handles: Sequence, labels: Sequence[str], *, top: float 
         bbox_to_anchor=(0.012, 1 - top / figure.get_figheight()),
         ncols=max(1, min(per_row, len(labels))),
         borderaxespad=0,
-        handlelength=2.6,
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0.4)},
+        handlelength=4.2 if any(isinstance(handle, tuple) for handle in handles) else 2.6,
         columnspacing=1.6,
         labelspacing=0.35,
     )

@@ -146,7 +146,7 @@ def thin(count: int, keep: int = 160) -> np.ndarray:
 
 
 def spectral_density(sigma: np.ndarray, bins: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """Histogram of singular values as a density: edges (bins + 1,) and density per unit of sigma (bins,), of integral 1.
+    """Histogram of singular values as a density: edges (bins + 1,) and density (bins,) of integral 1.
 
     Bins are spaced evenly in the logarithm over four decades at most; the first reaches down to the smallest value.
     """
