@@ -378,7 +378,7 @@ def test_ranks_for_adalora_are_start_ranks_and_a_budget(folder, ranks):
 def test_ranks_of_another_checkpoint_are_refused(folder, ranks):
     settings = load_settings(folder(), None, ranks)
     settings.check_base("chatglm2-6b", "0123456789abcdef")
-    with pytest.raises(ConfigError, match=r"the ranks were measured on chatglm2-6b .fingerprint 0123456789abcdef., but"):
+    with pytest.raises(ConfigError, match=r"the ranks were measured on chatglm2-6b .fingerprint 0123456789abcdef., "):
         settings.check_base("other", "ffffffffffffffff")
     load_settings(folder(), ["lora.ranks_base=null"], ranks).check_base("other", "ffffffffffffffff")
 

@@ -94,7 +94,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any] | BadRow]:
             if not raw.strip():  # blank lines separate nothing and lose nothing
                 continue
             try:
-                yield line, json.loads(raw.decode("utf-8"))
+                yield line, json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
             except UnicodeDecodeError as error:
                 yield BadRow(path.name, line, f"bad UTF-8 at byte {error.start + 1} of the line")
             except json.JSONDecodeError as error:
