@@ -11,7 +11,7 @@ adapter's folder or beside it, or where the caller says. Any other change of the
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ class Adapter:
     whole: list[str]
     step: int | None
     _tensors: dict[str, dict[str, torch.Tensor]] = field(repr=False)
-    _initial: "Adapter | None" = field(default=None, repr=False)
+    _initial: "Adapter | None" = field(default=None, repr=False)  # B0 A0 that the base lost
+    _start: "Adapter | None" = field(default=None, repr=False)  # B0 A0 that the base never had
 
     @property
     def base_model(self) -> str | None:
@@ -81,13 +82,9 @@ class Adapter:
         parts = self._tensors[module]
         embedding = "lora_embedding_A" in parts
         a_key, b_key = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
-        missing = [
-            key for key in (a_key, b_key, *(["lora_E"] if self.kind == "adalora" else [])) if key not in parts
-        ]
+        missing = [key for key in (a_key, b_key, *(["lora_E"] if self.kind == "adalora" else [])) if key not in parts]
         if missing:
-            raise CheckpointError(
-                f"{self.path}: {module} lacks {', '.join(missing)}; the adapter was not saved whole."
-            )
+            raise CheckpointError(f"{self.path}: {module} lacks {', '.join(missing)}; the adapter was not saved whole.")
         right, left = parts[a_key], parts[b_key]
         if right.ndim != 2 or left.ndim != 2 or right.shape[0] != left.shape[1]:
             raise CheckpointError(
@@ -108,15 +105,7 @@ class Adapter:
             scale = self._scale(module, rank)
         magnitude = parts.get("lora_magnitude_vector")
         if self._initial is not None:
-            start = self._initial.factors(name)
-            if start.scale != scale and start.scale != 0:
-                start_left = start.left.to(left.dtype) * (start.scale / scale)
-            else:
-                start_left = start.left
-            left, right = (
-                torch.cat([left, -start_left.to(left.dtype)], 1),
-                torch.cat([right, start.right.to(right.dtype)], 0),
-            )
+            left, right = _less_start(left, right, scale, self._initial.factors(name))
         transposed = embedding or bool(self.config.get("fan_in_fan_out"))
         if transposed:
             left, right = right.T, left.T
@@ -128,6 +117,19 @@ class Adapter:
             f"{module}.weight", left, right, scale, allotted,
             magnitude=None if magnitude is None else magnitude.flatten(), loftq=loftq, transposed=transposed,
         )  # fmt: skip
+
+    def change(self, name: str) -> Factors:
+        """As `factors`, less what the factors held before the first step where that was kept (`initial_adapter`).
+
+        A LoRA adapter whose start was fitted to a 4-bit base's error (LoftQ on a base that was loaded quantised)
+        is kept so; against the published weights only what came since is training's change, as in `merge`.
+        """
+        found = self.factors(name)
+        if self._start is None:
+            return found
+        start = self._start.factors(name)
+        left, right = _less_start(found.left, found.right, found.scale, start)
+        return replace(found, left=left, right=right)
 
     def _starting_rank(self, module: str, parts: Mapping[str, torch.Tensor]) -> int:
         """AdaLoRA's ranknum: init_r for all in PEFT; a module's own where the file gives it."""
@@ -190,6 +192,8 @@ def open_adapter(path: Path | str, initial: Path | str | None = None) -> Adapter
     adapter = Adapter(path, config, kind, names, whole, _step_of(path), tensors)
     if kind in BASE_REDUCED:
         adapter._initial = _open_initial(path, kind, initial)
+    elif kind in ("lora", "rslora"):
+        adapter._start = _kept_start(path, initial)
     elif initial is not None:
         raise RequestError(
             f"{path}: an initial adapter is only needed for {', '.join(BASE_REDUCED)}; this one is {kind}."
@@ -232,9 +236,7 @@ def _kind(path: Path, config: Mapping[str, Any]) -> str:
         "use_bdlora",
     ):
         if config.get(key):
-            raise CheckpointError(
-                f"{path}: {key} is set in {CONFIG_FILE}; what it does to the base is not known here."
-            )
+            raise CheckpointError(f"{path}: {key} is set in {CONFIG_FILE}; what it does to the base is not known here.")
     if peft_type == "ADALORA":
         return "adalora"
     start = config.get("init_lora_weights", True)
@@ -270,9 +272,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error}); was it saved whole?") from None
     except Exception as error:  # the restricted unpickler raises its own class
-        raise CheckpointError(
-            f"{file}: holds more than tensors, it is not opened ({type(error).__name__})."
-        ) from None
+        raise CheckpointError(f"{file}: holds more than tensors, it is not opened ({type(error).__name__}).") from None
     modules: dict[str, dict[str, torch.Tensor]] = {}
     whole = []
     for key, tensor in stored.items():
@@ -280,9 +280,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[
         if found and found["suffix"] != ".bias":
             modules.setdefault(found["module"].replace(".base_layer", ""), {})[found["kind"]] = tensor
         elif "lora_" in key and not found:
-            raise CheckpointError(
-                f"{file}: the tensor {key!r} belongs to a variant of LoRA that is not read here."
-            )
+            raise CheckpointError(f"{file}: the tensor {key!r} belongs to a variant of LoRA that is not read here.")
         else:
             whole.append(key.removeprefix("base_model.model.").replace(".modules_to_save.default", ""))
     if not modules:
@@ -301,10 +299,41 @@ def _open_initial(path: Path, kind: str, initial: Path | str | None) -> Adapter:
             f"{path}: {kind} took its first factors out of the base, and without them the change cannot be told; "
             f"save the adapter before training as {INITIAL_FOLDERS[0]} in this folder, or name its folder."
         )
-    config = _read_config(found)
-    tensors, whole = _read_tensors(found)
-    return Adapter(
-        found, config, "rslora" if config.get("use_rslora") else "lora", list(tensors), whole, None, tensors
+    return _plain_adapter(found)
+
+
+def _kept_start(path: Path, initial: Path | str | None) -> Adapter | None:
+    """The start of a LoRA adapter, where it was kept: in its own folder, or beside the checkpoint-N it lies in."""
+    places = [Path(initial)] if initial is not None else [path / INITIAL_FOLDERS[0]]
+    if initial is None:
+        places += [f.parent / INITIAL_FOLDERS[0] for f in (path, path.parent) if f.name.startswith("checkpoint-")]
+    found = next((place for place in places if (place / CONFIG_FILE).is_file()), None)
+    if found is None:
+        if initial is not None:
+            raise RequestError(f"{initial}: no adapter here: there is no {CONFIG_FILE}.")
+        return None
+    return _plain_adapter(found)
+
+
+def _plain_adapter(path: Path) -> Adapter:
+    """An adapter as LoRA factors alone, whatever its configuration says of the base."""
+    config = _read_config(path)
+    tensors, whole = _read_tensors(path)
+    kind = "rslora" if config.get("use_rslora") else "lora"
+    return Adapter(path, config, kind, list(tensors), whole, None, tensors)
+
+
+def _less_start(
+    left: torch.Tensor, right: torch.Tensor, scale: float, start: Factors
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors of left @ right - start: [left, -left_0] and [right; right_0], the start's scale brought to `scale`.
+
+    left (rows, r) -> (rows, r + r_0), right (r, cols) -> (r + r_0, cols).
+    """
+    start_left = start.left if start.scale == scale else start.left * (start.scale / scale)
+    return (
+        torch.cat([left, -start_left.to(left.dtype)], dim=1),
+        torch.cat([right, start.right.to(right.dtype)], dim=0),
     )
 
 

@@ -36,9 +36,9 @@ def tuned_checkpoints(path: Path | str) -> list[TunedCheckpoint]:
     for folder in path.glob("checkpoint-*"):
         number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
         state = _state_in(folder) if number and folder.is_dir() else None
-        if state:
+        if number and state:
             found.append(TunedCheckpoint(state[0], int(number[1]), state[1]))
-    found.sort(key=lambda state: state.step)
+    found.sort(key=lambda state: state.step or 0)
     final = _state_in(path)
     if final:
         step = _step_told_by(path)
@@ -47,10 +47,7 @@ def tuned_checkpoints(path: Path | str) -> list[TunedCheckpoint]:
         if not (found and step is not None and found[-1].step == step):
             found.append(TunedCheckpoint(final[0], step, final[1]))
     if not found:
-        raise RequestError(
-            f"{path}: holds neither an adapter ({CONFIG_FILE}), nor a model, "
-            "nor checkpoint-N folders."
-        )
+        raise RequestError(f"{path}: holds neither an adapter ({CONFIG_FILE}), nor a model, nor checkpoint-N folders.")
     return found
 
 
@@ -60,11 +57,7 @@ def _state_in(folder: Path) -> tuple[Path, bool] | None:
     inner = folder / ADAPTER_FOLDER
     if (inner / CONFIG_FILE).is_file():
         return inner, True
-    if (
-        any(folder.glob("*.safetensors"))
-        or any(folder.glob("pytorch_model*.bin"))
-        or any(folder.glob("*.gguf"))
-    ):
+    if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.gguf")):
         return folder, False
     return None
 
