@@ -30,8 +30,7 @@ class Request:
 
     names: the matrices in depth order. options: every option that changes a number (method, tolerance, split
     ...), as JSON can hold it; what only changes the speed (device, processes) does not belong here. vectors:
-    how
-    many leading singular vectors a part are kept beside the numbers, which they do not change.
+    how many leading singular vectors a part are kept beside the numbers, which they do not change.
     """
 
     kind: str

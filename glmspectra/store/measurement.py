@@ -6,6 +6,7 @@ it that could run on reading. Its `record` member is the JSON of everything that
 
 import hashlib
 import json
+import math
 import re
 import zipfile
 from collections.abc import Mapping
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from glmspectra.errors import StoreError
 from glmspectra.store.atomic import write_atomically
-from glmspectra.store.schema import IDENTITY, KINDS, MEASURED, QUANTITIES, STATUSES
+from glmspectra.store.schema import IDENTITY, KINDS, MATRICES, MEASURED, QUANTITIES, STATUSES
 
 _IDENTITY = frozenset(column.name for column in IDENTITY)
+_WHOLE_NUMBERS = frozenset(column.name for column in MATRICES if column.type == pa.int64())
 _REQUIRED = frozenset(column.name for column in IDENTITY if not column.nullable)
 
 
@@ -29,8 +32,7 @@ class Measurement:
 
     rows: one dict a part with the identity columns and those columns of `matrices` that `kind` may fill.
     singular_values: part -> (sigma, error_bound), float64 of equal length, sigma descending (kind
-    'spectrum').
-    histograms: part -> (edges of length bins + 1, counts of length bins) (kind 'values').
+    'spectrum'). histograms: part -> (edges of length bins + 1, counts of length bins) (kind 'values').
     position: place of the matrix in its checkpoint's depth order; rows of the tables are sorted by it.
     """
 
@@ -82,7 +84,7 @@ def write_part(path: Path, measurement: Measurement, stamp: str) -> None:
         "step": measurement.step,
         "name": measurement.name,
         "position": measurement.position,
-        "rows": [{key: _plain(value) for key, value in row.items()} for row in measurement.rows],
+        "rows": [{column: _plain(column, value) for column, value in row.items()} for row in measurement.rows],
     }
     arrays: dict[str, np.ndarray] = {"record": np.frombuffer(json.dumps(record).encode(), dtype=np.uint8)}
     for part, (sigma, bound) in measurement.singular_values.items():
@@ -123,15 +125,13 @@ def read_part(path: Path, stamp: str) -> Measurement | None:
         return None
 
 
-def _plain(value: Any) -> Any:
-    """A NumPy scalar or array as the Python value JSON can hold (floats survive exactly.
+def _plain(column: str, value: Any) -> Any:
+    """The value as JSON can hold it (floats survive exactly: repr round-trips).
 
-    Repr round-trips).
+    A whole number that is not known may come as NaN; its column knows only null.
     """
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if column in _WHOLE_NUMBERS and isinstance(value, float):
+        return None if math.isnan(value) else int(value)
     return value

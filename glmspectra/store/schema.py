@@ -74,11 +74,11 @@ SPECTRUM_COLUMNS = [
 DELTA_COLUMNS = [
     *(pa.field(name, _whole) for name in ("allotted_rank", "rank")),
     *(pa.field(name, _real) for name in ("share_of_rank_in_use", "noise_floor", "effective_rank_above_floor")),
-    *(pa.field(name, _real) for name in ("share_unchanged", "norm_relative_to_base")),
+    *(pa.field(name, _real) for name in ("share_unchanged", "relative_frobenius")),
     pa.field("overlap_directions", _whole),
     *(pa.field(name, _real) for name in ("overlap_left", "overlap_right", "amplification")),
     pa.field("intruders", _whole),
-    pa.field("intruder_cosines", pa.list_(_real)),
+    *(pa.field(name, pa.list_(_real)) for name in ("intruder_cosines", "similarity_left", "similarity_right")),
     # Of a gradient: the mean of |W * G| over the entries (GoRA's importance).
     pa.field("gradient_importance", _real),
 ]

@@ -1,0 +1,88 @@
+"""`glmspectra svd`: spectra per depth."""
+
+from typing import Annotated
+
+import typer
+
+from glmspectra.cli.options import Device, Json, Model, Quiet
+from glmspectra.cli.selection_options import (
+    Exclude,
+    Fresh,
+    Include,
+    Layers,
+    Matrices,
+    NoReport,
+    OutRoot,
+    SplitHeads,
+    SplitParts,
+    split_of,
+)
+
+# Column of the summary at the end -> its heading.
+SUMMARY = {
+    "spectral_norm": "sigma 1",
+    "stable_rank": "stable rank",
+    "effective_rank": "eff. rank",
+    "energy_rank_90": "90 % energy",
+    "mp_spikes": "spikes",
+    "alpha": "alpha",
+}
+
+
+def svd(
+    model: Model = None,
+    out: OutRoot = None,
+    layers: Layers = "all",
+    matrices: Matrices = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    split: SplitParts = False,
+    heads: SplitHeads = False,
+    method: Annotated[str, typer.Option("--method", help="exact, or topk for the largest only.")] = "exact",
+    top_k: Annotated[int, typer.Option("--top-k", help="How many singular values topk gives.")] = 64,
+    rtol: Annotated[float, typer.Option("--rtol", help="Relative error a singular value may have.")] = 1e-4,
+    vectors: Annotated[int, typer.Option("--vectors", help="Keep this many singular vectors a matrix.")] = 0,
+    values: Annotated[bool, typer.Option(help="Take value distributions in the same read.")] = True,
+    export_jsonl: Annotated[bool, typer.Option("--export-jsonl", help="Write singular_value.jsonl too.")] = False,
+    fresh: Fresh = False,
+    no_report: NoReport = False,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Spectra per depth: every singular value with an error bound, ranks, bulk edge, heavy tail; tables and a
+    report.
+
+    Interrupted, the same command goes on where it stopped; several processes share the work under torchrun.
+
+    Value distributions are taken in the same read, since they cost little beside the spectra; leave them with
+    --no-values.
+    """
+    from glmspectra.cli.measuring import measure
+    from glmspectra.sweep import SweepOptions
+
+    options = SweepOptions(
+        values=values,
+        spectrum=True,
+        split=split_of(split, heads),
+        method=method,
+        top_k=top_k,
+        rtol=rtol,
+        vectors=vectors,
+        device=device,
+        fresh=fresh,
+        quiet=quiet,
+    )
+    measure(
+        model,
+        out,
+        options,
+        layers=layers,
+        matrices=matrices,
+        include=include or (),
+        exclude=exclude or (),
+        report=not no_report,
+        export_jsonl=export_jsonl,
+        as_json=as_json,
+        summary_columns=SUMMARY,
+    )

@@ -1,0 +1,77 @@
+"""Several processes on one sweep, as `torchrun` starts them: who this one is, and what they tell each other.
+
+Only names, counts and error messages travel between processes, never a weight, so gloo on the CPU serves
+whatever the device; a process group that is already there (nccl, say) is used as it is.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch.distributed as dist
+
+Value = TypeVar("Value")
+
+# A process that is done waits for the slowest; a dead one closes its connection and ends the wait at once.
+_PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """rank: this process, 0 to count - 1; local_rank: its number on this host."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    def from_first(self, value: Value) -> Value:
+        """Process 0's `value`, in every process."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def from_all(self, value: Value) -> list[Value]:
+        """Everybody's `value` by rank, in every process, once all have come here."""
+        if self.count == 1:
+            return [value]
+        values: list = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def joined_processes() -> Iterator[Processes]:
+    """The processes of this sweep: those of torchrun (WORLD_SIZE in the environment), else this one alone."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 and not (dist.is_available() and dist.is_initialized()):
+        yield Processes()
+        return
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def share_out(costs: Sequence[float], count: int) -> list[list[int]]:
+    """Indices of `costs` for each of `count` processes, so that the sums are nearly equal; each list
+    ascending.
+
+    Longest processing time first: the dearest item to the process with least so far (Graham 1969: at most 4/3
+    of the best possible longest share). Deterministic: ties go to the lower index and the lower process.
+    """
+    shares: list[list[int]] = [[] for _ in range(count)]
+    sums = [0.0] * count
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        least = min(range(count), key=lambda process: (sums[process], process))
+        shares[least].append(index)
+        sums[least] += costs[index]
+    return [sorted(share) for share in shares]

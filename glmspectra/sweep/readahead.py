@@ -1,0 +1,65 @@
+"""Reads the next matrix while the current one is computed, within a ceiling of memory."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from glmspectra.checkpoint import Checkpoint, TensorRecord
+
+# Anonymous bytes that the current and the next matrix may hold together. What is stored plainly is mapped
+# from its file and counts
+# nothing; what is quantised is dequantised into memory of its own, and two of the largest (ChatGLM2's
+# embedding in float32
+# is 1.07 GB) would leave no room for the Gram matrix and its eigensolver below the promised 2 GiB.
+READ_AHEAD_CEILING = 768 * 2**20
+
+_PAGE = 4096
+
+
+def read_ahead(
+    checkpoint: "Checkpoint", records: Sequence["TensorRecord"]
+) -> Iterator[tuple["TensorRecord", torch.Tensor]]:
+    """Yield (record, tensor) in order, one thread reading the next tensor meanwhile; pages are given back
+    after each.
+
+    The tensor is valid until the next one is asked for. Errors of reading (CheckpointError) are raised where
+    the tensor would have been yielded, after those before it.
+    """
+    reader = ThreadPoolExecutor(1, thread_name_prefix="glmspectra-read")
+    try:
+        coming: Future[torch.Tensor] | None = None
+        for index, record in enumerate(records):
+            tensor = (coming or reader.submit(_read, checkpoint, record)).result()
+            coming = None
+            if index + 1 < len(records):
+                following = records[index + 1]
+                if anonymous_bytes(record) + anonymous_bytes(following) <= READ_AHEAD_CEILING:
+                    coming = reader.submit(_read, checkpoint, following)
+            yield record, tensor
+            del tensor
+            checkpoint.release(record.name)
+    finally:
+        reader.shutdown(wait=True, cancel_futures=True)
+
+
+def anonymous_bytes(record: "TensorRecord") -> int:
+    """Bytes of own memory that the tensor takes once read.
+
+    Float32 for a quantised one, none for a mapped one.
+    """
+    if record.quantization is None:
+        return 0
+    rows, cols = record.shape
+    return 4 * rows * cols
+
+
+def _read(checkpoint: "Checkpoint", record: "TensorRecord") -> torch.Tensor:
+    tensor = checkpoint.read(record.name)
+    if record.quantization is None and tensor.is_contiguous() and tensor.numel():
+        # A mapped tensor is not read yet: touching one byte a page brings it in, outside the interpreter's
+        # lock.
+        tensor.view(-1).view(torch.uint8)[::_PAGE].max()
+    return tensor

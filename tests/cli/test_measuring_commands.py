@@ -1,0 +1,155 @@
+"""`glmspectra svd` and `values` as a user meets them: what is printed where, exit statuses, one sentence an
+error."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sweep"))
+from small_checkpoint import matrix, write_small_checkpoint
+
+from glmspectra.cli.main import main
+from glmspectra.store import read_run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_small_checkpoint(tmp_path_factory.mktemp("models") / "small", layers=2)
+
+
+NUMBERS_ONLY = ("--no-report", "--no-values")
+
+
+def run(capfd, *arguments):
+    """Exit status, stdout and stderr of one command line, in this process."""
+    try:
+        main([str(argument) for argument in arguments])
+        status = 0
+    except SystemExit as leaving:
+        status = leaving.code or 0
+    out, err = capfd.readouterr()
+    return status, out, err
+
+
+def test_json_is_one_object_on_stdout_and_nothing_else(capfd, model, tmp_path):
+    chosen = ("--layers", "0", "--include", "*attention*")
+    status, out, err = run(capfd, "svd", "--model", model, "--out", tmp_path, "--json", "--no-report", *chosen)
+    assert status == 0
+    facts = json.loads(out)
+    assert out.count("\n") == 1
+    assert facts["matrices"] == facts["measured"] == 2
+    assert facts["nonfinite"] == []
+    assert facts["report"] is None
+    assert err == ""
+    table = read_run(Path(facts["tables"])).matrices
+    assert table[["mean", "spectral_norm"]].notna().all().all()
+
+
+def test_the_summary_names_every_matrix_type_and_where_the_tables_are(capfd, model, tmp_path):
+    status, out, _ = run(capfd, "svd", "--model", model, "--out", tmp_path, *NUMBERS_ONLY, "--split")
+    assert status == 0
+    for word in ("query_key_value", "dense_h_to_4h", "gate", "sigma 1", "stable", "energy"):
+        assert word in out
+    assert "8 matrices, in" in out
+    assert str(next((tmp_path / "param_matrix").iterdir())) in out.replace("\n", "")
+    status, out, _ = run(capfd, "svd", "--model", model, "--out", tmp_path, *NUMBERS_ONLY, "--split")
+    assert "8 matrices, 8 of them finished before" in out
+
+
+def test_values_then_svd_fill_one_table(capfd, model, tmp_path):
+    arguments = ("--model", model, "--out", tmp_path, "--no-report", "--json", "--matrices", "dense")
+    status, out, _ = run(capfd, "values", *arguments)
+    assert status == 0
+    folder = Path(json.loads(out)["tables"])
+    assert read_run(folder).matrices["spectral_norm"].isna().all()
+    status, out, _ = run(capfd, "svd", *arguments, "--no-values")
+    assert (status, Path(json.loads(out)["tables"])) == (0, folder)
+    assert read_run(folder).matrices[["mean", "spectral_norm"]].notna().all().all()
+
+
+def test_selection_options_choose(capfd, model, tmp_path):
+    chosen = ("--layers", "-1", "--include", "*mlp*", "--exclude", "*4h_to_h*")
+    _, out, _ = run(capfd, "svd", "--model", model, "--out", tmp_path, *NUMBERS_ONLY, "--json", *chosen)
+    names = read_run(Path(json.loads(out)["tables"])).matrices["name"].tolist()
+    assert names == [matrix(1, "dense_h_to_4h")]
+    _, out, _ = run(capfd, "svd", "--model", model, "--out", tmp_path, *NUMBERS_ONLY, "--json", "--matrices", "all")
+    names = read_run(Path(json.loads(out)["tables"])).matrices["name"].tolist()
+    assert names[0] == "transformer.embedding.word_embeddings.weight"
+    assert names[-1] == "transformer.output_layer.weight"
+
+
+def test_the_jsonl_of_the_study(capfd, model, tmp_path):
+    arguments = ("--model", model, "--out", tmp_path, *NUMBERS_ONLY, "--json")
+    _, out, _ = run(capfd, "svd", *arguments, "--export-jsonl")
+    path = Path(json.loads(out)["jsonl"])
+    assert path.name == "singular_value.jsonl"
+    assert len(path.read_text().splitlines()) == 2
+    status, out, err = run(capfd, "svd", *arguments, "--export-jsonl", "--matrices", "dense")
+    assert (status, out) == (2, "")
+    assert "lacks query_key_value" in err
+
+
+def test_nan_gives_exit_status_1_and_is_named(capfd, tmp_path):
+    bad = matrix(0, "dense")
+    model = write_small_checkpoint(tmp_path / "model", layers=1, spoil={bad: float("nan")})
+    for command in ("svd", "values"):
+        chosen = ("--matrices", "dense", "--no-report")
+        status, out, _ = run(capfd, command, "--model", model, "--out", tmp_path / command, *chosen)
+        assert status == 1
+        assert "1 of them hold NaN or Inf" in out
+        assert bad in out.replace("\n", "")
+    status, out, _ = run(capfd, "svd", "--model", model, "--out", tmp_path / "svd", *chosen, "--json")
+    assert (status, json.loads(out)["nonfinite"]) == (1, [bad]), "also when everything was finished before"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--layers", "0-1,x"), "'x' in --layers"),
+        (("--layers", "7"), "the checkpoint has layers 0 to 1"),
+        (("--matrices", "nothing"), "No matrix of"),
+        (("--method", "fast"), "--method is exact or topk, not 'fast'"),
+        (("--rtol", "2"), "--rtol is 2.0"),
+        (("--device", "gpu"), "--device gpu is not a device"),
+        (("--model", "/nowhere/at/all"), "--model says /nowhere/at/all, and there is no such file or folder"),
+    ],
+)
+def test_a_wrong_request_is_one_sentence_and_status_2(capfd, model, tmp_path, arguments, sentence):
+    status, out, err = run(capfd, "svd", "--model", model, "--out", tmp_path, "--no-report", "--json", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert sentence in err
+
+
+def test_a_truncated_file_is_one_sentence_and_status_1(capfd, model, tmp_path):
+    content = (model / "model.safetensors").read_bytes()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "model.safetensors").write_bytes(content[: len(content) // 2])
+    status, out, err = run(capfd, "svd", "--model", tmp_path / "cut", "--out", tmp_path, "--no-report")
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "model.safetensors" in err
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence_and_status_1(capfd, model, tmp_path):
+    (tmp_path / "param_matrix").write_text("")
+    status, out, err = run(capfd, "svd", "--model", model, "--out", tmp_path, "--no-report")
+    assert (status, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "a file is in the way of a folder" in err
+
+
+def test_an_unknown_option_is_status_2_and_the_traceback_needs_debug(capfd, model, tmp_path):
+    assert run(capfd, "svd", "--no-such-option")[0] == 2
+    wrong = ("svd", "--model", tmp_path / "absent", "--out", tmp_path)
+    assert "Traceback" not in run(capfd, *wrong)[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "glmspectra", *map(str, wrong), "--debug"], capture_output=True, text=True
+    )
+    assert "Traceback" in done.stderr
+    assert done.returncode != 0
