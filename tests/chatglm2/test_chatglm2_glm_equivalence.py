@@ -1,0 +1,154 @@
+"""The same logits as transformers' own GlmForCausalLM, on random configurations."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, GlmForCausalLM
+
+from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
+from glmspectra.chatglm2.conversion import chatglm_config, correspondences, from_glm, glm_config, to_glm
+from glmspectra.errors import ConfigError, RequestError
+
+
+def random_model(config: ChatGLMConfig, seed: int) -> ChatGLMForConditionalGeneration:
+    """With weights far from their start: norms that differ from 1, biases that differ from 0."""
+    model = ChatGLMForConditionalGeneration(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.copy_(1 + 0.25 * noise if "layernorm" in name else 0.3 * noise if "bias" in name else 0.1 * noise)
+    return model
+
+
+@st.composite
+def configurations(draw) -> ChatGLMConfig:
+    groups = draw(st.integers(1, 3))
+    return ChatGLMConfig(
+        num_layers=draw(st.integers(1, 3)),
+        multi_query_group_num=groups,
+        num_attention_heads=groups * draw(st.integers(1, 4)),
+        kv_channels=draw(st.sampled_from([4, 8, 16, 20])),
+        hidden_size=draw(st.sampled_from([8, 20, 48])),
+        ffn_hidden_size=draw(st.sampled_from([12, 40])),
+        padded_vocab_size=draw(st.sampled_from([17, 64])),
+        seq_length=draw(st.sampled_from([16, 4096])),
+        layernorm_epsilon=draw(st.sampled_from([1e-5, 1.5625e-7])),
+        add_qkv_bias=draw(st.booleans()),
+        rope_ratio=draw(st.sampled_from([1.0, 1.0, 16, 50, 500])),
+    )
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    config=configurations(),
+    seed=st.integers(0, 2**20),
+    lengths=st.lists(st.integers(1, 24), min_size=1, max_size=3),
+    attention=st.sampled_from(["eager", "sdpa"]),
+)
+def test_logits_equal_glms(config, seed, lengths, attention):
+    model = random_model(config, seed)
+    glm = to_glm(model)
+    assert isinstance(glm, GlmForCausalLM)
+    for either in (model, glm):
+        either.set_attn_implementation(attention)
+    width = max(lengths)
+    ids = torch.randint(config.padded_vocab_size, (len(lengths), width), generator=torch.Generator().manual_seed(seed))
+    mask = torch.tensor([[0] * (width - length) + [1] * length for length in lengths])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        for given_inputs in (
+            {"input_ids": ids, "attention_mask": mask, "position_ids": positions},
+            {"input_ids": ids, "attention_mask": mask},
+            {"input_ids": ids},
+        ):
+            tokens = given_inputs.get("attention_mask", torch.ones_like(ids)).bool()
+            ours, theirs = (either(**given_inputs).logits[tokens] for either in (model, glm))
+            assert (ours - theirs).abs().max() < 1e-5 * max(1.0, theirs.abs().max().item())
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(config=configurations(), seed=st.integers(0, 2**20))
+def test_there_and_back_is_exact(config, seed):
+    model = random_model(config, seed)
+    again = from_glm(to_glm(model))
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    assert again.config.rope_theta == model.config.rope_theta
+    assert again.config.rope_position_divisor == model.config.rope_position_divisor
+    ours, theirs = (glm_config(either.config).to_dict() for either in (model, again))
+    assert {**ours, "dtype": "float32"} == theirs  # a model that was built and not loaded has no type in its config
+
+
+def tiny(**changes) -> ChatGLMConfig:
+    sizes = {
+        "num_layers": 2,
+        "hidden_size": 32,
+        "ffn_hidden_size": 24,
+        "kv_channels": 8,
+        "num_attention_heads": 4,
+        "multi_query_group_num": 2,
+        "padded_vocab_size": 50,
+        "seq_length": 64,
+    }
+    return ChatGLMConfig(**{**sizes, **changes})
+
+
+def test_every_weight_has_one_counterpart():
+    config = tiny()
+    model = ChatGLMForConditionalGeneration(config)
+    items = list(correspondences(config))
+    assert {item.name for item in items} == {name for name, _ in model.named_parameters()}
+    glm_names = [name for item in items for name in item.glm_names]
+    assert sorted(glm_names) == sorted(name for name, _ in to_glm(model).named_parameters())
+
+
+def test_the_copy_is_a_copy_and_keeps_type_and_generation(tmp_path):
+    model = random_model(tiny(), 3).to(torch.bfloat16)
+    glm = to_glm(model)
+    assert glm.dtype == torch.bfloat16
+    assert not glm.training
+    before = model.transformer.output_layer.weight.clone()
+    with torch.no_grad():
+        glm.lm_head.weight.zero_()
+    assert torch.equal(model.transformer.output_layer.weight, before)
+
+    ids = torch.tensor([[3, 4, 5]])
+    glm = to_glm(model)
+    greedy = {"max_new_tokens": 8, "do_sample": False}
+    assert torch.equal(glm.generate(ids, **greedy), model.generate(ids, **greedy))
+    glm.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(ids).logits, glm(ids).logits)
+
+
+def test_gradients_agree():
+    model = random_model(tiny(), 4)
+    glm = to_glm(model)
+    ids = torch.arange(2, 22).view(2, 10)
+    for either in (model, glm):
+        either(input_ids=ids, labels=ids).loss.backward()
+    theirs = dict(glm.named_parameters())
+    ours = dict(model.named_parameters())
+    for item in correspondences(model.config):
+        joined = torch.cat([theirs[name].grad for name in item.glm_names])
+        found = ours[item.name].grad
+        assert (found - joined).abs().max() <= 1e-5 * joined.abs().max(), item.name
+
+
+def test_what_cannot_be_converted_says_so():
+    with pytest.raises(ConfigError, match="add_bias_linear is true"):
+        to_glm(ChatGLMForConditionalGeneration(tiny(add_bias_linear=True)))
+    config = glm_config(tiny())
+    config.hidden_act = "gelu"
+    with pytest.raises(ConfigError, match="hidden_act is 'gelu'"):
+        chatglm_config(config)
+    config = glm_config(tiny())
+    config.rope_parameters = {**config.rope_parameters, "rope_type": "yarn", "factor": 2.0}
+    with pytest.raises(ConfigError, match="yarn"):
+        chatglm_config(config)
+    model = ChatGLMForConditionalGeneration(tiny())
+    model.config.quantization_bit = 8
+    with pytest.raises(RequestError, match="quantised"):
+        to_glm(model)
