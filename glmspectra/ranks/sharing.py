@@ -86,11 +86,11 @@ def share_gains(
         gain = np.asarray(gains[target.name], dtype=np.float64)
         top = limits.highest(target, len(gain))
         top = max(limits.lowest, min(top, budget // target.cost // limits.multiple_of * limits.multiple_of))
-        ranks = np.arange(limits.lowest, top + 1, limits.multiple_of, dtype=np.int64)
+        admitted = np.arange(limits.lowest, top + 1, limits.multiple_of, dtype=np.int64)
         total = np.concatenate([[0.0], np.cumsum(gain), np.full(max(0, top - len(gain)), gain.sum())])
-        options.append(ranks)
-        weights.append(ranks * target.cost)
-        values.append(total[ranks])
+        options.append(admitted)
+        weights.append(admitted * target.cost)
+        values.append(total[admitted])
     choice = choose(weights, values, budget, largest_table)
     ranks = {
         target.name: int(option[pick]) for target, option, pick in zip(targets, options, choice.picks, strict=True)
@@ -159,11 +159,13 @@ def share_scores(targets: Sequence[Target], scores: Mapping[str, float], budget:
     high = np.array([float(limits.highest(target)) for target in targets])
     if float(low @ costs) > budget:
         raise RequestError(f"--min-rank {limits.min_rank} alone costs more than the budget of {budget} parameters.")
-    if not values.any():
+    nothing = not values.any()
+    if nothing:
         values = np.ones(len(values))
     values = values / values.max()
     values[values < 1e-12] = 0.0  # too small to count, and their inverse would overflow
-    return Shares(_round(targets, _proportional(values, costs, low, high, budget), budget, limits), "largest remainder")
+    ranks = _round(targets, _proportional(values, costs, low, high, budget), budget, limits)
+    return Shares(ranks, "every score is 0: uniform" if nothing else "largest remainder")
 
 
 def _proportional(values: np.ndarray, costs: np.ndarray, low: np.ndarray, high: np.ndarray, budget: int) -> np.ndarray:

@@ -111,15 +111,16 @@ def _pooled(evidence: Evidence, text: str, parameters: int, limits: Limits) -> S
 def _mixture(evidence: Evidence, text: str, rest: str, parameters: int, limits: Limits) -> Shares:
     weights: dict[str, float] = {}
     for piece in rest.split(","):
-        name, equals, weight = piece.rpartition("=")
+        name, equals, share = piece.rpartition("=")
         try:
-            weights[name.strip()] = float(weight)
+            weight = float(share)
         except ValueError:
-            equals = ""
-        if not equals or not name.strip() or weights[name.strip()] <= 0:
+            weight = 0.0
+        if not equals or not name.strip() or not weight > 0:
             raise RequestError(
                 f"--criterion {text}: write a mixture as mixture:delta-threshold=0.7,effective-rank=0.3."
             )
+        weights[name.strip()] = weight
     total = sum(weights.values())
     real = dict.fromkeys((target.name for target in evidence.targets), 0.0)
     for name, weight in weights.items():

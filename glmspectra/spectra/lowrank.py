@@ -137,9 +137,7 @@ def subspace_similarity(first: torch.Tensor, second: torch.Tensor) -> np.ndarray
     return np.clip(sums / np.minimum(i, j), 0.0, 1.0)
 
 
-def amplification_factor(
-    delta: LowRankSpectrum, weight: torch.Tensor, directions: int | None = None
-) -> float:
+def amplification_factor(delta: LowRankSpectrum, weight: torch.Tensor, directions: int | None = None) -> float:
     """How much delta-W amplifies its own directions over what W holds there: Hu et al. 2021, section 7.3,
     table 7.
 
@@ -147,17 +145,20 @@ def amplification_factor(
     when None) and Delta cut to the same directions. weight (rows, cols). Infinity where W holds nothing in
     these directions, NaN where delta-W is 0.
     """
-    if delta.left_vectors is None or delta.right_vectors is None:
-        raise RequestError(
-            "the amplification factor needs delta-W's singular vectors: factor_spectrum(..., vectors=True)."
-        )
+    left, right = _vectors(delta)
     k = len(delta.sigma) if directions is None else min(directions, len(delta.sigma))
     norm = float(np.sqrt(np.sum(delta.sigma[:k] ** 2)))
     if k == 0 or norm == 0:
         return float("nan")
-    u, v = delta.left_vectors[:, :k], delta.right_vectors[:, :k]
+    u, v = left[:, :k], right[:, :k]
     inside = float(torch.linalg.matrix_norm(project(weight, u).double() @ v))
     return norm / inside if inside > 0 else float("inf")
+
+
+def _vectors(spectrum: LowRankSpectrum) -> tuple[torch.Tensor, torch.Tensor]:
+    if spectrum.left_vectors is None or spectrum.right_vectors is None:
+        raise RequestError("singular vectors are needed here: factor_spectrum(..., vectors=True).")
+    return spectrum.left_vectors, spectrum.right_vectors
 
 
 def project(weight: torch.Tensor, basis: torch.Tensor, chunk: int = 2048) -> torch.Tensor:
@@ -191,28 +192,24 @@ def adapter_similarity(
     k: `directions`, at most the smaller number of non-zero directions. Needs vectors in both. NaN where one
     of them is 0.
     """
-    vectors = (first.left_vectors, first.right_vectors, second.left_vectors, second.right_vectors)
-    if any(basis is None for basis in vectors):
-        raise RequestError(
-            "similarity of two adapters needs singular vectors: factor_spectrum(..., vectors=True)."
-        )
+    first_left, first_right = _vectors(first)
+    second_left, second_right = _vectors(second)
     if (first.rows, first.cols) != (second.rows, second.cols):
         raise RequestError(
-            f"deltas of shapes {(first.rows, first.cols)} and {(second.rows, second.cols)} belong to "
-            "different weights."
+            f"deltas of shapes {(first.rows, first.cols)} and {(second.rows, second.cols)} belong to different weights."
         )
     k = min(int(np.sum(first.sigma > 0)), int(np.sum(second.sigma > 0)))
     k = k if directions is None else min(k, directions)
     if k == 0:
         return AdapterSimilarity(float("nan"), float("nan"), float("nan"), 0)
-    across_left = first.left_vectors.T @ second.left_vectors
-    across_right = first.right_vectors.T @ second.right_vectors
+    across_left = first_left.T @ second_left
+    across_right = first_right.T @ second_right
     sigma_first, sigma_second = torch.from_numpy(first.sigma), torch.from_numpy(second.sigma)
     inner = float((sigma_first[:, None] * across_left * across_right * sigma_second[None, :]).sum())
     cosine = inner / float(np.sqrt(first.squared_frobenius * second.squared_frobenius))
     return AdapterSimilarity(
         cosine=float(np.clip(cosine, -1.0, 1.0)),
-        left=float(min(across_left[:k, :k].square().sum() / k, 1.0)),
-        right=float(min(across_right[:k, :k].square().sum() / k, 1.0)),
+        left=float(across_left[:k, :k].square().sum().clamp_max(k) / k),
+        right=float(across_right[:k, :k].square().sum().clamp_max(k) / k),
         directions=k,
     )

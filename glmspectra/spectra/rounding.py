@@ -37,7 +37,7 @@ def unit_in_last_place(weight: torch.Tensor) -> torch.Tensor:
     return torch.clamp_min(ulp, info.tiny * info.eps)
 
 
-def rounding_floor(base: torch.Tensor, tuned: torch.Tensor) -> RoundingFloor:
+def rounding_floor(base: torch.Tensor, tuned: torch.Tensor, chunk: int = 1024) -> RoundingFloor:
     """Estimate the rounding noise in tuned - base from the types they are stored in.
 
     Rounding spreads evenly over one ulp: variance ulp^2 / 12 an entry. Where base is itself on the grid of
@@ -47,26 +47,29 @@ def rounding_floor(base: torch.Tensor, tuned: torch.Tensor) -> RoundingFloor:
     simulations), so what stands above it is signal. The edge of a bulk of independent entries is std
     (sqrt(rows) + sqrt(cols)) (Bai & Yin 1988).
 
-    base, tuned (rows, cols), any float types.
+    base, tuned (rows, cols), any float types, on one device; worked through `chunk` rows at a time.
     """
     rows, cols = tuned.shape
-    difference = tuned.double() - base.double()
-    ulp = unit_in_last_place(tuned)
-    variance = ulp.square() / 12
-    same_grid = bool((base.to(tuned.dtype).double() == base.double()).all())
-    if same_grid:
+    chunks = [slice(start, start + chunk) for start in range(0, rows, chunk)]
+    ceiling = float("inf")
+    if all(bool((base[c].to(tuned.dtype).double() == base[c].double()).all()) for c in chunks):
         # The finest twentieth of the entries; ulp takes few values, so ties come along.
-        cut = torch.quantile(_sample(ulp), 0.05)
-        resolved = difference[ulp <= cut]
-        change = float(resolved.square().mean()) if resolved.numel() else float("inf")
-        variance = variance.clamp_max(change)
-    std = float(variance.mean().sqrt())
-    unchanged = float((difference == 0).double().mean())
-    return RoundingFloor(
-        std, std * (np.sqrt(rows) + np.sqrt(cols)), unchanged, str(tuned.dtype).removeprefix("torch.")
-    )
+        cut = float(torch.quantile(unit_in_last_place(_sample(tuned)), 0.05))
+        energy = count = 0.0
+        for c in chunks:
+            resolved = unit_in_last_place(tuned[c]) <= cut
+            energy += float((tuned[c].double() - base[c].double())[resolved].square().sum())
+            count += float(resolved.sum())
+        ceiling = energy / count if count else ceiling
+    total = unchanged = 0.0
+    for c in chunks:
+        total += float((unit_in_last_place(tuned[c]).square() / 12).clamp_max(ceiling).sum())
+        unchanged += float((tuned[c].double() == base[c].double()).sum())
+    std = float(np.sqrt(total / (rows * cols)))
+    edge = std * float(np.sqrt(rows) + np.sqrt(cols))
+    return RoundingFloor(std, edge, unchanged / (rows * cols), str(tuned.dtype).removeprefix("torch."))
 
 
 def _sample(values: torch.Tensor, limit: int = 1_000_000) -> torch.Tensor:
-    flat = values.flatten()
+    flat = values.reshape(-1)
     return flat[:: max(1, flat.numel() // limit)][:limit]

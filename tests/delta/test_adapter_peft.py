@@ -98,10 +98,7 @@ def test_our_pattern_rule_is_pefts():
 
     keys = ["layers.1.dense", "dense", r"^layers\.11\.query_key_value", "1.query_key_value"]
     modules = [
-        f"{prefix}layers.{i}.{m}"
-        for prefix in ("", "x.")
-        for i in range(12)
-        for m in ("dense", "query_key_value")
+        f"{prefix}layers.{i}.{m}" for prefix in ("", "x.") for i in range(12) for m in ("dense", "query_key_value")
     ]
     for module in modules:
         assert (matching_pattern(dict.fromkeys(keys, 0), module) or module) == get_pattern_key(keys, module)
@@ -203,9 +200,7 @@ def test_methods_that_reduce_the_base_are_read_by_their_saved_start(tmp_path, me
     torch.manual_seed(0)
     plain = Tiny()
     published = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
-    model = peft.get_peft_model(
-        plain, peft.LoraConfig(**LORA, init_lora_weights=method, rank_pattern={"dense": 6})
-    )
+    model = peft.get_peft_model(plain, peft.LoraConfig(**LORA, init_lora_weights=method, rank_pattern={"dense": 6}))
     model.save_pretrained(tmp_path / "run" / "initial_adapter")
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -329,9 +324,7 @@ def test_a_bin_that_runs_code_is_not_opened(tmp_path):
 
 def test_states_of_a_run_are_listed_by_step(tmp_path):
     for step, place in ((100, "LoraAdapter"), (20, ""), (3, "LoraAdapter")):
-        trained(peft.LoraConfig(r=2, target_modules=["dense"])).save_pretrained(
-            tmp_path / f"checkpoint-{step}" / place
-        )
+        trained(peft.LoraConfig(r=2, target_modules=["dense"])).save_pretrained(tmp_path / f"checkpoint-{step}" / place)
     states = tuned_checkpoints(tmp_path)
     assert [state.step for state in states] == [3, 20, 100]
     assert [open_adapter(state.path).step for state in states] == [3, 20, 100]

@@ -8,9 +8,7 @@ from glmspectra.errors import RequestError
 from glmspectra.spectra.intruders import gram_of_weight, merged_spectrum, merged_spectrum_dense
 
 
-def weight_of(
-    rows: int, cols: int, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def weight_of(rows: int, cols: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A weight with singular values 20, 19, ... and its singular vectors."""
     generator = torch.Generator().manual_seed(seed)
     k = min(rows, cols)
@@ -49,9 +47,7 @@ def test_planted_intruders_are_counted(shape):
     base = gram_of_weight(weight)
     rows = shape[0]
     if rows > u.shape[1]:
-        outside = torch.linalg.qr(torch.cat([u, torch.eye(rows, dtype=torch.float64)], 1))[0][
-            :, u.shape[1] :
-        ][:, :2]
+        outside = torch.linalg.qr(torch.cat([u, torch.eye(rows, dtype=torch.float64)], 1))[0][:, u.shape[1] :][:, :2]
     else:
         # No room outside: Walsh-like combinations with |cosine| 1/8 with every direction of W.
         signs = torch.ones(u.shape[1], 2, dtype=torch.float64)
@@ -60,9 +56,7 @@ def test_planted_intruders_are_counted(shape):
     left, right = 300 * outside, v[:, :2].T
     found = merged_spectrum(base, weight, left, right)
     assert found.intruders() == 2
-    assert list(np.flatnonzero(found.best_cosine < 0.5)) == [0, 1], (
-        "the planted ones are the strongest of W + D"
-    )
+    assert list(np.flatnonzero(found.best_cosine < 0.5)) == [0, 1], "the planted ones are the strongest of W + D"
 
 
 def test_amplifying_the_weights_own_directions_makes_no_intruder():

@@ -12,14 +12,10 @@ def test_ulp_is_the_distance_to_the_next_number(dtype):
     values = torch.tensor([1.0, 1.5, 2.0, 0.02, -0.02, 3e-5, 1000.0], dtype=dtype)
     integer = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}[dtype]
     following = (values.view(integer) + 1).view(dtype)  # the next number away from 0
-    torch.testing.assert_close(
-        unit_in_last_place(values), (following.double() - values.double()).abs(), rtol=0, atol=0
-    )
+    torch.testing.assert_close(unit_in_last_place(values), (following.double() - values.double()).abs(), rtol=0, atol=0)
 
 
-def merge(
-    dtype: torch.dtype, size: float, side: int = 512, rank: int = 8
-) -> tuple[torch.Tensor, torch.Tensor]:
+def merge(dtype: torch.dtype, size: float, side: int = 512, rank: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     base = (torch.randn(side, side, generator=generator) * 0.02).to(dtype)
     delta = torch.randn(side, rank, generator=generator) @ torch.randn(rank, side, generator=generator)

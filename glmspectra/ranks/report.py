@@ -1,0 +1,206 @@
+"""What `suggest-rank` writes and says: the ranks file, exports, tables, and the summary in words."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glmspectra.ranks.budget import BYTES_PER_PARAMETER
+from glmspectra.ranks.criteria import find
+from glmspectra.ranks.evidence import Evidence
+from glmspectra.ranks.exports import export
+from glmspectra.ranks.peft_form import DEFAULT_SCALE, ranks_file, write_json
+from glmspectra.ranks.stability import Stability
+from glmspectra.ranks.suggest import (
+    UNIFORM_WITHIN,
+    Suggestion,
+    disagreement,
+    moved_share,
+    needed_parameters,
+    side_by_side,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WITHOUT_DELTA = (
+    "No change of the weights was given: ranks follow the base weights alone, which in our measurements got at most "
+    "half of what a short pilot gives; train one at three times the mean rank for some 80 steps, name it with --delta."
+)
+
+
+def long_table(suggestions: Mapping[str, Suggestion]) -> "pd.DataFrame":
+    """One row for each criterion and matrix: criterion, name, layer, matrix, rank. What the report draws."""
+    wide = side_by_side(suggestions)
+    long = wide.melt(
+        id_vars=["name", "layer", "matrix"], value_vars=list(suggestions), var_name="criterion", value_name="rank"
+    )
+    return long[["criterion", "name", "layer", "matrix", "rank"]].astype({"rank": "int64"})
+
+
+def curve_table(curve: "pd.DataFrame") -> "pd.DataFrame":
+    """The budget curve as the report draws it: criterion, parameters, value (share of energy), metric."""
+    return curve.rename(columns={"energy": "value"}).assign(metric="energy")[
+        ["criterion", "parameters", "value", "metric", "quantity"]
+    ]
+
+
+def write_suggestion(
+    ranks_path: Path,
+    tables: Path,
+    suggestions: Mapping[str, Suggestion],
+    evidence: Evidence,
+    curve: "pd.DataFrame",
+    scale: float = DEFAULT_SCALE,
+    rslora: bool = False,
+    exports: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write the ranks file of the first suggestion, exports beside it, and the tables into a run's folder.
+
+    tables gets ranks.parquet, budget_curve.parquet (what the report draws), and ranks.csv (a row a matrix, a
+    column of ranks for each criterion). Returns the paths as text by what they are. Raises RequestError when
+    all ranks are 0.
+    """
+    chosen = next(iter(suggestions.values()))
+    content = ranks_file(chosen, evidence, scale, rslora)
+    files: dict[str, Any] = {"ranks_file": str(write_json(ranks_path, content))}
+    tables.mkdir(parents=True, exist_ok=True)
+    long_table(suggestions).to_parquet(tables / "ranks.parquet", index=False)
+    side_by_side(suggestions).to_csv(tables / "ranks.csv", index=False)
+    files |= {"table": str(tables / "ranks.csv"), "ranks_parquet": str(tables / "ranks.parquet")}
+    if len(curve):
+        curve_table(curve).to_parquet(tables / "budget_curve.parquet", index=False)
+        files["budget_curve"] = str(tables / "budget_curve.parquet")
+    written = []
+    for kind in exports:
+        folder = ranks_path.parent / f"{ranks_path.stem}_exports"
+        written += [str(path) for path in export(kind, folder, content["lora_args"], chosen, evidence)]
+    return {**files, "exports": written}
+
+
+def facts(
+    suggestions: Mapping[str, Suggestion],
+    evidence: Evidence,
+    curve: "pd.DataFrame",
+    stabilities: Mapping[str, Stability],
+) -> dict[str, Any]:
+    """The summary as numbers: what `--json` prints."""
+    chosen = next(iter(suggestions.values()))
+    uniform = suggestions.get("uniform")
+    from_uniform = moved_share(chosen.ranks, uniform.ranks, chosen.targets) if uniform else None
+    by_kind: dict[str, list[int]] = {}
+    for target in chosen.targets:
+        by_kind.setdefault(target.matrix, []).append(chosen.ranks[target.name])
+    return {
+        "criterion": chosen.criterion,
+        "how": chosen.shares.how,
+        "gap": chosen.shares.gap,
+        "threshold": chosen.shares.threshold,
+        "budget": chosen.budget.text,
+        "budget_parameters": chosen.budget.parameters,
+        "parameters": chosen.parameters,
+        "bytes": chosen.parameters * BYTES_PER_PARAMETER,
+        "matrices": len(chosen.targets),
+        "without_adapter": [t.name for t in chosen.targets if chosen.ranks[t.name] == 0],
+        "at_cap": list(chosen.shares.capped),
+        "by_matrix": {k: {"mean": sum(v) / len(v), "min": min(v), "max": max(v)} for k, v in by_kind.items()},
+        "moved_from_uniform": from_uniform,
+        "uniform_parameters": uniform.parameters if uniform else None,
+        "disagreement": disagreement(suggestions).round(4).to_dict(),
+        "needed_parameters": needed_parameters(curve, chosen.criterion) if len(curve) else {},
+        "stability": {name: vars(found) for name, found in stabilities.items()},
+        "deltas": evidence.deltas,
+        "base": {"name": evidence.base_name, "fingerprint": evidence.base_fingerprint},
+    }
+
+
+def lines(
+    suggestions: Mapping[str, Suggestion],
+    evidence: Evidence,
+    curve: "pd.DataFrame",
+    stabilities: Mapping[str, Stability],
+) -> list[str]:
+    """The summary in words, a sentence a line."""
+    chosen = next(iter(suggestions.values()))
+    told = facts(suggestions, evidence, curve, stabilities)
+    said = [_heading(chosen, told)]
+    for kind, ranks in told["by_matrix"].items():
+        said.append(f"  {kind}: rank {ranks['min']} to {ranks['max']}, {ranks['mean']:.1f} on average")
+    if told["without_adapter"]:
+        said.append(f"Rank 0, so no adapter and not in target_modules: {len(told['without_adapter'])} of the matrices.")
+    said += _against_uniform(told)
+    said += _where_criteria_disagree(suggestions)
+    if told["at_cap"]:
+        said.append(
+            f"At all the directions that the tables know of: {len(told['at_cap'])} of the matrices (such as "
+            f"{told['at_cap'][0]}); a pilot of a larger rank might give them more."
+        )
+    if chosen.shares.gap > 0:
+        said.append(
+            f"Greedy: at most {chosen.shares.gap:.3g} of {chosen.shares.value or 0:.3g} is missing to the optimum."
+        )
+    said += _what_a_budget_holds(told, curve)
+    said += [found.sentence(f"{found.pilots} {name}") for name, found in stabilities.items()]
+    if not evidence.has("delta"):
+        said.append(WITHOUT_DELTA)
+    return said
+
+
+def _heading(chosen: Suggestion, told: Mapping[str, Any]) -> str:
+    unspent = 1 - chosen.parameters / chosen.budget.parameters
+    rest = f", {unspent:.1%} of the budget is not spent" if unspent >= 0.001 else ""
+    return (
+        f"Ranks by {chosen.criterion} ({chosen.shares.how}): {chosen.parameters:,} trainable parameters, "
+        f"{told['bytes'] / 2**20:.1f} MiB in float32, for {chosen.budget.text} = {chosen.budget.parameters:,}{rest}."
+    )
+
+
+def _against_uniform(told: Mapping[str, Any]) -> list[str]:
+    moved = told["moved_from_uniform"]
+    if moved is None or told["criterion"].partition(":")[0] == "uniform":
+        return []
+    if moved < UNIFORM_WITHIN:
+        return [
+            f"Only {moved:.1%} of the parameters are elsewhere than with uniform ranks: expect no difference, "
+            "and prefer a plain r."
+        ]
+    return [f"{moved:.0%} of the parameters are elsewhere than with uniform ranks."]
+
+
+def _where_criteria_disagree(suggestions: Mapping[str, Suggestion]) -> list[str]:
+    controls = ("uniform", "random", "type")
+    names = [name for name in suggestions if name.partition(":")[0] not in controls]
+    if len(names) < 2:
+        return []
+    table = disagreement({name: suggestions[name] for name in names})
+    pairs = [(float(table.loc[a, b]), a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    far, near = max(pairs), min(pairs)
+    targets = next(iter(suggestions.values())).targets
+    spread = {t.name: [suggestions[name].ranks[t.name] for name in names] for t in targets}
+    widest = max(spread, key=lambda name: max(spread[name]) - min(spread[name]))
+    return [
+        f"Criteria disagree most between {far[1]} and {far[2]} ({far[0]:.0%} of the parameters), least between "
+        f"{near[1]} and {near[2]} ({near[0]:.0%}); on {widest} they say {min(spread[widest])} "
+        f"to {max(spread[widest])}.",
+    ]
+
+
+def _what_a_budget_holds(told: Mapping[str, Any], curve: "pd.DataFrame") -> list[str]:
+    needed = told["needed_parameters"]
+    if not needed or str(curve["quantity"].iloc[0]) != "delta":
+        return []
+    pieces = [f"{share:.0%} at {parameters:,}" for share, parameters in needed.items()]
+    return [f"Energy of delta-W that a budget holds: {', '.join(pieces)} parameters."]
+
+
+def summary_rows(suggestions: Mapping[str, Suggestion]) -> list[tuple[str, str, int, float]]:
+    """For a table on the terminal: criterion, kind, parameters, share of them elsewhere than with uniform
+    ranks.
+    """
+    uniform = suggestions.get("uniform")
+    found = []
+    for name, suggestion in suggestions.items():
+        word = name.partition(":")[0]
+        kind = "mixed" if word in ("type", "mixture") else find(name)[0].kind
+        moved = moved_share(suggestion.ranks, uniform.ranks, suggestion.targets) if uniform else float("nan")
+        found.append((name, kind, suggestion.parameters, moved))
+    return found

@@ -1,0 +1,253 @@
+"""Spectra of what training changed: an adapter from its factors, or two checkpoints by streamed differences.
+
+An adapter's exact spectrum needs no base: seconds for a whole model. DoRA, LoftQ and full fine-tuning stream the
+base, and so does what compares with W (`against_base`). Every checkpoint-N of a run is measured; where a base is
+streamed, each of its weights is read once for all of them.
+"""
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmspectra.checkpoint.factors import Factors
+from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.spectra import spectra_of
+from glmspectra.spectra.intruders import GramOfWeight, gram_of_weight, merged_spectrum, merged_spectrum_dense
+from glmspectra.spectra.lowrank import LowRankSpectrum, factor_noise_floor, factor_spectrum
+from glmspectra.spectra.rounding import rounding_floor
+from glmspectra.store import Measurement, Request, RunStore, Source, read_manifest, run_name
+from glmspectra.sweep import delta_rows as rows
+from glmspectra.sweep.delta_plan import DeltaPlan, Place, State, cost_of
+from glmspectra.sweep.device import choose_device
+from glmspectra.sweep.progress import SweepProgress
+
+
+@dataclass(frozen=True)
+class DeltaResult:
+    """folder: the run's tables. matrices, states: how many. measured: how many (matrix, state) pairs were
+    measured now.
+    """
+
+    folder: Path
+    matrices: int
+    states: int
+    measured: int
+    seconds: float
+    device: str
+    kinds: list[str]
+    notes: list[str]
+    manifest: dict[str, Any] = field(repr=False)
+
+
+def measure_delta(plan: DeltaPlan, root: Path) -> DeltaResult:
+    """Measure everything in the plan into root (`param_matrix`)/<run>; what is finished is reused.
+
+    Rows of quantity 'delta' for every state; with against_base also 'merged' ones, and 'weight' ones of W
+    itself. Raises what reading and writing raise; what was finished is kept.
+    """
+    start = time.monotonic()
+    device = choose_device(plan.options.device)
+    store = RunStore.of(root, _with_known_base(root, plan.source))
+    measure = _Measure(plan, store, device)
+    todo = store.begin(measure.all_requests, device, fresh=plan.options.fresh)
+    unfinished = {key: set(names) for key, names in todo.items()}
+    work = [place for place in plan.places if any(place.name in names for names in unfinished.values())]
+    measured = 0
+    total = sum(cost_of(place, plan.states, plan.options) for place in work)
+    with SweepProgress(len(work), total, plan.options.quiet, "changes") as progress:
+        for place in work:
+            measured += measure.place(place, unfinished)
+            nbytes = plan.base.tensors[place.name].nbytes if plan.streams and plan.base is not None else 0
+            progress.advance(nbytes, cost_of(place, plan.states, plan.options))
+    seconds = time.monotonic() - start
+    manifest = store.merge(seconds)
+    kinds = list(dict.fromkeys(state.kind for state in plan.states))
+    return DeltaResult(
+        store.folder, len(plan.places), len(plan.states), measured, seconds, device, kinds, plan.notes, manifest
+    )
+
+
+class _Measure:
+    """Measures one weight in all states."""
+
+    def __init__(self, plan: DeltaPlan, store: RunStore, device: str):
+        self.plan, self.store, self.device = plan, store, device
+        names = tuple(place.name for place in plan.places)
+        options = plan.options
+        asked = {
+            "base": plan.base.fingerprint if plan.base is not None else None,
+            "against_base": options.against_base,
+            "directions": options.directions if options.against_base else None,
+        }
+        self.requests: dict[tuple[str, int], Request] = {}
+        for index, state in enumerate(plan.states):
+            mine = tuple(name for name in names if name in state.names)
+            how = {**asked, "kind": state.kind}
+            self.requests["delta", index] = Request("spectrum", mine, how, "delta", state.where.step)
+            if options.against_base:
+                self.requests["merged", index] = Request("spectrum", mine, how, "merged", state.where.step)
+        if options.against_base:
+            self.requests["weight", 0] = Request("spectrum", names, {"method": "gram", **asked}, "weight")
+        self.all_requests = list(self.requests.values())
+
+    def place(self, place: Place, unfinished: dict[str, set[str]]) -> int:
+        """Measure what is unfinished of one weight; returns how many states were measured."""
+        plan = self.plan
+        weight = gram = None
+        if plan.streams and plan.base is not None:
+            weight = plan.base.read(place.name)
+            if not torch.isfinite(weight).all():
+                raise CheckpointError(f"{place.name}: the base weight holds NaN or infinity.")
+            if plan.options.against_base:
+                began = time.perf_counter()
+                gram = gram_of_weight(weight, device=self.device)
+                self._write_weight(place, gram, time.perf_counter() - began, unfinished)
+        done = 0
+        for index, state in enumerate(plan.states):
+            keys = [self.requests[q, index].key for q in ("delta", "merged") if (q, index) in self.requests]
+            if place.name in state.names and any(place.name in unfinished[key] for key in keys):
+                self._state(place, index, state, weight, gram)
+                done += 1
+        if weight is not None and plan.base is not None:
+            plan.base.release(place.name)
+        return done
+
+    def _state(
+        self, place: Place, index: int, state: State, weight: torch.Tensor | None, gram: GramOfWeight | None
+    ) -> None:
+        began = time.perf_counter()
+        if state.adapter is not None and not state.needs_base:
+            columns, sigma, merged = self._from_factors(state.adapter.change(state.names[place.name]), weight, gram)
+        else:
+            columns, sigma, merged = self._dense(place, state, weight, gram)
+        seconds = time.perf_counter() - began
+        identity = self._identity(place, "delta", state.where.step, seconds)
+        row = {**identity, "dtype": _dtype_of(state, place), **columns}
+        self._write(("delta", index), place, row, sigma)
+        if merged is not None:
+            spectrum = rows.gram_spectrum(merged.sigma, merged.error_bound, place.rows, place.cols)
+            row = {**self._identity(place, "merged", state.where.step, 0.0), "method": "gram"}
+            row |= rows.known(dict(rows.summarize_spectrum(spectrum)))
+            self._write(("merged", index), place, row, (merged.sigma, merged.error_bound))
+
+    def _from_factors(self, factors: Factors, weight: torch.Tensor | None, gram: GramOfWeight | None):
+        """Columns, (sigma, bound) and the merged spectrum of a change that is held in factors."""
+        found = factor_spectrum(factors.left, factors.right, factors.scale, vectors=gram is not None)
+        floor = factor_noise_floor(factors.left, factors.right, factors.scale)
+        columns = {"method": "factors"} | rows.low_rank_columns(found, factors.allotted_rank, floor)
+        merged = None
+        if gram is not None and weight is not None:
+            columns |= self._beside(found, weight, gram, floor)
+            merged = merged_spectrum(gram, weight, factors.left, factors.right, factors.scale)
+            columns |= rows.intruder_columns(merged)
+        return columns, (found.sigma, found.error_bound), merged
+
+    def _dense(self, place: Place, state: State, weight: torch.Tensor | None, gram: GramOfWeight | None):
+        """The same of a change of full rank: DoRA, LoftQ, or the difference of two checkpoints."""
+        if weight is None:
+            raise RequestError(f"{place.name}: {state.kind} needs the base weights.")
+        allotted, columns, floor = None, {}, 0.0
+        if state.adapter is not None:
+            factors = state.adapter.change(state.names[place.name])
+            allotted = factors.allotted_rank
+            merged_weight = factors.merged(weight)
+        else:
+            assert state.checkpoint is not None  # a state is one of the two
+            merged_weight = state.checkpoint.read(state.names[place.name])
+            if tuple(merged_weight.shape) != place.shape:
+                raise CheckpointError(
+                    f"{place.name}: the base has shape {place.shape}, {state.where.path} {tuple(merged_weight.shape)}."
+                )
+            noise = rounding_floor(weight, merged_weight)
+            floor = noise.edge
+            columns = {"share_unchanged": noise.share_unchanged}
+        difference = merged_weight.float() - weight.float()
+        vectors = self.plan.options.directions if gram is not None else 0
+        spectrum = spectra_of(difference, device=self.device, vectors=vectors)["whole"]
+        if spectrum.status != "ok":
+            raise CheckpointError(f"{place.name}: {state.where.path} holds NaN or infinity there.")
+        columns |= {"method": spectrum.method} | rows.full_rank_columns(spectrum, allotted, floor)
+        columns["relative_frobenius"] = float(
+            torch.linalg.matrix_norm(difference) / torch.linalg.matrix_norm(weight.float())
+        )
+        merged = None
+        if gram is not None:
+            if spectrum.vectors is not None:
+                k = spectrum.vectors.left.shape[1]
+                leading = LowRankSpectrum(
+                    spectrum.sigma[:k],
+                    spectrum.error_bound[:k],
+                    place.rows,
+                    place.cols,
+                    k,
+                    torch.from_numpy(spectrum.vectors.left),
+                    torch.from_numpy(spectrum.vectors.right),
+                )
+                columns |= self._beside(leading, weight, gram, floor)
+            merged = merged_spectrum_dense(gram, weight, merged_weight)
+            columns |= rows.intruder_columns(merged)
+        if state.checkpoint is not None:
+            state.checkpoint.release(state.names[place.name])
+        return columns, (spectrum.sigma, spectrum.error_bound), merged
+
+    def _beside(self, delta: LowRankSpectrum, weight: torch.Tensor, gram: GramOfWeight, floor: float) -> dict[str, Any]:
+        bases = rows.leading_of_weight(gram, weight, self.plan.options.directions)
+        norm = float(torch.linalg.vector_norm(torch.from_numpy(gram.sigma)))
+        relative = {"relative_frobenius": delta.squared_frobenius**0.5 / norm} if norm > 0 else {}
+        return relative | rows.against_base_columns(delta, weight, bases, floor)
+
+    def _write_weight(self, place: Place, gram: GramOfWeight, seconds: float, unfinished: dict[str, set[str]]) -> None:
+        request = self.requests["weight", 0]
+        if place.name not in unfinished[request.key]:
+            return
+        spectrum = rows.gram_spectrum(gram.sigma, gram.error_bound, place.rows, place.cols)
+        row = {**self._identity(place, "weight", None, seconds), "method": "gram"}
+        row |= rows.known(dict(rows.summarize_spectrum(spectrum)))
+        self._write(("weight", 0), place, row, (gram.sigma, gram.error_bound))
+
+    def _identity(self, place: Place, quantity: str, step: int | None, seconds: float) -> dict[str, Any]:
+        return {
+            "checkpoint": self.plan.source.name,
+            "fingerprint": self.plan.source.fingerprint,
+            "quantity": quantity,
+            "step": step,
+            "name": place.name,
+            "layer": place.layer,
+            "matrix": place.matrix,
+            "part": "whole",
+            "rows": place.rows,
+            "cols": place.cols,
+            "dtype": place.dtype,
+            "seconds": seconds,
+            "status": "ok",
+        }
+
+    def _write(self, key: tuple[str, int], place: Place, row: dict[str, Any], sigma: tuple) -> None:
+        request = self.requests[key]
+        self.store.write(
+            request,
+            Measurement(
+                "spectrum", request.quantity, request.step, place.name, place.position, [row], {"whole": sigma}
+            ),
+        )
+
+
+def _dtype_of(state: State, place: Place) -> str:
+    """The type that the change is stored in."""
+    if state.adapter is not None:
+        return str(state.adapter.factors(state.names[place.name]).left.dtype).removeprefix("torch.")
+    assert state.checkpoint is not None
+    record = state.checkpoint.tensors[state.names[place.name]]
+    return record.quantization or record.dtype
+
+
+def _with_known_base(root: Path, source: Source) -> Source:
+    """Keep the base that an earlier run of the same states was told, where this one was told none."""
+    folder = Path(root) / run_name(source.name, source.fingerprint)
+    if source.details["base"] is not None or not (folder / "manifest.json").is_file():
+        return source
+    before = (read_manifest(folder)["checkpoint"].get("details") or {}).get("base")
+    return replace(source, details={**source.details, "base": before})

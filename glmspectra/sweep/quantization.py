@@ -1,0 +1,89 @@
+"""Spectra of what quantisation leaves out, W - Q(W): rows of quantity 'quant_error' beside those of W itself."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from glmspectra.checkpoint import Checkpoint, TensorRecord
+from glmspectra.checkpoint.round_trip import FORMS, quantized_copy
+from glmspectra.errors import RequestError
+from glmspectra.spectra import spectra_of, summarize_spectrum
+from glmspectra.store import Measurement, Request, RunStore
+from glmspectra.sweep.cost import spectrum_cost
+from glmspectra.sweep.delta_rows import known
+from glmspectra.sweep.device import choose_device
+from glmspectra.sweep.progress import SweepProgress
+from glmspectra.sweep.readahead import read_ahead
+
+
+def sweep_quantization_error(
+    checkpoint: Checkpoint,
+    records: Sequence[TensorRecord],
+    form: str,
+    store: RunStore,
+    top_k: int = 64,
+    device: str = "auto",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """The top_k singular values of W - Q(W) of each matrix into `store` (the run of the checkpoint itself).
+
+    form: 'nf4', 'fp4', 'int8' or 'int4' (see `checkpoint.round_trip`). What is finished is reused. Returns
+    the manifest. Raises RequestError for an unknown form or a base that is quantised already.
+    """
+    if form not in FORMS:
+        raise RequestError(f"--quantized {form}: choose one of {', '.join(FORMS)}.")
+    stored_so = [record.name for record in records if record.quantization]
+    if stored_so:
+        raise RequestError(
+            f"{checkpoint.path}: {stored_so[0]} is stored quantised already; what that left out cannot be told from it."
+        )
+    names = tuple(record.name for record in records)
+    request = Request("spectrum", names, {"form": form, "method": "topk", "top_k": top_k}, "quant_error")
+    place = choose_device(device)
+    todo = set(store.begin([request], place)[request.key])
+    work = [record for record in records if record.name in todo]
+    positions = {name: position for position, name in enumerate(checkpoint.tensors)}
+    costs = {record.name: spectrum_cost([(record.shape[0], record.shape[1])]) / 10 for record in work}
+    with SweepProgress(len(work), sum(costs.values()), quiet, f"W - {form}(W)") as progress:
+        for record, weight in read_ahead(checkpoint, work):
+            start = time.perf_counter()
+            error = weight.float() - quantized_copy(weight, form)
+            store.write(request, _measurement(checkpoint, record, error, form, top_k, place, positions, start))
+            progress.advance(record.nbytes, costs[record.name])
+    return store.merge()
+
+
+def _measurement(
+    checkpoint: Checkpoint,
+    record: TensorRecord,
+    error: torch.Tensor,
+    form: str,
+    top_k: int,
+    device: str,
+    positions: dict[str, int],
+    start: float,
+) -> Measurement:
+    spectrum = spectra_of(error, method="topk", k=min(top_k, *record.shape), device=device)["whole"]
+    row = {
+        "checkpoint": checkpoint.name,
+        "fingerprint": checkpoint.fingerprint,
+        "quantity": "quant_error",
+        "step": None,
+        "name": record.name,
+        "layer": record.layer,
+        "matrix": record.matrix,
+        "part": "whole",
+        "rows": record.shape[0],
+        "cols": record.shape[1],
+        "dtype": form,
+        "method": spectrum.method,
+        "seconds": time.perf_counter() - start,
+        "status": spectrum.status,
+    }
+    if spectrum.status != "ok":
+        return Measurement("spectrum", "quant_error", None, record.name, positions[record.name], [row])
+    row |= known(dict(summarize_spectrum(spectrum)))
+    sigma = {"whole": (spectrum.sigma, spectrum.error_bound)}
+    return Measurement("spectrum", "quant_error", None, record.name, positions[record.name], [row], sigma)
