@@ -153,9 +153,13 @@ def _similarity(tuned: Path, other: Path, initial: Path | None) -> dict[str, Any
         raise RequestError(f"{tuned} and {other} change no weight of the same name.")
     found = {}
     for name in shared:
-        pair = [adapter.change(name) for adapter in (first, second)]
-        spectra = [factor_spectrum(f.left, f.right, f.scale, vectors=True) for f in pair]
-        found[name] = vars(adapter_similarity(*spectra))
+        one, two = first.change(name), second.change(name)
+        found[name] = vars(
+            adapter_similarity(
+                factor_spectrum(one.left, one.right, one.scale, vectors=True),
+                factor_spectrum(two.left, two.right, two.scale, vectors=True),
+            )
+        )
     return found
 
 

@@ -7,12 +7,14 @@ import typer
 
 from glmspectra import __version__
 from glmspectra.cli.convert import convert
+from glmspectra.cli.delta import delta
 from glmspectra.cli.evaluate import evaluate
 from glmspectra.cli.infer import infer
 from glmspectra.cli.init import init
 from glmspectra.cli.inspect import inspect
 from glmspectra.cli.merge import merge
 from glmspectra.cli.report import report
+from glmspectra.cli.suggest_rank import suggest_rank
 from glmspectra.cli.svd import svd
 from glmspectra.cli.train import train
 from glmspectra.cli.values import values
@@ -46,6 +48,8 @@ app.command()(inspect)
 app.command()(convert)
 app.command()(values)
 app.command()(svd)
+app.command()(delta)
+app.command()(suggest_rank)
 app.command()(train)
 app.command()(evaluate)
 app.command()(merge)

@@ -197,7 +197,7 @@ def summary_rows(suggestions: Mapping[str, Suggestion]) -> list[tuple[str, str, 
     ranks.
     """
     uniform = suggestions.get("uniform")
-    found = []
+    found: list[tuple[str, str, int, float]] = []
     for name, suggestion in suggestions.items():
         word = name.partition(":")[0]
         kind = "mixed" if word in ("type", "mixture") else find(name)[0].kind
