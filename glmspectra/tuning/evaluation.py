@@ -133,7 +133,7 @@ def evaluate(
     Raises RequestError when there is no such split or adapter; the errors of loading and of the data.
     """
     place = choose_device(device)
-    precision = choose_precision(settings.finetune, settings.train, settings.quantized, place)
+    precision = choose_precision(settings, place)
     config = load_config(settings.finetune.model_path)
     tokenizer = load_tokenizer(settings.finetune.model_path)
     data = prepare_data(
@@ -153,7 +153,6 @@ def evaluate(
     if adapter is not None:
         model = load_adapter(model, adapter)
     collator = TrainingCollator(data.collator, data.collator.pad_token_id)
-    autocast = _autocast(precision, place)
 
     def say(what: str, count: int) -> Callable[[int], None]:
         done = 0
@@ -166,7 +165,7 @@ def evaluate(
 
         return advance
 
-    with autocast():
+    with precision.context(place):
         with _without(model, adapter):
             before = losses_by_row(model, token_loss, rows, collator, batch_size, say("base loss", len(rows)))
         result = Evaluation(
@@ -243,8 +242,3 @@ def write_evaluation(result: Evaluation, out: Path) -> None:
 
 def _without(model: Any, adapter: Path | None) -> Any:
     return model.disable_adapter() if adapter is not None else nullcontext()
-
-
-def _autocast(precision: Any, device: torch.device) -> Callable[[], Any]:
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision.autocast or "")
-    return lambda: torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

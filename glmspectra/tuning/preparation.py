@@ -229,7 +229,6 @@ def initialize_from_data(model: PeftModel, settings: Any, batches: Any) -> None:
             batches,
             adapter_name=settings.lora.adapter_name,
             forward_fn=forward,
-            prepare_model_inputs_fn=None,
             show_progress_bar=False,
         )
     elif settings.lora.init_lora_weights == "loftq":

@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, set_seed
 
 from glmspectra.errors import TrainingError
-from glmspectra.tuning import adalora
+from glmspectra.tuning.adapter_products import follow_input_dtype
 from glmspectra.tuning.batching import REAL_TOKENS, TrainingCollator
 from glmspectra.tuning.callbacks import AdaLoraCallback, CurvesCallback, ProgressCallback, StartCallback
 from glmspectra.tuning.checkpoints import clear_unfinished, find_resume, written_whole
@@ -78,29 +78,47 @@ def prepare_run(
     ConfigError, DataError, CheckpointError, TrainingError.
     """
     place = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
-    precision = choose_precision(settings.finetune, settings.train, settings.quantized, place)
-    arguments = training_arguments(settings, precision, place)
-    set_seed(settings.finetune.seed)
+    precision = choose_precision(settings, place)
+    training_arguments(settings, precision, place)  # what the Trainer refuses is refused before anything is loaded
     tokenizer = load_tokenizer(settings.finetune.model_path)
     config = load_config(settings.finetune.model_path)
     data = prepare_data(
         settings, tokenizer, family_of(config), limit=positions_of(config), vocabulary=config.vocab_size
     )
+    base = load_for_settings(settings, precision, place)
+    return build_run(settings, place, precision, tokenizer, data, base, draw, quiet)
+
+
+def build_run(
+    settings: Settings,
+    place: torch.device,
+    precision: Precision,
+    tokenizer: Any,
+    data: TrainingData,
+    base: Any,
+    draw: Callable[[Path], Any] | None = None,
+    quiet: bool = False,
+) -> Run:
+    """The run over a base model and data that are loaded already; `prepare_run` says the rest."""
+    arguments = training_arguments(settings, precision, place)
     total_steps = count_steps(arguments, len(data.train))
     notes: list[str] = []
-
-    base = load_for_settings(settings, precision, place)
-    token_loss = TokenLoss(base)
+    set_seed(settings.finetune.seed)
     model = add_adapter(base, settings, total_steps)
     collator = TrainingCollator(data.collator, data.collator.pad_token_id)
     valid = data.valid.sort("length", reverse=True) if data.valid is not None else None  # less padding
     if settings.lora.init_lora_weights in ("eva", "loftq"):
-        initialize_from_data(model, settings, _first_batches(data.train, collator, arguments))
+        initialize_from_data(model, settings, _first_batches(data, arguments.per_device_train_batch_size))
         set_seed(settings.finetune.seed)
+    if precision.autocast is None and precision.weights is not torch.float32:
+        follow_input_dtype(model, settings.lora.adapter_name)
     if settings.train.gradient_checkpointing:
         enable_checkpointing(base, settings.train.gradient_checkpointing_kwargs)
+    token_loss = TokenLoss(base)
     if not token_loss.in_chunks:
-        notes.append("the model changes its logits after the output layer, so the loss is taken from full logits.")
+        notes.append(
+            "the output layer does not have the last word on the logits, so the loss is taken from all of them."
+        )
 
     trainer = AdapterTrainer(
         adapter=settings.lora.adapter_name,
@@ -244,9 +262,8 @@ def longest_batch_step(run: Run) -> dict[str, Any]:
     run.model.train()
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(run.device)
-    autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.precision.autocast or "")
     try:
-        with torch.autocast(run.device.type, dtype=autocast, enabled=autocast is not None):
+        with run.precision.context(run.device):
             loss = trainer.token_loss(run.model, inputs).nll.mean()
         loss.backward()
     except torch.OutOfMemoryError as error:
@@ -276,13 +293,11 @@ def differences(settings: Settings, saved: Path) -> list[str]:
     return lines
 
 
-def _first_batches(
-    rows: Any, collator: TrainingCollator, arguments: Any, count: int = 8
-) -> list[dict[str, torch.Tensor]]:
-    size = arguments.per_device_train_batch_size
-    starts = range(0, min(len(rows), count * size), size)
-    batches = [collator([rows[i] for i in range(start, min(start + size, len(rows)))]) for start in starts]
-    return [{key: value for key, value in batch.items() if key != REAL_TOKENS} for batch in batches]
-
-
-__all__ = ["Run", "adalora", "longest_batch_step", "prepare_run", "save_final", "train", "training_arguments"]
+def _first_batches(data: TrainingData, size: int, count: int = 8) -> list[dict[str, torch.Tensor]]:
+    """Up to `count` batches of training rows as the data's collator makes them, each with an attention mask."""
+    batches = []
+    for start in range(0, min(len(data.train), count * size), size):
+        batch = data.collator([data.train[row] for row in range(start, min(start + size, len(data.train)))])
+        batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
+        batches.append(batch)
+    return batches

@@ -1,0 +1,52 @@
+"""LoRA's products in the precision of the base, with float32 parameters.
+
+PEFT casts a layer's input to the adapter's type, float32, and keeps that copy for backward: on ChatGLM2 with
+8 x 512 tokens 64 MiB in each of 28 layers. Here the factors are cast to the input's type instead, as autocast
+would do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from torch.nn import functional as F
+
+
+class InputTypedLinear(nn.Linear):
+    """A linear layer whose float32 weight is cast to the type of its input: [..., in] to [..., out] of that
+    type."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.linear(input, self.weight.to(input.dtype))
+
+
+def follow_input_dtype(model: Any, adapter: str) -> int:
+    """Make the LoRA factors of `model` compute in the type of their input; returns the number of layers
+    changed.
+
+    Parameters and their names stay as they are. Layers that are not plain LoRA (AdaLoRA, DoRA) are left
+    alone.
+    """
+    changed = 0
+    for layer in model.modules():
+        if not isinstance(layer, LoraLayer) or adapter not in layer.lora_A or layer.use_dora.get(adapter):
+            continue
+        pair: list[Any] = [layer.lora_A, layer.lora_B]
+        if not all(type(factors[adapter]) is nn.Linear for factors in pair):
+            continue
+        if any(factors[adapter].bias is not None for factors in pair):
+            continue
+        for factors in pair:
+            factors[adapter] = _typed(factors[adapter])
+        layer.cast_input_dtype_enabled = False
+        changed += 1
+    return changed
+
+
+def _typed(linear: nn.Linear) -> InputTypedLinear:
+    typed = InputTypedLinear(linear.in_features, linear.out_features, bias=False, device="meta")
+    typed.weight = linear.weight
+    return typed.train(linear.training)
