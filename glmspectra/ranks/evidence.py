@@ -63,9 +63,10 @@ class Evidence:
     def column(self, quantity: str, column: str) -> dict[str, float]:
         """One statistic of every target. Raises RequestError where it was not measured."""
         frame = self.statistics.get(quantity)
+        values = frame[column] if frame is not None and column in frame else {}
         found = {}
         for target in self.targets:
-            value = frame[column].get(target.name) if frame is not None else None
+            value = values.get(target.name)
             if value is None or not np.isfinite(float(value)):
                 raise RequestError(
                     f"{target.name}: {column} of {quantity} is not in the tables; measure all targets with "

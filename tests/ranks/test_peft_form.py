@@ -1,0 +1,158 @@
+"""The ranks file and the exports, applied by PEFT itself: exactly the suggested ranks, scale and parameters."""
+
+import json
+import math
+
+import peft
+import pytest
+from made_evidence import SHAPES, base_run, delta_run
+from torch import nn
+
+from glmspectra.errors import GlmspectraError
+from glmspectra.ranks import Limits, gather, lora_args, parse_budget, ranks_file, suggest
+from glmspectra.ranks.exports import export
+from glmspectra.ranks.peft_form import matched_by, module_pattern, target_modules, verify
+
+LAYERS = 12
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        for module, (rows, cols) in SHAPES.items():
+            parent, name = module.split(".")
+            if not hasattr(self, parent):
+                setattr(self, parent, nn.Module())
+            setattr(getattr(self, parent), name, nn.Linear(cols, rows, bias=False))
+
+
+class Model(nn.Module):
+    """The module names of the made-up tables, layers 0 to 11."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = {"model_type": "made"}
+        self.transformer = nn.Module()
+        self.transformer.encoder = nn.Module()
+        self.transformer.encoder.layers = nn.ModuleList([Block() for _ in range(LAYERS)])
+
+    def prepare_inputs_for_generation(self):
+        """PEFT asks for it where the task is CAUSAL_LM."""
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    return gather(base_run(LAYERS), [delta_run(LAYERS)])
+
+
+@pytest.fixture(scope="module")
+def suggestion(evidence):
+    return suggest(evidence, "delta-threshold", parse_budget("like:r=2", evidence), Limits())
+
+
+def adapted(config):
+    model = peft.get_peft_model(Model(), config)
+    found = {
+        f"{name.removeprefix('base_model.model.')}.weight": module
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A") and hasattr(module, "scaling")
+    }
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return found, trainable
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_peft_gives_every_module_its_rank_and_the_same_scale(evidence, suggestion, rslora):
+    assert min(suggestion.ranks.values()) == 0, "some matrices leave the targets"
+    assert len(set(suggestion.ranks.values())) > 3
+    arguments = ranks_file(suggestion, evidence, scale=1.5, rslora=rslora)["lora_args"]
+    layers, trainable = adapted(peft.LoraConfig(**arguments))
+    assert {name: m.r["default"] for name, m in layers.items()} == {n: r for n, r in suggestion.ranks.items() if r}
+    assert {round(m.scaling["default"], 9) for m in layers.values()} == {1.5}
+    assert trainable == suggestion.parameters
+
+
+def test_unanchored_patterns_would_have_been_wrong(evidence, suggestion):
+    """The control: the short keys that people write give other ranks than they say."""
+    arguments = lora_args(suggestion, evidence)
+    short = {pattern.replace("\\", "").split("layers.")[1]: rank for pattern, rank in arguments["rank_pattern"].items()}
+    sloppy = {key.split(".", 1)[1]: rank for key, rank in short.items()}
+    layers, _ = adapted(peft.LoraConfig(**{**arguments, "rank_pattern": sloppy}))
+    wrong = [n for n, m in layers.items() if m.r["default"] != suggestion.ranks[n]]
+    assert wrong
+
+
+def test_a_pattern_matches_one_module_and_no_other():
+    modules = [
+        "layers.1.dense",
+        "layers.11.dense",
+        "xlayers.1.dense",
+        "model.layers.1.dense",
+        "layers.1.dense_h",
+        "layers_1_dense",
+    ]
+    assert matched_by(module_pattern("layers.1.dense"), modules) == ["layers.1.dense"]
+    assert len(matched_by("layers.1.dense", modules)) > 1
+    with pytest.raises(GlmspectraError, match="instead of one module"):
+        verify({"dense": 3}, {"layers.1.dense": 3}, modules)
+    assert target_modules(["layers.1.dense"], ["layers.1.dense", "layers.11.dense"]) == ["layers.1.dense"]
+    as_text = target_modules(["layers.1.dense"], modules)
+    assert isinstance(as_text, str), "model.layers.1.dense ends in the target's name"
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    hit = [m for m in modules if check_target_module_exists(peft.LoraConfig(target_modules=as_text), m)]
+    assert hit == ["layers.1.dense"]
+
+
+def test_the_ranks_file_says_whose_ranks_they_are(evidence, suggestion):
+    content = json.loads(json.dumps(ranks_file(suggestion, evidence)))
+    assert content["glmspectra_ranks"] == 1
+    assert content["base"] == {"name": "base", "fingerprint": "0123456789abcdef"}
+    assert content["ranks"] == suggestion.ranks
+    assert content["budget"]["used"] == suggestion.parameters <= content["budget"]["parameters"]
+    adalora = content["adalora"]
+    assert adalora["init_r"] == max(adalora["start_ranks"].values())
+    used = {name.removesuffix(".weight"): rank for name, rank in suggestion.ranks.items() if rank}
+    assert adalora["target_r"] == round(sum(used.values()) / len(used))
+    assert all(start == min(math.ceil(1.5 * used[m]), 48) for m, start in adalora["start_ranks"].items())
+    arguments = {key: value for key, value in adalora.items() if key != "start_ranks"}
+    peft.AdaLoraConfig(**arguments, total_step=100, target_modules=content["lora_args"]["target_modules"])
+
+
+def test_train_reads_the_ranks_file(evidence, suggestion, tmp_path):
+    settings_ranks = pytest.importorskip("glmspectra.tuning.settings_ranks")
+    path = tmp_path / "ranks.json"
+    path.write_text(json.dumps(ranks_file(suggestion, evidence)))
+    found = settings_ranks.read_ranks(path)
+    assert found.base.fingerprint == "0123456789abcdef"
+    assert found.lora_args.rank_pattern == ranks_file(suggestion, evidence)["lora_args"]["rank_pattern"]
+
+
+def test_exports_for_plain_peft_axolotl_and_llama_factory(evidence, suggestion, tmp_path):
+    import yaml
+    from safetensors.torch import load_file
+
+    arguments = lora_args(suggestion, evidence)
+    written = [
+        p
+        for kind in ("peft", "axolotl", "llama-factory")
+        for p in export(kind, tmp_path, arguments, suggestion, evidence)
+    ]
+    assert all(path.is_file() for path in written)
+    layers, trainable = adapted(peft.LoraConfig.from_pretrained(tmp_path / "peft"))
+    assert {n: m.r["default"] for n, m in layers.items()} == {n: r for n, r in suggestion.ranks.items() if r}
+    settings = yaml.safe_load((tmp_path / "axolotl.yaml").read_text())
+    assert settings["lora_rank_pattern"] == arguments["rank_pattern"]
+    assert settings["lora_alpha_pattern"] == arguments["alpha_pattern"]
+    assert settings["lora_target_modules"] == arguments["target_modules"]
+    # LLaMA-Factory goes on from an adapter: PEFT opens it with the ranks in place, and it changes nothing
+    # yet.
+    untrained = tmp_path / "llama_factory" / "untrained_adapter"
+    model = peft.PeftModel.from_pretrained(Model(), untrained, is_trainable=True)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable == suggestion.parameters
+    tensors = load_file(untrained / "adapter_model.safetensors")
+    assert all(not t.any() for name, t in tensors.items() if "lora_B" in name)
+    assert all(t.abs().max() > 0 for name, t in tensors.items() if "lora_A" in name)
+    assert (
+        yaml.safe_load((tmp_path / "llama_factory" / "llama_factory.yaml").read_text())["create_new_adapter"] is False
+    )

@@ -1,0 +1,229 @@
+"""From tables to ranks: budgets, criteria, mixtures, controls, the curve, stability between pilots."""
+
+import numpy as np
+import pytest
+from made_evidence import BASE, base_run, delta_run, make_run, weight_names
+
+from glmspectra.errors import RequestError
+from glmspectra.ranks import (
+    CRITERIA,
+    Limits,
+    available,
+    between_runs,
+    budget_curve,
+    default_budget,
+    default_criterion,
+    gather,
+    moved_share,
+    parse_budget,
+    pilot_rank,
+    suggest,
+    suggest_all,
+)
+from glmspectra.ranks.report import curve_table, facts, lines, long_table
+from glmspectra.ranks.suggest import kept_energy, needed_parameters
+
+LAYERS = 12
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    return gather(base_run(), [delta_run()])
+
+
+def test_the_default_is_four_matrices_at_the_price_of_rank_12_on_query_key_value(evidence):
+    assert len(evidence.targets) == 4 * LAYERS
+    budget = parse_budget(default_budget(evidence), evidence)
+    assert budget.parameters == 12 * LAYERS * (64 + 48)
+    assert default_criterion(evidence) == "delta-threshold"
+    assert default_criterion(gather(base_run())) == "effective-rank"
+
+
+def test_budgets_of_every_kind(evidence):
+    per_rank = LAYERS * (112 + 96 + 208 + 128)
+    weights = LAYERS * (64 * 48 + 48 * 48 + 160 * 48 + 48 * 80)
+    assert parse_budget("like:r=3", evidence).parameters == 3 * per_rank
+    assert parse_budget("like:r=12@dense*", evidence).parameters == 12 * LAYERS * (96 + 208 + 128)
+    assert parse_budget("params:8k", evidence).parameters == 8000
+    assert parse_budget("params:0.1M", evidence).parameters == 100_000
+    assert parse_budget("bytes:1MiB", evidence).parameters == 2**20 // 4
+    assert parse_budget("share:0.5%", evidence).parameters == int(0.005 * weights)
+    for wrong in ("like:12", "params:many", "share:3", "8M", "params:10", "like:r=12@nothing"):
+        with pytest.raises(RequestError):
+            parse_budget(wrong, evidence)
+
+
+def test_targets_are_chosen_by_kind_or_name(evidence):
+    only = gather(base_run(), targets="dense_h_to_4h,*layers.1.self_attention.dense.weight")
+    assert [t.matrix for t in only.targets].count("dense_h_to_4h") == LAYERS
+    assert [t.name for t in only.targets if t.matrix == "dense"] == [
+        "transformer.encoder.layers.1.self_attention.dense.weight"
+    ]
+    with pytest.raises(RequestError, match="names no matrix"):
+        gather(base_run(), targets="q_proj")
+
+
+def test_every_criterion_stays_in_the_budget_and_names_its_source(evidence):
+    full = gather(
+        base_run(),
+        [delta_run()],
+        others=[
+            make_run("quant_error", {name: np.linspace(2, 1, 20) for name in weight_names(LAYERS)}),
+            make_run(
+                "gradient",
+                {name: np.linspace(2, 1, 20) for name in weight_names(LAYERS)},
+                columns={"gradient_importance": {name: 1.0 + i for i, name in enumerate(weight_names(LAYERS))}},
+            ),
+        ],
+    )
+    assert available(full) == list(CRITERIA), "the tables answer them all"
+    budget = parse_budget("like:r=5", full)
+    for name, entry in CRITERIA.items():
+        suggestion = suggest(full, name, budget)
+        assert 0.5 * budget.parameters < suggestion.parameters <= budget.parameters, name
+        assert len(entry.source) > 60, name
+    literature = ("Hu et al.", "Roy & Vetterli", "Gavish & Donoho", "Martin, Peng & Mahoney", "Li et al. 2023", "GoRA")
+    sources = " ".join(entry.source for entry in CRITERIA.values())
+    assert all(author in sources for author in literature)
+
+
+def test_what_the_tables_do_not_hold_is_refused_with_the_way_to_get_it():
+    evidence = gather(base_run())
+    budget = parse_budget("like:r=4", evidence)
+    with pytest.raises(RequestError, match="needs a change to look at"):
+        suggest(evidence, "delta-threshold", budget)
+    with pytest.raises(RequestError, match="--quantized"):
+        suggest(evidence, "quantisation", budget)
+    with pytest.raises(RequestError, match="there is no 'magic'"):
+        suggest(evidence, "magic", budget)
+    with pytest.raises(RequestError, match="no tables"):
+        gather(None)
+
+
+def test_the_delta_threshold_is_one_number_over_all_matrices(evidence):
+    budget = parse_budget("like:r=4", evidence)
+    suggestion = suggest(evidence, "delta-threshold", budget)
+    threshold = suggestion.shares.threshold
+    for target in evidence.targets:
+        sigma = evidence.sigma["delta"][target.name]
+        over = int(np.sum(sigma > threshold))
+        assert suggestion.ranks[target.name] >= over
+        assert suggestion.ranks[target.name] - over <= 1, "only what was left over goes below the threshold"
+
+
+def test_delta_energy_holds_the_most_and_the_curve_says_so(evidence):
+    budget = parse_budget("like:r=4", evidence)
+    best = kept_energy(evidence, "delta", suggest(evidence, "delta-energy", budget).ranks)
+    for name in available(evidence):
+        assert kept_energy(evidence, "delta", suggest(evidence, name, budget).ranks) <= best + 1e-12, name
+    curve = budget_curve(evidence, "delta-energy", budget)
+    assert set(curve["criterion"]) == {"delta-energy", "uniform"}
+    for _, rows in curve.groupby("criterion"):
+        assert rows["energy"].is_monotonic_increasing
+    wide = curve.pivot_table(index="parameters", columns="criterion", values="energy")
+    assert (wide["delta-energy"] >= wide["uniform"] - 1e-12).all()
+    needed = needed_parameters(curve, "delta-energy")
+    assert list(needed.values()) == sorted(needed.values())
+    assert set(curve_table(curve)["metric"]) == {"energy"}
+
+
+def test_the_pooled_control_leaves_only_the_kind_of_matrix(evidence):
+    budget = parse_budget("like:r=6", evidence)
+    pooled = suggest(evidence, "type:delta-threshold", budget)
+    assert pooled.parameters <= budget.parameters
+    for kind in ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"):
+        ranks = {pooled.ranks[t.name] for t in evidence.targets if t.matrix == kind}
+        assert max(ranks) - min(ranks) <= 1
+
+
+def test_mixtures_lie_between(evidence):
+    budget = parse_budget("like:r=6", evidence)
+    a, b = (suggest(evidence, name, budget).ranks for name in ("delta-threshold", "effective-rank"))
+    mixed = suggest(evidence, "mixture:delta-threshold=1,effective-rank=1", budget).ranks
+    for name, rank in mixed.items():
+        assert min(a[name], b[name]) <= rank <= max(a[name], b[name]) + 1
+    assert suggest(evidence, "mixture:delta-threshold=5", budget).ranks == a
+    with pytest.raises(RequestError, match="write a mixture as"):
+        suggest(evidence, "mixture:delta-threshold", budget)
+
+
+def test_random_ranks_differ_by_seed_and_repeat(evidence):
+    budget = parse_budget("like:r=6", evidence)
+    one, two, again = (suggest(evidence, f"random:{seed}", budget).ranks for seed in (1, 2, 1))
+    assert one == again
+    assert moved_share(one, two, evidence.targets) > 0.2
+    assert moved_share(one, one, evidence.targets) == 0
+
+
+def test_side_by_side_and_in_words(evidence):
+    budget = parse_budget("like:r=6", evidence)
+    all_of_them = suggest_all(evidence, "delta-threshold", budget)
+    assert list(all_of_them)[:3] == ["delta-threshold", "uniform", "type:delta-threshold"]
+    table = long_table(all_of_them)
+    assert len(table) == len(all_of_them) * 4 * LAYERS
+    assert (table[table["criterion"] == "uniform"]["rank"] == 6).all()
+    curve = budget_curve(evidence, "delta-threshold", budget)
+    told = facts(all_of_them, evidence, curve, {})
+    assert told["base"] == {"name": "base", "fingerprint": BASE["fingerprint"]}
+    assert told["bytes"] == 4 * told["parameters"]
+    said = "\n".join(lines(all_of_them, evidence, curve, {}))
+    assert "of the parameters are elsewhere than with uniform ranks" in said
+    assert "Criteria disagree most between" in said
+    assert "pilot" not in said
+    alone = gather(base_run())
+    said = lines(suggest_all(alone, "effective-rank", budget), alone, budget_curve(alone, "effective-rank", budget), {})
+    assert "pilot" in said[-1], "one line on what a pilot would add"
+    uniform = suggest_all(evidence, "gavish-donoho", budget)
+    uniform["gavish-donoho"] = uniform["uniform"]
+    flat = make_run(
+        "weight",
+        {n: np.ones(40) for n in weight_names(2)},
+        columns={"effective_rank": dict.fromkeys(weight_names(2), 40.0)},
+    )
+    flat_evidence = gather(flat)
+    flat_budget = parse_budget("like:r=6", flat_evidence)
+    found = suggest_all(flat_evidence, "effective-rank", flat_budget)
+    assert any(
+        "expect no difference" in line
+        for line in lines(found, flat_evidence, budget_curve(flat_evidence, "effective-rank", flat_budget), {})
+    )
+
+
+def test_stability_between_pilots():
+    base = base_run()
+    alike = [delta_run(seed=seed, noise=0.02) for seed in (1, 2, 3)]
+    apart = [delta_run(seed=seed, noise=2.0) for seed in (1, 2, 3)]
+    results = []
+    for runs in (alike, apart):
+        evidence = gather(base, runs)
+        assert evidence.deltas == 3
+        budget = parse_budget("like:r=4", evidence)
+        results.append(between_runs(base, runs, evidence, "delta-threshold", budget, Limits()))
+    assert results[0].moved_mean < 0.05 < 0.2 < results[1].moved_mean
+    assert results[0].spearman > 0.95 > results[1].spearman
+    assert "where the suggestion itself" in results[0].sentence("3 pilots")
+    assert pilot_rank(budget, evidence) == 12, "three times the mean rank"
+
+
+def test_several_pilots_are_averaged_value_by_value():
+    runs = [delta_run(seed=1), delta_run(seed=2, rank=4)]
+    evidence = gather(None, runs)
+    name = evidence.targets[0].name
+    values = [run.singular_values[run.singular_values["name"] == name]["sigma"].to_numpy() for run in runs]
+    expected = values[0].copy()
+    expected[:4] += values[1]
+    np.testing.assert_allclose(evidence.sigma["delta"][name], expected / 2)
+
+
+def test_tables_of_different_bases_are_not_mixed():
+    other = delta_run()
+    other.manifest["checkpoint"]["details"]["base"]["fingerprint"] = "f" * 16
+    with pytest.raises(RequestError, match="different base checkpoints"):
+        gather(base_run(), [other])
+    silent = delta_run()
+    silent.manifest["checkpoint"]["details"]["base"] = None
+    assert gather(base_run(), [silent]).base_fingerprint == BASE["fingerprint"]
+    with pytest.raises(RequestError, match="does not say which base"):
+        gather(None, [silent])
+    with pytest.raises(RequestError, match="no delta of step 7"):
+        gather(base_run(), [delta_run(step=80)], step=7)
