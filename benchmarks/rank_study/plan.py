@@ -9,7 +9,7 @@ from rank_study.arms import ARMS, CONFIRMED
 
 BUDGETS = (2, 4, 8)  # uniform ranks whose parameters are shared out
 MIDDLE = 4
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = {"smollm2": (5e-4, 1e-3, 2e-3, 4e-3), "chatglm2": (4e-3, 8e-3, 1.6e-2, 3.2e-2)}
 RATE_SEEDS = (10, 11)
 CONFIRM_SEEDS = tuple(range(100, 110))
 SCREEN_SEEDS = (20, 21)
@@ -70,7 +70,7 @@ def jobs_of(stage: str, base: str, task: str, lines: list[dict]) -> Iterator[Job
     curve: uniform over ranks on the same test part."""
     if stage == "rates":
         for seed in RATE_SEEDS:
-            for rate in RATES:
+            for rate in RATES[base]:
                 for arm in CONFIRMED:
                     yield Job(base, task, arm, MIDDLE, seed, rate, "development")
     elif stage == "screen":

@@ -187,7 +187,8 @@ class Writer:
         return self.random.choices(kinds, weights=[6, 6, 2, 4, 1])[0]()
 
 
-def main() -> None:
+def documents() -> tuple[list[str], list[str]]:
+    """Training and held-out documents, none in both."""
     writer = Writer(SEED)
     training = list(dict.fromkeys(writer.document() for _ in range(TRAIN_DOCUMENTS)))
     seen, heldout = set(training), []
@@ -196,10 +197,14 @@ def main() -> None:
         if document not in seen:
             seen.add(document)
             heldout.append(document)
-    for name, documents in [("train.jsonl", training), ("heldout.jsonl", heldout)]:
-        lines = (json.dumps({"text": document}, ensure_ascii=False) + "\n" for document in documents)
+    return training, heldout
+
+
+def main() -> None:
+    for name, texts in zip(("train.jsonl", "heldout.jsonl"), documents(), strict=True):
+        lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
         (CORPUS / name).write_text("".join(lines), encoding="utf-8")
-        print(f"{CORPUS / name}: {len(documents)} documents, {sum(map(len, documents))} characters")
+        print(f"{CORPUS / name}: {len(texts)} documents, {sum(map(len, texts))} characters")
 
 
 if __name__ == "__main__":
