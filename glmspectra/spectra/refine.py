@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from glmspectra.spectra.blocks import LongView
-from glmspectra.spectra.bounds import UNIT_ROUNDOFF, accepted, backward_stable_error
+from glmspectra.spectra.bounds import ABSOLUTE_FLOOR, UNIT_ROUNDOFF, accepted, backward_stable_error
 from glmspectra.spectra.krylov import krylov_basis, rayleigh_ritz, start_block
 from glmspectra.spectra.spectrum import FloatArray
 
@@ -21,6 +21,8 @@ LARGEST_REFINED_SHARE = 1 / 8
 SPARE_VECTORS = 8
 KRYLOV_STEPS = 3
 MAX_RESTARTS = 6
+# Values below this share of the absolute tolerance have left vectors made of rounding only.
+NEGLIGIBLE = 0.01
 
 
 def triangular_factor(view: LongView) -> torch.Tensor:
@@ -77,38 +79,59 @@ def refine_small_end(
 def _certified(
     view: LongView, block: torch.Tensor, sigma: FloatArray, bound: FloatArray, failing: int, rtol: float
 ) -> tuple[FloatArray, FloatArray] | None:
+    """Put the Ritz values of `block` in place of the smallest of `sigma` if they can be bounded well enough.
+
+    Some more than the failing values may be replaced: the bounds improve with the distance to the first one kept.
+    """
     ritz, _, _, residual = rayleigh_ritz(view, block)
     order = sigma.size
-    rounding = backward_stable_error(view.long, view.short) * sigma[0]
-    # Ritz values from a subspace are never below the true smallest ones (Cauchy), so [0, ritz] also holds the true
-    # value.
-    radius = np.minimum(_clustered(ritz, residual), ritz) + rounding
-    # The k smallest Ritz values are the k smallest singular values if the Gram road saw no more than k below them.
+    rounding = backward_stable_error(view.long, view.short) * float(sigma[0])
     for count in range(failing, ritz.size + 1):
-        top = ritz.size - count
-        if count < order:
-            above = order - count - 1
-            if ritz[top] + radius[top] >= sigma[above] - bound[above]:
-                continue
+        kept = order - count - 1
+        floor = float(sigma[kept] - bound[kept]) if kept >= 0 else np.inf
+        radius = small_end_bound(ritz[-count:], residual[-count:], floor, float(sigma[0]), rounding)
+        if radius is None:
+            continue
         refined, refined_bound = sigma.copy(), bound.copy()
-        refined[order - count :] = ritz[top:]
-        refined_bound[order - count :] = radius[top:]
+        refined[order - count :] = ritz[-count:]
+        refined_bound[order - count :] = radius
         if accepted(refined, refined_bound, rtol).all():
             return refined, refined_bound
-        return None
     return None
 
 
-def _clustered(values: FloatArray, residual: FloatArray) -> FloatArray:
-    """Residual bounds for values in order: where intervals overlap, the root of the sum of squares over the cluster.
+def small_end_bound(
+    ritz: FloatArray, residual: FloatArray, floor: float, scale: float, rounding: float
+) -> FloatArray | None:
+    """How far the k smallest singular values of A can be from Ritz values s_1 >= ... >= s_k of orthonormal V.
 
-    Each residual places a singular value within it; k orthonormal vectors place k of them within the 2-norm of all k
-    residuals (Parlett, The Symmetric Eigenvalue Problem, thm 11.5.1), of which the Frobenius norm is a bound.
+    ritz, residual: shape (k,), A v_i = s_i u_i and ||A^T u_i - s_i v_i||. floor: a number below all the other singular
+    values of A, of which there are order - k. scale: sigma_1. rounding: absolute error of A V and of A^T U. Returns
+    None when the residuals are too large to tell these k from the others.
+
+    In the bases (U, U') and (V, V'), A is [[S, E], [0, C]] with ||E|| <= r, the root of the sum of squared residuals.
+    By Weyl the values of S and C together lie within r of A's, so if s_1 + r < floor, C's are all above c = floor - r.
+    Then three bounds hold, and the least counts:
+
+    - s_i r / c, since A = (I + [[0, E C^-1], [0, 0]]) diag(S, C) is a multiplicative perturbation (Eisenstat & Ipsen,
+      SIAM J. Numer. Anal. 32(6), 1995, thm 3.1);
+    - (s_1 r)^2 / (c^2 - s_1^2) in s_i^2, from A^T A, whose off-diagonal block is S E (Li & Li, Linear Algebra Appl.
+      395, 2005, thm 2);
+    - s_i itself, since Ritz values from a subspace are never below the true smallest ones (Cauchy).
+
+    A value so small that its u_i is mostly rounding is set to zero instead, at the cost of its size in every bound.
     """
-    radius = residual.copy()
-    first = 0
-    for i in range(1, values.size + 1):
-        if i == values.size or values[i] + residual[i] < values[i - 1] - residual[i - 1]:
-            radius[first:i] = np.sqrt(np.sum(residual[first:i] ** 2))
-            first = i
-    return radius
+    negligible = ritz <= NEGLIGIBLE * ABSOLUTE_FLOOR * scale
+    dropped = float(np.linalg.norm(ritz[negligible]))
+    remaining = float(np.linalg.norm(residual[~negligible] + rounding))
+    largest = float(ritz[0])
+    floor = floor - dropped
+    if np.isinf(floor):
+        remaining = 0.0
+    if largest + remaining >= floor:
+        return None
+    others = floor - remaining
+    relative = ritz * (remaining / others)
+    squared = (largest * remaining) ** 2 / (others**2 - largest**2) if np.isfinite(others) else 0.0
+    quadratic = np.divide(squared, ritz, out=np.full_like(ritz, np.inf), where=ritz > 0)
+    return np.minimum(np.minimum(relative, quadratic) + dropped, ritz) + rounding
