@@ -5,10 +5,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from glmspectra.checkpoint.adapter import CONFIG_FILE
+from glmspectra.checkpoint.adapter import CONFIG_FILE, INITIAL_FOLDERS
 from glmspectra.errors import CheckpointError, RequestError
 
-ADAPTER_FOLDER = "LoraAdapter"  # where a run keeps its adapter, inside each checkpoint-N and at the end
+FINAL_ADAPTER = "final_adapter"  # where a run keeps its last state
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,24 @@ def tuned_checkpoints(path: Path | str) -> list[TunedCheckpoint]:
 def _state_in(folder: Path) -> tuple[Path, bool] | None:
     if (folder / CONFIG_FILE).is_file():
         return folder, True
-    inner = folder / ADAPTER_FOLDER
-    if (inner / CONFIG_FILE).is_file():
-        return inner, True
+    # PEFT puts an adapter that has a name into a folder of that name.
+    inner = [path.parent for path in folder.glob(f"*/{CONFIG_FILE}") if _is_named_adapter(path.parent)]
+    if len(inner) > 1:
+        final = [path for path in inner if path.name == FINAL_ADAPTER]
+        if not final:
+            raise RequestError(
+                f"{folder}: holds several adapters ({', '.join(p.name for p in inner)}): name one of them."
+            )
+        inner = final
+    if inner:
+        return inner[0], True
     if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.gguf")):
         return folder, False
     return None
+
+
+def _is_named_adapter(folder: Path) -> bool:
+    return folder.name not in INITIAL_FOLDERS and not folder.name.startswith("checkpoint-")
 
 
 def _step_told_by(folder: Path) -> int | None:

@@ -229,7 +229,7 @@ def _selected_without_base(states: list[State], options: DeltaOptions) -> list[P
     found: dict[str, Place] = {}
     for state in states:
         assert state.adapter is not None  # checkpoints need a base
-        for name in state.adapter.names:
+        for name in sorted(state.adapter.names, key=lambda name: place_of(name).order):
             if name not in found:
                 where = place_of(name)
                 rows_, cols = state.adapter.factors(name).shape

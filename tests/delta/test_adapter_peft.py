@@ -336,3 +336,16 @@ def test_states_of_a_run_are_listed_by_step(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RequestError, match="holds neither"):
         tuned_checkpoints(tmp_path / "empty")
+
+
+def test_adapters_of_any_name_in_a_run(tmp_path):
+    adapter = trained(peft.LoraConfig(r=2, target_modules=["dense"]))
+    adapter.save_pretrained(tmp_path / "run" / "checkpoint-5" / "my_name")
+    adapter.save_pretrained(tmp_path / "run" / "final_adapter")
+    adapter.save_pretrained(tmp_path / "run" / "initial_adapter")
+    states = tuned_checkpoints(tmp_path / "run")
+    assert [state.path.name for state in states] == ["my_name", "final_adapter"]
+    adapter.save_pretrained(tmp_path / "two" / "a")
+    adapter.save_pretrained(tmp_path / "two" / "b")
+    with pytest.raises(RequestError, match="holds several adapters"):
+        tuned_checkpoints(tmp_path / "two")
