@@ -95,6 +95,7 @@ def _tell(
         "matrices": result.matrices,
         "measured": result.measured,
         "reused": result.matrices - result.measured,
+        "left_out": len({name for asked in run.manifest["requests"].values() for name in asked["left_out"]}),
         "nonfinite": result.nonfinite,
         "seconds": round(result.seconds, 3),
         "device": result.device,
@@ -118,16 +119,26 @@ def _draw(run_folder: Path, out: Path, quiet: bool) -> Path:
 
 def _lines(facts: dict[str, Any], result: "SweepResult") -> list[str]:
     reused = f", {facts['reused']} of them finished before" if facts["reused"] else ""
-    lines = [f"{facts['matrices']} matrices{reused}, in {result.seconds:.1f} s on {result.device}."]
+    if facts["measured"] == 0:
+        reused = ", finished before"
+    lines = [f"{_count(facts['matrices'])}{reused}, in {result.seconds:.1f} s on {result.device}."]
     if result.nonfinite:
         shown = ", ".join(result.nonfinite[:5]) + (" ..." if len(result.nonfinite) > 5 else "")
         lines.append(f"{len(result.nonfinite)} of them hold NaN or Inf and have no spectrum: {shown}")
+    if facts["left_out"]:
+        lines.append(
+            f"{_count(facts['left_out'])} of earlier selections kept on disk, and back in the tables once asked for."
+        )
     lines.append(f"tables: {facts['tables']}")
     if facts["jsonl"]:
         lines.append(f"jsonl:  {facts['jsonl']}")
     if facts["report"]:
         lines.append(f"report: {facts['report']}")
     return lines
+
+
+def _count(matrices: int) -> str:
+    return f"{matrices} matrix" if matrices == 1 else f"{matrices} matrices"
 
 
 def summary_table(run: "Run", columns: Mapping[str, str]) -> Any:

@@ -70,13 +70,16 @@ class RunStore:
             for request in requests:
                 if fresh:
                     self._discard(request)
-                unfinished[request.key] = [name for name in request.names if self.read(request, name) is None]
+                missing = [name for name in request.names if self.read(request, name) is None]
                 asked = request.to_manifest(self.source.fingerprint)
                 before = manifest["requests"].get(request.key, {})
-                if unfinished[request.key] or any(before.get(key) != value for key, value in asked.items()):
-                    manifest["requests"][request.key] = {**asked, "complete": False, "started": _now()}
+                if missing or any(before.get(key) != value for key, value in asked.items()):
+                    done = [name for name in request.names if name not in set(missing)]
+                    state = {"done": done, "left_out": _left_out(before, asked), "complete": False}
+                    manifest["requests"][request.key] = {**asked, **state, "started": _now()}
                     manifest["complete"] = False
                 manifest["requests"][request.key].update(device=device, processes=processes)
+                unfinished[request.key] = missing
             manifest["versions"] = _versions()
             self._write_manifest(manifest)
         return unfinished
@@ -203,6 +206,15 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise explain(error, path, "be removed") from error
+
+
+def _left_out(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What an earlier request of the same stamp asked for and this one does not: on disk still, not in the
+    tables."""
+    if before.get("stamp") != asked["stamp"]:
+        return []
+    wanted = set(asked["names"])
+    return [name for name in [*before["names"], *before["left_out"]] if name not in wanted]
 
 
 def _now() -> str:

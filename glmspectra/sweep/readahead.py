@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from glmspectra.spectra.transfer import to_device
+
 if TYPE_CHECKING:
     from glmspectra.checkpoint import Checkpoint, TensorRecord
 
@@ -20,24 +22,25 @@ _PAGE = 4096
 
 
 def read_ahead(
-    checkpoint: "Checkpoint", records: Sequence["TensorRecord"]
+    checkpoint: "Checkpoint", records: Sequence["TensorRecord"], device: str = "cpu"
 ) -> Iterator[tuple["TensorRecord", torch.Tensor]]:
-    """Yield (record, tensor) in order, one thread reading the next tensor meanwhile; pages are given back
-    after each.
+    """Yield (record, tensor on `device`) in order, one thread reading the next tensor meanwhile.
 
-    The tensor is valid until the next one is asked for. Errors of reading (CheckpointError) are raised where
-    the tensor would have been yielded, after those before it.
+    The tensor is valid until the next one is asked for; its mapped pages are given back then. Errors of
+    reading (CheckpointError) are raised where the tensor would have been yielded, after those before it.
     """
     reader = ThreadPoolExecutor(1, thread_name_prefix="glmspectra-read")
+    # Its own stream lets the next matrix travel to the device while the current one is computed there.
+    stream = torch.cuda.Stream(device) if device != "cpu" else None
     try:
         coming: Future[torch.Tensor] | None = None
         for index, record in enumerate(records):
-            tensor = (coming or reader.submit(_read, checkpoint, record)).result()
+            tensor = (coming or reader.submit(_read, checkpoint, record, device, stream)).result()
             coming = None
             if index + 1 < len(records):
                 following = records[index + 1]
                 if anonymous_bytes(record) + anonymous_bytes(following) <= READ_AHEAD_CEILING:
-                    coming = reader.submit(_read, checkpoint, following)
+                    coming = reader.submit(_read, checkpoint, following, device, stream)
             yield record, tensor
             del tensor
             checkpoint.release(record.name)
@@ -56,8 +59,13 @@ def anonymous_bytes(record: "TensorRecord") -> int:
     return 4 * rows * cols
 
 
-def _read(checkpoint: "Checkpoint", record: "TensorRecord") -> torch.Tensor:
+def _read(
+    checkpoint: "Checkpoint", record: "TensorRecord", device: str, stream: torch.cuda.Stream | None
+) -> torch.Tensor:
     tensor = checkpoint.read(record.name)
+    if stream is not None:
+        with torch.cuda.stream(stream):
+            return to_device(tensor, torch.device(device))  # complete on return: it waits for the stream
     if record.quantization is None and tensor.is_contiguous() and tensor.numel():
         # A mapped tensor is not read yet: touching one byte a page brings it in, outside the interpreter's
         # lock.

@@ -2,15 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from glmspectra.checkpoint.fingerprint import WHOLE_UP_TO
 from glmspectra.errors import GlmspectraError
-from glmspectra.spectra.transfer import to_device
-from glmspectra.store import Request, RunStore, Source
+from glmspectra.store import Measurement, Request, RunStore, Source
 from glmspectra.sweep.cost import spectrum_cost, value_cost
 from glmspectra.sweep.device import choose_device
 from glmspectra.sweep.measure import Identity, measure_spectrum, measure_values, part_slices
@@ -132,18 +130,24 @@ def _measure(
     costs = {record.name: _cost(record, options) for record in share}
     label = "measuring" if processes.count == 1 else f"process 0 of {processes.count}"
     quiet = options.quiet or processes.rank > 0
-    with SweepProgress(len(share), sum(costs.values()), quiet, label) as progress:
-        for record, stored in read_ahead(checkpoint, share):
-            weight = to_device(stored, torch.device(device))  # once, for both measurements
-            for request in requests:
-                if record.name not in todo[request.key]:
-                    continue
-                if request.kind == "values":
-                    store.write(request, measure_values(weight, record, identity, options))
-                else:
-                    measurement, vectors = measure_spectrum(weight, record, identity, options)
-                    store.write(request, measurement, vectors)
-            del stored, weight
+    with (
+        SweepProgress(len(share), sum(costs.values()), quiet, label) as progress,
+        ThreadPoolExecutor(1, thread_name_prefix="glmspectra-values") as aside,
+    ):
+        for record, weight in read_ahead(checkpoint, share, device):
+            wanted = {r.kind: r for r in requests if record.name in todo[r.key]}
+            arguments = (weight, record, identity, options)
+            values: Future[Measurement] | None = None
+            if "values" in wanted and device != "cpu":
+                # The fits of the distributions are the processor's work: the device computes spectra
+                # meanwhile.
+                values = aside.submit(measure_values, *arguments)
+            if "spectrum" in wanted:
+                store.write(wanted["spectrum"], *measure_spectrum(*arguments))
+            if "values" in wanted:
+                found = values.result() if values is not None else measure_values(*arguments)
+                store.write(wanted["values"], found)
+            del weight, arguments
             progress.advance(record.nbytes, costs[record.name])
 
 

@@ -56,7 +56,7 @@ def test_the_summary_names_every_matrix_type_and_where_the_tables_are(capfd, mod
     assert "8 matrices, in" in out
     assert str(next((tmp_path / "param_matrix").iterdir())) in out.replace("\n", "")
     status, out, _ = run(capfd, "svd", "--model", model, "--out", tmp_path, *NUMBERS_ONLY, "--split")
-    assert "8 matrices, 8 of them finished before" in out
+    assert "8 matrices, finished before" in out
 
 
 def test_values_then_svd_fill_one_table(capfd, model, tmp_path):
@@ -79,6 +79,10 @@ def test_selection_options_choose(capfd, model, tmp_path):
     names = read_run(Path(json.loads(out)["tables"])).matrices["name"].tolist()
     assert names[0] == "transformer.embedding.word_embeddings.weight"
     assert names[-1] == "transformer.output_layer.weight"
+    chosen = ("--layers", "0", "--matrices", "dense", *NUMBERS_ONLY)
+    _, out, _ = run(capfd, "svd", "--model", model, "--out", tmp_path, *chosen)
+    assert "1 matrix, finished before" in out
+    assert "9 matrices of earlier selections kept on disk" in out
 
 
 def test_the_jsonl_of_the_study(capfd, model, tmp_path):

@@ -108,6 +108,7 @@ def test_a_wider_selection_reuses_and_a_narrower_one_leaves_out(store):
     store.merge()
     run = read_run(store.folder)
     assert run.matrices["name"].tolist() == [NAMES[3]]
+    assert set(run.manifest["requests"]["weight/spectrum"]["left_out"]) == set(NAMES) - {NAMES[3]}
     assert set(run.singular_values["name"]) == {NAMES[3]}
 
 
@@ -124,6 +125,7 @@ def test_another_method_is_measured_anew_and_never_mixed(store, tmp_path):
     measure_all(only_topk, topk)
     only_topk.merge()
     assert_same_tables(store.folder, only_topk.folder)
+    assert read_run(store.folder).manifest["requests"]["weight/spectrum"]["left_out"] == []
     assert measure_all(store, spectrum_request()) == 0, "what was finished the first way is still there"
 
 

@@ -132,7 +132,7 @@ def test_reading_touches_every_page(tmp_path, monkeypatch):
     mapped = torch.from_file(str(tmp_path / "weights"), size=1 << 20, dtype=torch.float16).view(1024, 1024)
     checkpoint = SimpleNamespace(read=lambda name: mapped, release=lambda name: None)
     before = _file_pages()
-    readahead._read(checkpoint, record("a", (1024, 1024)))
+    readahead._read(checkpoint, record("a", (1024, 1024)), "cpu", None)
     assert _file_pages() - before >= 1 << 20, "most of the 2 MiB are mapped in"
 
 

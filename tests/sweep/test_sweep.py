@@ -209,3 +209,17 @@ def test_an_error_in_one_of_two_processes_ends_both_with_one_sentence(model, tmp
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1
     assert "a file is in the way of a folder" in done.stderr
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_tables_of_the_cpu(model, tmp_path):
+    asked = options(values=True, split="parts", vectors=2, device="cuda")
+    result, run = run_sweep(model, tmp_path / "cuda", asked)
+    _, expected = run_sweep(model, tmp_path / "cpu", options(values=True, split="parts"))
+    assert result.device == "cuda:0"
+    difference = np.abs(run.singular_values["sigma"] - expected.singular_values["sigma"])
+    assert (difference <= run.singular_values["error_bound"] + expected.singular_values["error_bound"]).all()
+    pd.testing.assert_frame_equal(run.histograms, expected.histograms)
+    pd.testing.assert_frame_equal(
+        run.matrices.drop(columns="seconds"), expected.matrices.drop(columns="seconds"), rtol=1e-6
+    )

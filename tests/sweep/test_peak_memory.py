@@ -1,0 +1,68 @@
+"""The promised ceiling: the largest layer matrix of ChatGLM2, in one shard of 4 GiB, with less than 2 GiB of
+own memory."""
+
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from glmspectra.store import read_run
+
+ROWS, COLS = 27392, 4096
+CEILING = 2 * 2**30
+GRAM = COLS * COLS * 8
+
+
+def write_large_shard(folder):
+    """layers.0 holds a matrix of random numbers; layers.1 and on are a hole in the file, which takes no disk."""
+    wanted = "transformer.encoder.layers.0.mlp.dense_h_to_4h.weight"
+    header, size, offset = {}, ROWS * COLS * 2, 0
+    for layer in range(19):
+        name = wanted.replace("layers.0", f"layers.{layer}")
+        header[name] = {"dtype": "F16", "shape": [ROWS, COLS], "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    folder.mkdir()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        generator = torch.Generator().manual_seed(0)
+        for start in range(0, ROWS, 1712):
+            rows = torch.randn(min(1712, ROWS - start), COLS, generator=generator) * 0.02
+            file.write(rows.half().numpy().tobytes())
+        file.truncate(8 + len(text) + offset)
+    (folder / "config.json").write_text(json.dumps({"model_type": "chatglm", "num_layers": 19}))
+    return folder
+
+
+def peak_of_own_memory(command):
+    """Largest anonymous memory (bytes) of the command while it ran, seen every 20 ms, and its stdout."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    peak = 0
+    while process.poll() is None:
+        found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        peak = max(peak, int(found[1]) * 1024) if found else peak
+        time.sleep(0.02)
+    assert process.returncode == 0
+    return peak, process.stdout.read()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see a process' memory")
+def test_svd_of_the_largest_layer_matrix_stays_below_the_ceiling(tmp_path):
+    model = write_large_shard(tmp_path / "model")
+    assert (model / "model.safetensors").stat().st_size > 2 * CEILING * 0.98
+    command = [sys.executable, "-m", "glmspectra", "svd", "--model", str(model), "--out", str(tmp_path)]
+    peak, out = peak_of_own_memory([*command, "--layers", "0", "--no-report", "--json"])
+    assert GRAM < peak < CEILING, f"{peak / 2**20:.0f} MiB"
+    run = read_run(Path(json.loads(out)["tables"]))
+    assert len(run.singular_values) == COLS
+    edge = 0.02 * (ROWS**0.5 + COLS**0.5)
+    assert run.matrices["spectral_norm"][0] == pytest.approx(edge, rel=0.01), "the edge of Gaussian noise"
