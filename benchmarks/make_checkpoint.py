@@ -24,7 +24,9 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +34,7 @@ import torch
 from glmspectra.checkpoint.writer import Planned, write_shard
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared/reference/chatglm2_6b_spectra.json"
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "model_type": "chatglm",
     "architectures": ["ChatGLMForConditionalGeneration"],
     "add_bias_linear": False,
@@ -148,7 +150,7 @@ def plan(
 
     def add_random(name: str, shape: tuple[int, ...], scale: float, centre: float = 0.0) -> None:
         own = seed * 1_000_003 + len(planned)
-        add(name, shape, lambda: random_tensor(shape, scale, centre, own, device))
+        add(name, shape, partial(random_tensor, shape, scale, centre, own, device))
 
     vocabulary, hidden = CONFIG["padded_vocab_size"], CONFIG["hidden_size"]
     add_random("transformer.embedding.word_embeddings.weight", (vocabulary, hidden), 0.02)
@@ -169,7 +171,7 @@ def plan(
             )
             own = seed * 1_000_003 + len(planned)
             name = prefix + matrix + ".weight"
-            add(name, (rows, columns), lambda r=rows, c=columns, s=sigma, o=own: matrix_of(r, c, s, o, device))
+            add(name, (rows, columns), partial(matrix_of, rows, columns, sigma, own, device))
             if matrix == "self_attention.query_key_value":
                 add_random(prefix + matrix + ".bias", (QKV_ROWS,), 0.1)
     add_random("transformer.encoder.final_layernorm.weight", (hidden,), 0.05, centre=1.0)

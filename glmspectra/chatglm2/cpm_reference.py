@@ -1,7 +1,8 @@
 """The int8 kernels of the package cpm-kernels, as a reference to agree with; never used for work.
 
-cpm-kernels (OpenBMB, last released in 2021) is what the 2023 code of ChatGLM2 launched its own kernels through. It holds
-int8 kernels of its own and none for int4, imports `pkg_resources` (gone from setuptools 82) and needs a GPU at import.
+cpm-kernels (OpenBMB, last released in 2021) is what the 2023 code of ChatGLM2 launched its own kernels through. It
+holds int8 kernels of its own and none for int4, imports `pkg_resources` (gone from setuptools 82) and needs a GPU at
+import.
 """
 
 from typing import Any
@@ -41,5 +42,7 @@ def _gemm() -> Any:
     try:
         from cpm_kernels.kernels import gemm
     except Exception as error:  # without a GPU or pkg_resources it fails in several ways, RuntimeError among them
-        raise MissingExtraError("cpm-kernels", "cpm", "The int8 reference (on a GPU, with setuptools below 82)") from error
+        raise MissingExtraError(
+            "cpm-kernels", "cpm", "The int8 reference (on a GPU, with setuptools below 82)"
+        ) from error
     return gemm

@@ -34,6 +34,8 @@ DTYPES = {
     "F64": torch.float64,
     "C64": torch.complex64,
 }
+if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7
+    DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 MAXIMUM_HEADER = 100_000_000  # bytes; the limit of the safetensors package itself
 
 

@@ -216,6 +216,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more(source, tmp_path):
     """The system refuses to let a file grow (as on a full disk): one sentence, status 1, finished shards kept."""
     folder, _ = source
