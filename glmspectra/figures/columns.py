@@ -158,6 +158,8 @@ COLUMNS = {
             share=True,
         ),
         Column("intruders", "intruder dimensions", _DIRECTIONS, "Top directions of W + ΔW that resemble none of W."),
+        Column("overlap_left", "overlap of ΔW with W, left", _NONE, "φ of the leading left directions, 0 to 1."),
+        Column("overlap_right", "overlap of ΔW with W, right", _NONE, "φ of the leading right directions, 0 to 1."),
         Column("rank", "rank in use", _DIRECTIONS, "Directions of ΔW above the rounding floor."),
         Column("allotted_rank", "rank allotted", _DIRECTIONS, "Rank of the adapter's factors."),
         Column("noise_floor", "rounding floor", _WEIGHT, "Largest singular value that rounding can have made."),

@@ -1,10 +1,10 @@
 """What training changed: spectra of delta-W by depth, their growth over checkpoints, ranks in use, subspaces.
 
-The spectra are rows of quantity 'delta' in the run's tables. What those have no column for comes in a table of its own,
-a row for each base weight and step, every column but the first four optional: name, layer, matrix, step; allotted_rank,
-rank (directions above the floor), relative_frobenius (||delta-W|| / ||W||), noise_floor (a singular value), intruders,
-amplification. Subspace similarity is a long table: name, layer, matrix, side ('left' or 'right'), i and j (from 1),
-similarity.
+The spectra are rows of quantity 'delta' in the run's tables. What else is known of them comes in a table of its own, a
+row for each base weight and step: name, layer, matrix, step, and any of allotted_rank, rank (directions above the
+floor), relative_frobenius (||delta-W|| / ||W||), noise_floor (a singular value), intruders, amplification, overlap_left
+and overlap_right (phi of the leading directions of delta-W and W). Subspace similarity is a long table: name, layer,
+matrix, side ('left' or 'right'), i and j (from 1), similarity.
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,16 @@ from glmspectra.figures.ranks import check_columns
 from glmspectra.figures.tables import has, layers_of, place, thin
 
 DELTA_KEY = ("name", "layer", "matrix")
+OPTIONAL_COLUMNS = (
+    "allotted_rank",
+    "rank",
+    "relative_frobenius",
+    "noise_floor",
+    "intruders",
+    "amplification",
+    "overlap_left",
+    "overlap_right",
+)
 SIMILARITY_TABLE = ("name", "layer", "matrix", "side", "i", "j", "similarity")
 MOST_PANELS = 12
 _SIGMA = "singular value σ of ΔW (units of the weight)"

@@ -199,10 +199,11 @@ def draw_density(
             continue
         edge, scale = _number(row, "mp_edge"), _number(row, "mp_sigma")
         if scale > 0:
-            bound = scale * (np.sqrt(row["rows"]) + np.sqrt(row["cols"]))
-            grid = np.geomspace(bound * 1e-3, bound, 240)
-            bulk = marchenko_pastur_density(grid, int(row["rows"]), int(row["cols"]), scale)
-            shown = bulk > floor
+            longer, shorter = sorted((float(row["rows"]), float(row["cols"])), reverse=True)
+            upper, lower = (scale * (np.sqrt(longer) + sign * np.sqrt(shorter)) for sign in (1, -1))
+            grid = np.geomspace(max(lower, 1e-3 * upper), upper, 160)
+            bulk = marchenko_pastur_density(grid, int(longer), int(shorter), scale)
+            shown = bulk > 0
             ax.plot(
                 grid[shown],
                 bulk[shown],

@@ -195,6 +195,18 @@ READINGS = {
         "How much larger ΔW is, in its own directions, than W is there (Hu et al. 2021, section 7.3). Large values "
         "mean that training amplified directions the base hardly used.",
     ),
+    "delta_overlap_left": Reading(
+        "Overlap with the top directions of W, left side",
+        "How much of the leading left directions of ΔW lies in as many leading directions of W (Hu et al. 2021, "
+        "section 7.2): 0 for none, 1 for all; chance is near zero. Low values mean that training wrote to outputs "
+        "that W does not emphasise.",
+        "Overlap, left",
+    ),
+    "delta_overlap_right": Reading(
+        "Overlap with the top directions of W, right side",
+        "The same for the right directions, those of the inputs that are read.",
+        "Overlap, right",
+    ),
     "delta_growth": Reading(
         "Growth over the checkpoints",
         "Each line is the median over the layers of a matrix type, the band goes from the lowest to the highest "

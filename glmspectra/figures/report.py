@@ -21,11 +21,13 @@ from glmspectra.figures.tuned_sections import comparison_section, delta_sections
 FURTHER_TABLES = ("ranks", "budget_curve", "delta", "similarity")
 REPORTS = Path("reports")
 
+# In the order in which one of them becomes the main matter of a page.
 _QUANTITIES = {
     "weight": "the weights",
     "merged": "the merged weights",
     "quant_error": "the error of quantisation",
     "delta": "what training changed",
+    "gradient": "the gradients of a few batches",
 }
 
 
@@ -88,7 +90,7 @@ def write_tables_report(
     if not quantities and ranks is None and not runs:
         raise RequestError("the run holds no matrices: measure some with `glmspectra svd` first.")
     with style.styled():
-        main = next((name for name in ("weight", "merged", "quant_error", "delta") if name in quantities), None)
+        main = next((name for name in _QUANTITIES if name in quantities), next(iter(quantities), None))
         if main is not None:
             picked = pick(run, main)
             sections += analysis_sections(picked, album, columns, per_layer=main != "delta", progress=progress)
@@ -99,7 +101,9 @@ def write_tables_report(
         if runs:
             sections += [comparison_section(runs), *training_sections(runs, album, progress)]
     name = title or f"Spectra of {facts.get('checkpoint', 'a checkpoint')}"
-    lead = f"Figures of {_QUANTITIES.get(main or '', 'ranks and training')}, drawn from the stored tables alone."
+    lead = (
+        f"Figures of {_QUANTITIES.get(main or '', main or 'ranks and training')}, drawn from the stored tables alone."
+    )
     return write_page(Path(out), name, sections, facts, warnings, lead)
 
 

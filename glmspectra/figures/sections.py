@@ -166,8 +166,10 @@ def _heatmaps(matrices: pd.DataFrame, album: Album, columns: Sequence[str], prog
         if has(rows, name):
             described = column(name)
             title = described.label[:1].upper() + described.label[1:]
-            alt = f"Heat map of {described.label}: {extremes(matrices, name)}."
-            album.add(section, f"heat_{name}", heatmaps.draw_heatmap(matrices, name), alt, title, described.meaning)
+            ends = extremes(matrices, name)
+            alt = f"Heat map of {described.label}: {ends}."
+            reading = f"{described.meaning} {ends[:1].upper()}{ends[1:]}."
+            album.add(section, f"heat_{name}", heatmaps.draw_heatmap(matrices, name), alt, title, reading)
     for name in ("stable_rank", "effective_rank", "spectral_norm"):
         figure = heatmaps.draw_heads(matrices, name)
         if figure is not None:

@@ -52,6 +52,7 @@ _SETTINGS = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 6.0,
+    "axes.titley": 1.0,  # stated, so that no tick label has to be measured for it
     "axes.labelsize": 9.0,
     "axes.labelcolor": "#20242a",
     "axes.edgecolor": "#7a828c",

@@ -109,7 +109,7 @@ def delta_sections(
     matrices = last.matrices
     stepped = len(matrices) and "step" in matrices and matrices["step"].notna().any()
     step = int(matrices["step"].iloc[0]) if stepped else None
-    delta = None if delta is None else changes.with_places(delta)
+    delta = _own_columns(run) if delta is None else changes.with_places(delta)
     now = _of_step(delta, step)
     spectra = Spectra.of(last)
     if spectra.sigma:
@@ -137,6 +137,14 @@ def _rows_of(run: RunTables, quantity: str) -> pd.DataFrame:
     return run.matrices[run.matrices["quantity"] == quantity] if len(run.matrices) else run.matrices
 
 
+def _own_columns(run: RunTables) -> pd.DataFrame | None:
+    """The further table where the run's own table of matrices has its columns; None where it has none of them."""
+    rows = _rows_of(run, "delta")
+    if not any(has(rows, name) for name in changes.OPTIONAL_COLUMNS):
+        return None
+    return rows[rows["part"].fillna("whole") == "whole"] if "part" in rows else rows
+
+
 def _of_step(delta: pd.DataFrame | None, step: int | None) -> pd.DataFrame | None:
     """The rows of the further table that belong to a step; all of them when it has no steps."""
     if delta is None or "step" not in delta or step is None or not delta["step"].notna().any():
@@ -150,7 +158,7 @@ def _further(section: Section, album: Album, delta: pd.DataFrame) -> None:
         alt = "Bars by layer, a panel for each matrix type, allotted and used rank."
         album.add(section, "delta_rank_use", use, alt)
     described = with_series(delta.assign(part="whole"))
-    for name in ("relative_frobenius", "intruders", "amplification"):
+    for name in ("relative_frobenius", "intruders", "amplification", "overlap_left", "overlap_right"):
         if has(described, name):
             figure = heatmaps.draw_heatmap(described, name)
             title = READINGS[f"delta_{name}"].title
@@ -160,7 +168,8 @@ def _further(section: Section, album: Album, delta: pd.DataFrame) -> None:
 def _merged(section: Section, album: Album, run: RunTables, base: RunTables | None, step: int | None) -> None:
     if not len(_rows_of(run, "merged")):
         return
-    merged = Spectra.of(pick(run, "merged", step))
+    at_step = pick(run, "merged", step)
+    merged = Spectra.of(at_step if len(at_step.matrices) else pick(run, "merged"))
     weight = Spectra.of(pick(base if base is not None else run, "weight"))
     if merged.sigma and weight.sigma:
         alt = "Lines of the relative change of the largest singular values, a panel for each matrix type."
