@@ -1,11 +1,15 @@
 """`glmspectra report`: figures and pages drawn again from the stored tables and from training folders."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from glmspectra.cli.options import Json, Quiet
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 RUNS = Path("param_matrix")
 
@@ -73,24 +77,13 @@ def report(
     joined = training if len(folders) == 1 else []
     pages: list[Path] = []
     with stderr.status("drawing", spinner="dots") as status:
-
-        def progress(words: str) -> None:
-            if not quiet:
-                status.update(words)
-
         if quiet:
             status.stop()
         for name, folder in zip(names, folders, strict=True):
             place = out if out is not None and len(folders) == 1 else target / name
-            pages.append(
-                figures.write_report(
-                    folder,
-                    place,
-                    training_folders=joined,
-                    columns=column or [],
-                    progress=lambda words, name=name: progress(f"{name}: {words}"),
-                )
-            )
+            update = (lambda _: None) if quiet else partial(_show, status, name)
+            page = figures.write_report(folder, place, training_folders=joined, columns=column or [], progress=update)
+            pages.append(page)
         if training and not joined:
             place = out if out is not None and not folders else target / "training"
             pages.append(figures.write_training_report(training, place))
@@ -100,3 +93,7 @@ def report(
         [f"{page} ({len(drawn[str(page)])} figures)" for page in pages],
         as_json,
     )
+
+
+def _show(status: "Status", name: str, words: str) -> None:
+    status.update(f"{name}: {words}")
