@@ -37,6 +37,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from glmspectra.chatglm2.chat import ChatMixin
 from glmspectra.chatglm2.configuration import ChatGLMConfig
+from glmspectra.chatglm2.decode_graph import GraphedGeneration
 from glmspectra.chatglm2.versions import CACHE
 
 
@@ -90,7 +91,8 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     (x0, x1) becomes (x0 cos - x1 sin, x1 cos + x0 sin), without a fused multiply-add: float32 results are then the
     published code's to the bit.
     """
-    partners = heads.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (1, 0, 3, 2, ...): the other of each pair
+    pairs = heads.view(*heads.shape[:-1], -1, 2)
+    partners = pairs.flip(-1).view(heads.shape)  # channels 1, 0, 3, 2, ...: the other one of each pair
     return heads * cos + partners * sin
 
 
@@ -166,7 +168,8 @@ class SelfAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`hidden_states` [b, s, e], `rotary` of `RotaryEmbedding`; returns [b, s, e] and weights, if there are any."""
-        mixed = self.query_key_value(hidden_states).unflatten(-1, (-1, self.head_dim))  # [b, s, H + 2G, d]
+        batch, length = hidden_states.shape[:2]
+        mixed = self.query_key_value(hidden_states).view(batch, length, -1, self.head_dim)  # [b, s, H + 2G, d]
         turned = rotate(mixed[:, :, : self.heads + self.groups], *rotary)  # queries and keys in one go
         query = turned[:, :, : self.heads].transpose(1, 2)  # [b, H, s, d]
         key = turned[:, :, self.heads :].transpose(1, 2)  # [b, G, s, d]
@@ -345,7 +348,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, **carried)
 
 
-class ChatGLMForConditionalGeneration(ChatMixin, ChatGLMPreTrainedModel, GenerationMixin):
+class ChatGLMForConditionalGeneration(ChatMixin, GraphedGeneration, ChatGLMPreTrainedModel, GenerationMixin):
     """ChatGLM2 with its output layer: loss, generation, chat. A causal decoder, under its published name."""
 
     def __init__(self, config: ChatGLMConfig):

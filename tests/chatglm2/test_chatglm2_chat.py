@@ -1,5 +1,7 @@
 """Conversation: chat, stream_chat, and going on from keys and values of the rounds before."""
 
+import itertools
+
 import pytest
 import torch
 from transformers import AutoTokenizer, LogitsProcessorList
@@ -51,7 +53,7 @@ def test_streaming_ends_in_the_same_answer(model, tokenizer):
     texts = [text for text, _ in answers]
     assert len(texts) > 3
     assert all("\ufffd" not in text[-1:] for text in texts)
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
 
 
 def test_going_on_from_the_state_of_the_last_round(model, tokenizer):

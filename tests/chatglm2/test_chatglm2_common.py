@@ -179,7 +179,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, reentrant):
     model.enable_input_require_grads()  # what PEFT does before training on frozen weights
     calls = []
     layers = model.transformer.encoder.layers
-    hooks = [layer.mlp.register_forward_hook(lambda *args: calls.append(args[2])) for layer in layers]
+    hooks = [layer.mlp.register_forward_pre_hook(lambda *args: calls.append(args[1])) for layer in layers]
     output = model(ids, labels=ids)
     output.loss.backward()
     for hook in hooks:

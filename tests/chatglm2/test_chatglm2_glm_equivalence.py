@@ -78,7 +78,9 @@ def test_there_and_back_is_exact(config, seed):
     assert again.config.rope_theta == model.config.rope_theta
     assert again.config.rope_position_divisor == model.config.rope_position_divisor
     ours, theirs = (glm_config(either.config).to_dict() for either in (model, again))
-    assert {**ours, "dtype": "float32"} == theirs  # a model that was built and not loaded has no type in its config
+    assert ours.keys() == theirs.keys()
+    # A model that was built and not loaded has no type in its configuration.
+    assert {key for key in ours if ours[key] != theirs[key]} <= {"dtype"}
 
 
 def tiny(**changes) -> ChatGLMConfig:
