@@ -2,6 +2,7 @@
 error."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -157,3 +158,41 @@ def test_an_unknown_option_is_status_2_and_the_traceback_needs_debug(capfd, mode
     )
     assert "Traceback" in done.stderr
     assert done.returncode != 0
+
+
+def test_results_go_to_the_current_folder_unless_told(capfd, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run(capfd, "svd", "--model", model, *NUMBERS_ONLY, "--json", "--matrices", "dense")
+    assert status == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["param_matrix"]
+    assert (tmp_path / json.loads(out)["tables"] / "matrices.parquet").is_file()
+
+
+@pytest.mark.slow
+def test_the_report_is_drawn_and_named(capfd, model, tmp_path):
+    status, out, _ = run(capfd, "svd", "--model", model, "--out", tmp_path, "--json", "--layers", "0")
+    assert status == 0
+    index = Path(json.loads(out)["report"])
+    assert index == tmp_path / "reports" / json.loads(out)["run"] / "index.html"
+    assert "<html" in index.read_text()
+
+
+def test_a_full_disk_keeps_what_was_finished_and_the_same_command_goes_on(capfd, model, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=28k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a small tmpfs can only be mounted by root")
+    try:
+        arguments = ("svd", "--model", model, "--out", disk, *NUMBERS_ONLY, "--json")
+        status, out, err = run(capfd, *arguments)
+        assert (status, out) == (1, "")
+        assert err.count("\n") == 1
+        assert "the disk is full; what was finished is kept, so free some space and run the same command again" in err
+        finished = len(list(disk.rglob("*.npz")))
+        assert 0 < finished < 8
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        status, out, _ = run(capfd, *arguments)
+        assert (status, json.loads(out)["reused"]) == (0, finished)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
