@@ -1,7 +1,7 @@
 """What differs from one family of models to the next: the only table in `tuning/` that names any.
 
-Everything else asks the family. A model type that is not here is trained too: all its linear layers get an adapter,
-its tokenizer's chat template is used where it has one, and padding goes to the right.
+Everything else asks the family. A model type that is not here is trained too: all its linear layers get an
+adapter, its tokenizer's chat template is used where it has one, and padding goes to the right.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from typing import Any, Literal
 class Family:
     """One family.
 
-    model_types: `model_type` of config.json. targets: matrices that get an adapter when the settings name none (a list
-    of module names, or "all-linear"). template: what `template: auto` means for a pair; "chat" needs a chat form and
-    falls back to plain where the tokenizer has none. padding_side and position_ids: how the batches of the family's
-    tokenizer look. fused: fused matrix -> the names of the parts its rows hold.
+    model_types: `model_type` of config.json.
+    targets: matrices that get an adapter when the settings name none: module names, or "all-linear".
+    template: what `template: auto` means for a pair; "chat" falls back to plain where the tokenizer has no form.
+    padding_side, position_ids: how the batches of the family's own tokenizer look.
     """
 
     name: str
@@ -25,7 +25,6 @@ class Family:
     template: Literal["plain", "chat"] = "chat"
     padding_side: Literal["left", "right"] = "right"
     position_ids: bool = False
-    fused: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def default_targets(self) -> list[str] | str:
@@ -36,8 +35,9 @@ class Family:
 _QKV = ("q_proj", "k_proj", "v_proj")
 
 FAMILIES: tuple[Family, ...] = (
-    # The original study adapts the fused matrix, feeds the context as it stands (its data carries the instruction) and
-    # pads to the left with position ids that start at the first token, as the published tokenizer does.
+    # The original study adapts the fused matrix, feeds the context as it stands (its data carries the
+    # instruction) and pads to the left, with position ids that start at the first token, as the published
+    # tokenizer does.
     Family(
         "chatglm2",
         ("chatglm",),
@@ -45,23 +45,18 @@ FAMILIES: tuple[Family, ...] = (
         template="plain",
         padding_side="left",
         position_ids=True,
-        fused=(("query_key_value", ("q", "k", "v")), ("dense_h_to_4h", ("gate", "up"))),
     ),
     # The others get adapters where ChatGLM2 has them: on queries, keys and values.
-    Family("glm4", ("glm", "glm4"), _QKV, fused=(("gate_up_proj", ("gate", "up")),)),
+    Family("glm4", ("glm", "glm4"), _QKV),
     Family("llama", ("llama",), _QKV),
     Family("qwen", ("qwen2", "qwen3"), _QKV),
     Family("mistral", ("mistral", "ministral", "mixtral"), _QKV),
     Family("gemma", ("gemma", "gemma2", "gemma3_text"), _QKV),
     Family("smollm3", ("smollm3",), _QKV),
-    Family(
-        "phi3",
-        ("phi3",),
-        ("qkv_proj",),
-        fused=(("qkv_proj", ("q", "k", "v")), ("gate_up_proj", ("gate", "up"))),
-    ),
+    Family("phi3", ("phi3",), ("qkv_proj",)),
     Family("phi", ("phi",), _QKV),
-    Family("gpt2", ("gpt2",), ("c_attn",), template="plain", fused=(("c_attn", ("q", "k", "v")),)),
+    # Base models of the time before chat templates.
+    Family("gpt2", ("gpt2",), ("c_attn",), template="plain"),
     Family("gpt_neox", ("gpt_neox",), ("query_key_value",), template="plain"),
     Family("bloom", ("bloom",), ("query_key_value",), template="plain"),
     Family("opt", ("opt",), _QKV, template="plain"),
@@ -71,9 +66,6 @@ OTHER = Family("other", (), "all-linear")
 
 
 def family_of(config: Mapping[str, Any] | Any) -> Family:
-    """The family of a model, by its configuration: a dict of config.json, or a `PreTrainedConfig`."""
-    get = (
-        config.get if isinstance(config, Mapping) else lambda key, default=None: getattr(config, key, default)
-    )
-    model_type = get("model_type", None)
-    return next((family for family in FAMILIES if model_type in family.model_types), OTHER)
+    """The family of a model, by its configuration: the dict of a config.json, or a `PreTrainedConfig`."""
+    kind = config.get("model_type") if isinstance(config, Mapping) else getattr(config, "model_type", None)
+    return next((family for family in FAMILIES if kind in family.model_types), OTHER)
