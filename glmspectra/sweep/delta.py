@@ -10,18 +10,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from glmspectra.checkpoint.factors import Factors
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.spectra import spectra_of
-from glmspectra.spectra.intruders import GramOfWeight, gram_of_weight, merged_spectrum, merged_spectrum_dense
+from glmspectra.spectra.intruders import (
+    GramOfWeight,
+    MergedSpectrum,
+    gram_of_weight,
+    merged_spectrum,
+    merged_spectrum_dense,
+)
 from glmspectra.spectra.lowrank import LowRankSpectrum, factor_noise_floor, factor_spectrum
 from glmspectra.spectra.rounding import rounding_floor
 from glmspectra.store import Measurement, Request, RunStore, Source, read_manifest, run_name
 from glmspectra.sweep import delta_rows as rows
 from glmspectra.sweep.delta_plan import DeltaPlan, Place, State, cost_of
 from glmspectra.sweep.device import choose_device
+from glmspectra.sweep.known_base import KnownBase, known_base
 from glmspectra.sweep.progress import SweepProgress
 
 
@@ -51,7 +59,7 @@ def measure_delta(plan: DeltaPlan, root: Path) -> DeltaResult:
     start = time.monotonic()
     device = choose_device(plan.options.device)
     store = RunStore.of(root, _with_known_base(root, plan.source))
-    measure = _Measure(plan, store, device)
+    measure = _Measure(plan, store, device, known_base(root, plan.base))
     todo = store.begin(measure.all_requests, device, fresh=plan.options.fresh)
     unfinished = {key: set(names) for key, names in todo.items()}
     work = [place for place in plan.places if any(place.name in names for names in unfinished.values())]
@@ -70,17 +78,22 @@ def measure_delta(plan: DeltaPlan, root: Path) -> DeltaResult:
     )
 
 
+# Columns, singular values with their error bounds, and the spectrum of the sum where that was asked for.
+Measured = tuple[dict[str, Any], tuple[np.ndarray, np.ndarray], MergedSpectrum | None]
+
+
 class _Measure:
     """Measures one weight in all states."""
 
-    def __init__(self, plan: DeltaPlan, store: RunStore, device: str):
-        self.plan, self.store, self.device = plan, store, device
+    def __init__(self, plan: DeltaPlan, store: RunStore, device: str, known: KnownBase):
+        self.plan, self.store, self.device, self.known = plan, store, device, known
         names = tuple(place.name for place in plan.places)
         options = plan.options
         asked = {
             "base": plan.base.fingerprint if plan.base is not None else None,
             "against_base": options.against_base,
-            "directions": options.directions if options.against_base else None,
+            "directions": options.directions if options.against_base or known.vectors else None,
+            "known": None if options.against_base else known.stamp,
         }
         self.requests: dict[tuple[str, int], Request] = {}
         for index, state in enumerate(plan.states):
@@ -120,7 +133,9 @@ class _Measure:
     ) -> None:
         began = time.perf_counter()
         if state.adapter is not None and not state.needs_base:
-            columns, sigma, merged = self._from_factors(state.adapter.change(state.names[place.name]), weight, gram)
+            columns, sigma, merged = self._from_factors(
+                place, state.adapter.change(state.names[place.name]), weight, gram
+            )
         else:
             columns, sigma, merged = self._dense(place, state, weight, gram)
         seconds = time.perf_counter() - began
@@ -133,23 +148,33 @@ class _Measure:
             row |= rows.known(dict(rows.summarize_spectrum(spectrum)))
             self._write(("merged", index), place, row, (merged.sigma, merged.error_bound))
 
-    def _from_factors(self, factors: Factors, weight: torch.Tensor | None, gram: GramOfWeight | None):
+    def _from_factors(
+        self, place: Place, factors: Factors, weight: torch.Tensor | None, gram: GramOfWeight | None
+    ) -> Measured:
         """Columns, (sigma, bound) and the merged spectrum of a change that is held in factors."""
-        found = factor_spectrum(factors.left, factors.right, factors.scale, vectors=gram is not None)
+        leading = None if gram is not None else self.known.leading(place.name, self.plan.options.directions)
+        wanted = gram is not None or leading is not None
+        found = factor_spectrum(factors.left, factors.right, factors.scale, vectors=wanted)
         floor = factor_noise_floor(factors.left, factors.right, factors.scale)
         columns = {"method": "factors"} | rows.low_rank_columns(found, factors.allotted_rank, floor)
         merged = None
-        if gram is not None and weight is not None:
+        if gram is None:
+            norm = self.known.norms.get(place.name, 0.0)
+            columns |= {"relative_frobenius": found.squared_frobenius**0.5 / norm} if norm > 0 else {}
+            columns |= rows.overlap_columns(found, leading, floor) if leading is not None else {}
+        elif weight is not None:
             columns |= self._beside(found, weight, gram, floor)
             merged = merged_spectrum(gram, weight, factors.left, factors.right, factors.scale)
             columns |= rows.intruder_columns(merged)
         return columns, (found.sigma, found.error_bound), merged
 
-    def _dense(self, place: Place, state: State, weight: torch.Tensor | None, gram: GramOfWeight | None):
+    def _dense(self, place: Place, state: State, weight: torch.Tensor | None, gram: GramOfWeight | None) -> Measured:
         """The same of a change of full rank: DoRA, LoftQ, or the difference of two checkpoints."""
         if weight is None:
             raise RequestError(f"{place.name}: {state.kind} needs the base weights.")
-        allotted, columns, floor = None, {}, 0.0
+        allotted: int | None = None
+        columns: dict[str, Any] = {}
+        floor = 0.0
         if state.adapter is not None:
             factors = state.adapter.change(state.names[place.name])
             allotted = factors.allotted_rank

@@ -113,24 +113,31 @@ def leading_of_weight(gram: GramOfWeight, weight: torch.Tensor, k: int) -> Bases
 
 
 def against_base_columns(delta: LowRankSpectrum, weight: torch.Tensor, base: Bases, floor: float) -> dict[str, Any]:
-    """How the change lies in the weight (rows, cols): overlap on both sides, amplification. delta with its
-    vectors.
+    """How the change lies in the weight (rows, cols): overlap on both sides, amplification.
+
+    delta: with its vectors. Empty where the change is 0.
     """
+    columns = overlap_columns(delta, base, floor)
+    if not columns:
+        return {}
     rank = numerical_rank(delta.sigma, floor)
-    k = min(base.left.shape[1], rank)
+    return columns | known({"amplification": amplification_factor(delta, weight.cpu(), rank)})
+
+
+def overlap_columns(delta: LowRankSpectrum, base: Bases, floor: float) -> dict[str, Any]:
+    """Subspace similarity of the leading directions of the change, with its vectors, and of W; empty where it is 0."""
+    k = min(base.left.shape[1], numerical_rank(delta.sigma, floor))
     if k == 0 or delta.left_vectors is None or delta.right_vectors is None:
         return {}
     left = subspace_similarity(delta.left_vectors[:, :k], base.left[:, :k])
     right = subspace_similarity(delta.right_vectors[:, :k], base.right[:, :k])
-    amplification = amplification_factor(delta, weight.cpu(), rank)
-    return known(
-        {
-            "overlap_directions": k,
-            "overlap_left": float(left[-1, -1]),
-            "overlap_right": float(right[-1, -1]),
-            "amplification": amplification,
-        }
-    ) | {"similarity_left": left.flatten().tolist(), "similarity_right": right.flatten().tolist()}
+    return {
+        "overlap_directions": k,
+        "overlap_left": float(left[-1, -1]),
+        "overlap_right": float(right[-1, -1]),
+        "similarity_left": left.flatten().tolist(),
+        "similarity_right": right.flatten().tolist(),
+    }
 
 
 def intruder_columns(merged: MergedSpectrum) -> dict[str, Any]:

@@ -253,3 +253,26 @@ def test_the_quantisation_error_is_stored_beside_the_weights(tmp_path):
             truth = torch.linalg.svdvals((weight - quantized_copy(weight, "nf4")).double())[:12].numpy()
             np.testing.assert_allclose(sigma_of(run, name, "quant_error"), truth, rtol=1e-4)
             assert json.loads(json.dumps(int(rows_of(run, "quant_error").loc[name, "rows"]))) == weight.shape[0]
+
+
+def test_what_an_svd_of_the_base_kept_is_used_without_streaming(tmp_path):
+    from glmspectra.checkpoint import open_checkpoint, select
+    from glmspectra.store import RunStore
+    from glmspectra.sweep import SweepOptions, source_of, sweep
+
+    base = write_base(tmp_path / "base", layers=1)
+    adapter = write_adapter(tmp_path / "adapter", random_factors(1, 4, seed=10, size=0.05))
+    before, _ = measured(tmp_path, base, adapter)
+    assert before.matrices["relative_frobenius"].isna().all()
+    with open_checkpoint(base) as checkpoint:
+        options = SweepOptions(values=False, vectors=6, quiet=True, device="cpu")
+        sweep(checkpoint, select(checkpoint), options, RunStore.of(tmp_path / "param_matrix", source_of(checkpoint)))
+    plan = plan_delta(base, adapter, DeltaOptions(**QUIET))
+    assert not plan.streams
+    plan.close()
+    kept, result = measured(tmp_path, base, adapter)
+    assert result.measured == 4, "the new columns are filled in"
+    full, _ = measured(tmp_path, base, adapter, against_base=True, directions=6)
+    for column in ("relative_frobenius", "overlap_left", "overlap_right"):
+        np.testing.assert_allclose(rows_of(kept)[column], rows_of(full)[column], rtol=1e-4, atol=1e-6)
+    assert kept.matrices["intruders"].isna().all()
