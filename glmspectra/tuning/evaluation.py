@@ -45,9 +45,11 @@ class Evaluation:
     tuned: dict[str, float] | None
     difference: dict[str, float] | None = None
     samples: list[dict[str, str]] = field(default_factory=list)
+    # name ('base', 'tuned') -> mean loss of each row, float64 [rows]: for comparing adapters row by row.
+    row_losses: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "row_losses"}
 
     def lines(self) -> list[str]:
         lines = [f"{self.rows:,} rows of {self.split}"]
@@ -176,10 +178,12 @@ def evaluate(
             base=token_metrics(*before.sum(0)),
             tuned=None,
         )
+        result.row_losses["base"] = before[:, 0] / before[:, 1]
         if adapter is not None:
             after = losses_by_row(model, token_loss, rows, collator, batch_size, say("loss with adapter", len(rows)))
             result.tuned = token_metrics(*after.sum(0))
-            result.difference = paired_interval(before[:, 0] / before[:, 1], after[:, 0] / after[:, 1])
+            result.row_losses["tuned"] = after[:, 0] / after[:, 1]
+            result.difference = paired_interval(result.row_losses["base"], result.row_losses["tuned"])
         _generated(result, model, tokenizer, rows, adapter, samples, scored, max_new_tokens, batch_size, say)
     return result
 
