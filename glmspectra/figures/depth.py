@@ -88,7 +88,8 @@ def with_outlier_ratios(matrices: pd.DataFrame) -> pd.DataFrame:
 def draw_by_depth(matrices: pd.DataFrame, measures: Sequence[Measure]) -> Figure | None:
     """One panel for each measure that has numbers, a line for each series; None when nothing was measured.
 
-    `matrices` went through `tables.pick`. More than seven series are drawn in several rows of panels, seven each.
+    `matrices` went through `tables.pick`. Whole matrices and parts have rows of panels of their own, and of more
+    than seven series there are several rows.
     """
     rows = in_layers(matrices)
     wanted = [measure for measure in measures if has(rows, measure.column)]
@@ -96,7 +97,8 @@ def draw_by_depth(matrices: pd.DataFrame, measures: Sequence[Measure]) -> Figure
         return None
     order = [name for name in series_order(matrices) if len(rows[rows["series"] == name])][:MOST_SERIES]
     looks = style.strokes(order)
-    chunks = [order[i : i + LINES] for i in range(0, len(order), LINES)]
+    wholes, parts = [name for name in order if " " not in name], [name for name in order if " " in name]
+    chunks = [chunk for group in (wholes, parts) for chunk in _even_chunks(group)]
     columns = min(3, len(wanted))
     panel = {1: (6.4, 2.6), 2: (4.25, 2.35), 3: (2.62, 2.05)}[columns]
     cells = [(measure, chunk) for chunk in chunks for measure in wanted]
@@ -111,6 +113,13 @@ def draw_by_depth(matrices: pd.DataFrame, measures: Sequence[Measure]) -> Figure
         _lines(ax, rows, measure, chunk, looks, layers)
     style.key(figure, [Line2D([], [], **looks[name].line()) for name in order], order, per_row=per_row)
     return figure
+
+
+def _even_chunks(names: list[str]) -> list[list[str]]:
+    """As few chunks of at most LINES names as will do, of nearly equal size."""
+    count = -(-len(names) // LINES)
+    size = -(-len(names) // count) if count else 0
+    return [names[i * size : (i + 1) * size] for i in range(count)]
 
 
 def _lines(ax: Axes, rows: pd.DataFrame, measure: Measure, names: Sequence[str], looks, layers: Sequence[int]) -> None:
@@ -129,13 +138,20 @@ def _lines(ax: Axes, rows: pd.DataFrame, measure: Measure, names: Sequence[str],
             **looks[name].line(markersize=size, linewidth=1.3),
         )
     layered = np.array(every)
-    reference = measure.reference
-    if reference is not None and len(layered) and (reference == 0 or reference <= 3 * layered.max()):
-        ax.axhline(reference, color=style.GREY, linewidth=0.9, linestyle=(0, (2, 1.5)), zorder=1)
+    if len(layered) and layered.min() > 0 and layered.max() > 12 * layered.min():
+        ax.set_ylim(layered.min() / 1.3, layered.max() * 1.45)
+        style.log_axis(ax, "y", 5)
+    else:
+        if len(layered) and layered.min() >= 0 and layered.min() < 0.5 * layered.max():
+            ax.set_ylim(bottom=0)
+        style.linear_axis(ax, "y")
+    low, high = ax.get_ylim()
+    if measure.reference is not None and low <= measure.reference <= high:
+        ax.axhline(measure.reference, color=style.GREY, linewidth=0.9, linestyle=(0, (2, 1.5)), zorder=1)
         if measure.reference_label:
             ax.annotate(
                 measure.reference_label,
-                (1, reference),
+                (1, measure.reference),
                 xycoords=("axes fraction", "data"),
                 xytext=(0, 2.5),
                 textcoords="offset points",
@@ -144,13 +160,6 @@ def _lines(ax: Axes, rows: pd.DataFrame, measure: Measure, names: Sequence[str],
                 fontsize=7.5,
                 color=style.GREY,
             )
-    if len(layered) and layered.min() > 0 and layered.max() > 12 * layered.min():
-        ax.set_ylim(layered.min() / 1.3, layered.max() * 1.45)
-        style.log_axis(ax, "y", 5)
-    else:
-        if len(layered) and layered.min() >= 0 and layered.min() < 0.5 * layered.max():
-            ax.set_ylim(bottom=0)
-        style.linear_axis(ax, "y")
     if described.share:
         style.percent_axis(ax)
     style.layer_axis(ax, layers)
@@ -181,8 +190,7 @@ def draw_energy_ranks(matrices: pd.DataFrame) -> Figure | None:
         :MOST_SERIES
     ]
     looks = style.strokes([str(level) for level in ENERGIES])
-    columns = len(order) if len(order) <= 3 else 4 if len(order) % 3 else 3
-    columns = min(columns, 4)
+    columns = style.grid_columns(len(order))
     panel = (2.05, 2.0) if columns == 4 else (2.75, 2.1)
     labels = [f"{level} % of energy" for level in levels]
     figure, axes = style.panels(

@@ -259,7 +259,7 @@ def draw_sheet(spectra: Spectra, what: str = "top") -> Figure:
     drawn = {layer: _drawable(spectra.of_layer(layer)) for layer in layers}
     names = [name for name in spectra.order if any(name in series for series in drawn.values())]
     looks = style.strokes(spectra.order)
-    columns = min(7, max(3, -(-len(layers) // 4)), len(layers))
+    columns = min(len(layers), max(4, min(7, -(-len(layers) // 4))))
     panel = (1.38, 1.12) if columns >= 5 else (2.2, 1.6)
     inner = columns * (panel[0] + 0.14)
     per_row = style.per_row_for(names, inner + 0.6)
@@ -313,7 +313,7 @@ def draw_sheet(spectra: Spectra, what: str = "top") -> Figure:
 def draw_spectra_by_matrix(spectra: Spectra) -> Figure:
     """A panel for each series, in it one line a layer, dark (near the input) to light."""
     names = list(spectra.order)[: 4 * MOST_LINES]
-    columns = min(len(names), 4 if len(names) > 3 else len(names))
+    columns = style.grid_columns(len(names))
     panel = (2.1, 2.0) if columns == 4 else (2.7, 2.2)
     figure, axes = style.panels(
         len(names),

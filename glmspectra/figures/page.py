@@ -70,7 +70,8 @@ class Grid:
 
 @dataclass
 class Section:
-    """A heading, paragraphs, figures and a table. notes: what was not drawn, and why."""
+    """A heading, paragraphs, figures and a table. notes: what was not drawn, and why. jump: many figures of one kind,
+    with links to each above them instead of in the contents."""
 
     id: str
     title: str
@@ -78,6 +79,7 @@ class Section:
     drawings: list[Drawing] = field(default_factory=list)
     grid: Grid | None = None
     notes: list[str] = field(default_factory=list)
+    jump: bool = False
 
 
 @dataclass

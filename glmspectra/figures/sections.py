@@ -18,7 +18,7 @@ SUMMARY_HEADS = {
     "frobenius_norm": "Frobenius norm",
     "stable_rank": "stable rank",
     "effective_rank": "effective rank",
-    "energy_rank_90": "rank for 90 % energy",
+    "energy_rank_90": "90 % energy rank",
     "top12_share_of_singular_value_sum": "top 12 of Σσ, %",
     "mp_spikes": "spikes",
     "gavish_donoho_rank": "Gavish-Donoho",
@@ -185,7 +185,7 @@ def _heatmaps(matrices: pd.DataFrame, album: Album, columns: Sequence[str], prog
 
 
 def _layers(spectra: layers.Spectra, album: Album, progress: Progress) -> Section:
-    section = Section("layers", "Layer by layer", [PARAGRAPHS["layers"]])
+    section = Section("layers", "Layer by layer", [PARAGRAPHS["layers"]], jump=True)
     for layer in spectra.layers:
         progress(f"layer {layer}")
         series = spectra.of_layer(layer)

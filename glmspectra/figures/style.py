@@ -227,6 +227,13 @@ def layer_axis(ax: Axes, layers: Sequence[int], label: bool = True) -> None:
         ax.set_xlabel("layer (0 = nearest the input)")
 
 
+def grid_columns(count: int) -> int:
+    """Panels in a row, four at most, chosen so that the last row is as full as can be."""
+    if count <= 4:
+        return max(1, count)
+    return 4 if count % 4 == 0 or count % 3 != 0 else 3
+
+
 def key(figure: Figure, handles: Sequence, labels: Sequence[str], *, top: float = 0.06, per_row: int = 5) -> None:
     """One legend for a whole figure, along its upper edge; `top` is its distance from the edge in inches.
 

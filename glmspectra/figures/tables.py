@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from scipy.interpolate import PchipInterpolator
 
 OUTSIDE = -1  # the layer number that stands for "in no layer" while a table is being sorted
 
@@ -145,11 +146,13 @@ def thin(count: int, keep: int = 160) -> np.ndarray:
     return np.unique(np.round(np.geomspace(1, count, keep)).astype(int)) - 1
 
 
-def spectral_density(sigma: np.ndarray, bins: int = 60) -> tuple[np.ndarray, np.ndarray]:
+def spectral_density(sigma: np.ndarray, bins: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Histogram of singular values as a density: edges (bins + 1,) and density (bins,) of integral 1.
 
     Bins are spaced evenly in the logarithm over four decades at most; the first reaches down to the smallest value.
+    Their number grows with the cube root of the number of values, 64 for 4096, unless it is given.
     """
+    bins = bins or int(np.clip(round(4 * len(sigma) ** (1 / 3)), 8, 64))
     top = float(np.max(sigma)) or 1.0
     low = max(float(np.min(sigma)), 1e-4 * top)
     edges = np.geomspace(low, top * (1 + 1e-9), bins + 1) if low < top else np.linspace(0.5 * top, 1.5 * top, bins + 1)
@@ -189,19 +192,14 @@ def value_density(histogram: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.n
     return edges, counts / (counts.sum() * np.diff(edges)), counts
 
 
-def merge_bins(
-    edges: np.ndarray, counts: np.ndarray, low: float, high: float, keep: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Bins of a histogram inside [low, high], neighbours joined until at most `keep` are left; the counts are kept.
+def rebin(edges: np.ndarray, counts: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """Counts of a histogram in other bins: (len(cut) - 1,) float64, with the same total inside the range of `cut`.
 
-    Returns edges (k + 1,) and counts (k,) with k <= keep.
+    The stored bins are narrow at zero and wide far out. The cumulative count is interpolated by a monotone cubic
+    (Fritsch & Carlson 1980), so no count is lost, none is negative, and wide bins do not show as steps.
     """
-    first = int(np.clip(np.searchsorted(edges, low, side="right") - 1, 0, len(counts) - 1))
-    last = int(np.clip(np.searchsorted(edges, high, side="left"), first + 1, len(counts)))
-    stride = max(1, -(-(last - first) // keep))
-    starts = np.arange(first, last, stride)
-    merged = np.add.reduceat(counts[:last], starts)
-    return np.append(edges[starts], edges[last]), merged
+    cumulative = PchipInterpolator(edges, np.concatenate([[0.0], np.cumsum(counts)]))
+    return np.clip(np.diff(cumulative(np.clip(cut, edges[0], edges[-1]))), 0.0, None)
 
 
 def central_range(histograms: Iterable[tuple[np.ndarray, np.ndarray]], share: float = 0.998) -> tuple[float, float]:

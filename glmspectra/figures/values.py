@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from glmspectra.figures import style
 from glmspectra.figures.layers import depth_bar, slug
-from glmspectra.figures.tables import Tables, central_range, in_layers, merge_bins, series_order, value_density
+from glmspectra.figures.tables import Tables, central_range, in_layers, rebin, series_order, value_density
 
 BINS = 90
 MOST_PANELS = 16
@@ -23,7 +23,7 @@ def draw_value_ridges(run: Tables) -> Figure | None:
     if not len(rows):
         return None
     order = series_order(run.histograms)[:MOST_PANELS]
-    columns = min(4, len(order))
+    columns = style.grid_columns(len(order))
     layers = sorted(set(rows["layer"]))
     tall = min(6.5, max(1.8, 0.15 * len(layers) + 0.6))
     figure, axes = style.panels(
@@ -35,16 +35,16 @@ def draw_value_ridges(run: Tables) -> Figure | None:
     for i, (ax, name) in enumerate(zip(axes, order, strict=True)):
         binned = {layer: value_density(groups[name, layer]) for layer in layers if (name, layer) in groups}
         low, high = central_range((edges, counts) for edges, _, counts in binned.values())
+        cut = np.linspace(low, high, BINS + 1)
         merged = {}
         for layer, (edges, _, counts) in binned.items():
-            cut, kept = merge_bins(edges, counts, low, high, BINS)
-            merged[layer] = (cut, kept / (max(counts.sum(), 1) * np.diff(cut)))
-        highest = max((density.max() for _, density in merged.values()), default=1.0) or 1.0
+            merged[layer] = rebin(edges, counts, cut) / (max(counts.sum(), 1) * (cut[1] - cut[0]))
+        highest = max((density.max() for density in merged.values()), default=1.0) or 1.0
         step = 1.0 if len(layers) > 1 else 0.0
         for layer in reversed(layers):
             if layer not in merged:
                 continue
-            cut, density = merged[layer]
+            density = merged[layer]
             foot = layers.index(layer) * step
             line = foot + 3.2 * density / highest
             middle = (cut[:-1] + cut[1:]) / 2

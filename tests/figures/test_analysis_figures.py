@@ -211,15 +211,14 @@ def test_ridges_hold_the_share_of_the_weights_they_show(run):
     for matrix in ("dense", "query_key_value"):
         ax = next(ax for ax in figure.axes if ax.get_title(loc="left") == matrix)
         low, high = ax.get_xlim()
-        heights = {}
+        areas = {}
         for layer in range(3):
             points = lines(figure)[f"ridge-{matrix}-layer-{layer}"]
             counts = rows[(rows["layer"] == layer) & (rows["matrix"] == matrix)]["count"].to_numpy()
-            inside = (EDGES[1:] > low) & (EDGES[:-1] < high)
-            assert len(points) == inside.sum()
-            heights[layer] = (points[:, 1] - layer).sum() / (counts[inside].sum() / counts.sum())
-        assert heights[0] == pytest.approx(heights[1], rel=1e-9)  # one scale for all layers: areas are shares
-        assert heights[0] == pytest.approx(heights[2], rel=1e-9)
+            shown = np.interp([low, high], EDGES, np.concatenate([[0], np.cumsum(counts)]))
+            areas[layer] = (points[:, 1] - layer).sum() / ((shown[1] - shown[0]) / counts.sum())
+        assert areas[0] == pytest.approx(areas[1], rel=1e-6)  # one scale for all layers: areas are shares
+        assert areas[0] == pytest.approx(areas[2], rel=1e-6)
 
 
 def test_top_k_runs_draw_what_they_have():

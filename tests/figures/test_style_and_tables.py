@@ -163,18 +163,19 @@ def test_marchenko_pastur_density_is_that_of_noise():
     assert np.abs(measured / cols - off).max() > 0.03  # a noise level off by a fifth is seen
 
 
-def test_joining_bins_keeps_every_count():
-    counts = np.random.default_rng(2).integers(0, 50, 237).astype(float)
-    edges = np.linspace(-1, 1, 238)
-    cut, merged = t.merge_bins(edges, counts, -1, 1, 40)
-    assert merged.sum() == counts.sum()
-    assert len(merged) <= 40
-    assert cut[0] == -1
-    assert cut[-1] == 1
-    inner, part = t.merge_bins(edges, counts, -0.5, 0.5, 1000)
-    inside = (edges[1:] > -0.5) & (edges[:-1] < 0.5)
-    assert part.sum() == counts[inside].sum()
-    assert inner[0] <= -0.5 < inner[1]
+def test_other_bins_hold_every_count():
+    values = np.random.default_rng(2).normal(size=100_000)
+    wide = np.sort(np.concatenate([-np.geomspace(1e-4, 60, 130), [0.0], np.geomspace(1e-4, 60, 130)]))
+    counts, _ = np.histogram(values, wide)
+    cut = np.linspace(-60, 60, 4001)
+    moved = t.rebin(wide, counts, cut)
+    assert moved.sum() == pytest.approx(counts.sum(), rel=1e-12)
+    assert moved.min() >= 0
+    at = wide[200]  # on an edge of the stored bins the count below it is exact
+    assert t.rebin(wide, counts, np.array([-60, at, 60])) == pytest.approx([(values < at).sum(), (values >= at).sum()])
+    fine = np.linspace(-3, 3, 41)
+    truth, _ = np.histogram(values, fine)
+    assert np.abs(t.rebin(wide, counts, fine) - truth).max() < 0.05 * truth.max()
 
 
 def test_infinite_bins_are_left_out_of_a_density():
