@@ -31,11 +31,10 @@ def measure(
     as_json: bool,
     summary_columns: Mapping[str, str],
 ) -> None:
-    """Measure a selection, draw the report, print the result; raise typer.Exit(1) where a matrix holds NaN or
-    Inf.
+    """Measure a selection, draw the report and print the result.
 
     Tables go to OUT/param_matrix/<run>/, the report to OUT/reports/<run>/; OUT is the current folder unless
-    told. Under torchrun all but process 0 are silent.
+    told. Under torchrun all but process 0 are silent. Raises typer.Exit(1) where a matrix holds NaN or Inf.
     """
     try:
         result, folder = _sweep(model, out, options, layers, matrices, include, exclude)

@@ -50,13 +50,13 @@ def svd(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Spectra per depth: every singular value with an error bound, ranks, bulk edge, heavy tail; tables and a
-    report.
+    """Spectra per depth: every singular value with an error bound, ranks, bulk edge, heavy tail; with a report.
 
-    Interrupted, the same command goes on where it stopped; several processes share the work under torchrun.
+    Interrupted (after the matrix at hand), the same command goes on where it stopped; under torchrun several processes
+    share the work.
 
-    Value distributions are taken in the same read, since they cost little beside the spectra; leave them with
-    --no-values.
+    Value distributions come from the same read of a matrix, since they take about a tenth of the time of its spectrum
+    on a CPU; --no-values leaves them.
     """
     from glmspectra.cli.measuring import measure
     from glmspectra.sweep import SweepOptions

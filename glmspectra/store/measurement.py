@@ -55,10 +55,8 @@ class Measurement:
             unknown, missing = row.keys() - allowed, _REQUIRED - row.keys()
             if unknown or missing:
                 raise StoreError(
-                    f"{self.name}, part {row.get('part')}: the row has columns that kind {self.kind!r} "
-                    "does not know "
-                    f"({', '.join(sorted(unknown)) or 'none'}) or lacks some "
-                    f"({', '.join(sorted(missing)) or 'none'}); "
+                    f"{self.name}, part {row.get('part')}: the row has columns that kind {self.kind!r} does not know "
+                    f"({', '.join(sorted(unknown)) or 'none'}) or lacks some ({', '.join(sorted(missing)) or 'none'}); "
                     "the list stands in glmspectra/store/schema.py."
                 )
             if row["status"] not in STATUSES:
@@ -66,10 +64,7 @@ class Measurement:
 
 
 def part_file_name(name: str, quantity: str, step: int | None, kind: str, stamp: str) -> str:
-    """The name of a matrix' part file.
-
-    Readable, and unique by a hash of what the readable half may have lost.
-    """
+    """The name of a matrix' part file: readable, and unique by a hash of what the readable half lost."""
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-80:].lstrip(".")
     identity = hashlib.sha256(json.dumps([name, quantity, step]).encode()).hexdigest()[:10]
     return f"{readable}-{identity}.{kind}-{stamp}.npz"
@@ -97,10 +92,7 @@ def write_part(path: Path, measurement: Measurement, stamp: str) -> None:
 
 
 def read_part(path: Path, stamp: str) -> Measurement | None:
-    """Read one part file; None where there is none, or it is damaged, or of another stamp.
-
-    It is to be measured anew.
-    """
+    """Read one part file; None (measure it, then) where there is none, or a damaged one, or of another stamp."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {member: archive[member] for member in archive.files}
@@ -119,8 +111,6 @@ def read_part(path: Path, stamp: str) -> Measurement | None:
                 part: (arrays[f"edges/{part}"], arrays[f"counts/{part}"]) for part in parts if f"edges/{part}" in arrays
             },
         )
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, StoreError):
         return None
 

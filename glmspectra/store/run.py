@@ -1,8 +1,8 @@
 """RunStore: the write side of one run's folder, `param_matrix/<run>/`.
 
-    manifest.json                what was asked and measured, of which checkpoint, with what, how far it is
+    manifest.json                       what was asked and measured, of which checkpoint, with what, how far it is
     parts/<matrix>.<kind>-<stamp>.npz   one file a matrix and kind, the only thing written while measuring
-    matrices.parquet, singular_values.parquet, histograms.parquet   merged from the parts at the end
+    matrices.parquet, singular_values.parquet, histograms.parquet     merged from the parts at the end
 
 The part files are the truth and the tables follow from them. A part is reused only where its stamp is the
 request's: the stamp hashes the checkpoint's fingerprint, every option that changes a number, and the versions
@@ -44,8 +44,7 @@ class RunStore:
 
     @classmethod
     def of(cls, root: Path, source: Source) -> "RunStore":
-        """The store of `source` under `root` (`param_matrix`), named by the checkpoint and its "
-        "fingerprint."""
+        """The store of `source` under `root` (`param_matrix`), named by the checkpoint and its fingerprint."""
         return cls(Path(root) / run_name(source.name, source.fingerprint), source)
 
     def part_path(self, request: Request, name: str) -> Path:
@@ -55,8 +54,7 @@ class RunStore:
     def begin(
         self, requests: Iterable[Request], device: str = "cpu", processes: int = 1, fresh: bool = False
     ) -> dict[str, list[str]]:
-        """Note in the manifest what is asked, before anything is measured; requests of other keys stay as
-        they are.
+        """Note in the manifest what is asked, before anything is measured; requests of other keys stay.
 
         Returns request key -> the names that have no valid part file yet, in the request's order. fresh:
         forget the parts of these requests first. device and processes are only noted.
@@ -64,8 +62,8 @@ class RunStore:
         make_folder(self.folder / PARTS)
         unfinished = {}
         with locked(self.folder):
-            remove_leftovers(self.folder)
-            remove_leftovers(self.folder / PARTS)
+            for folder in (self.folder, self.folder / PARTS, self.folder / VECTORS):
+                remove_leftovers(folder)
             manifest = self._manifest_to_continue()
             for request in requests:
                 if fresh:
@@ -95,8 +93,7 @@ class RunStore:
         return read_part(self.part_path(request, name), request.stamp(self.source.fingerprint))
 
     def write(self, request: Request, measurement: Measurement, vectors: Vectors | None = None) -> None:
-        """Keep one finished measurement, and part -> (left, right) singular vectors where the request's
-        option `vectors` asks for them.
+        """Keep one finished measurement, and its vectors (part -> left, right) where the request asks for them.
 
         Raises StoreError where it cannot be written, with nothing half-written left.
         """
@@ -174,18 +171,15 @@ class RunStore:
         found = self.manifest()
         if found["checkpoint"]["fingerprint"] != self.source.fingerprint:
             raise StoreError(
-                f"{self.folder} holds a run of another checkpoint (fingerprint "
-                f"{found['checkpoint']['fingerprint']}, not "
-                f"{self.source.fingerprint}); choose another place with --out."
+                f"{self.folder} holds a run of another checkpoint (fingerprint {found['checkpoint']['fingerprint']}, "
+                f"not {self.source.fingerprint}); choose another place with --out."
             )
         if found["schema"] != SCHEMA_VERSION:
             return empty
         if self._files_were_rewritten(found["checkpoint"]):
-            for part in [
-                *(self.folder / PARTS).glob("*.npz"),
-                *(self.folder / VECTORS).glob("*.safetensors"),
-            ]:
-                _remove(part)
+            for folder, files in ((PARTS, "*.npz"), (VECTORS, "*.safetensors")):
+                for path in (self.folder / folder).glob(files):
+                    _remove(path)
             return empty
         # The parts of another package version no longer count, so neither does what they were asked for.
         requests = {
@@ -209,8 +203,7 @@ def _remove(path: Path) -> None:
 
 
 def _left_out(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What an earlier request of the same stamp asked for and this one does not: on disk still, not in the
-    tables."""
+    """What an earlier request of this stamp asked for and this one does not: on disk, but not in the tables."""
     if before.get("stamp") != asked["stamp"]:
         return []
     wanted = set(asked["names"])

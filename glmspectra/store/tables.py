@@ -48,10 +48,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Collected:
-    """tables.
-
-    Name -> Arrow table; done: request key -> names finished; nonfinite: names of matrices with NaN or Inf.
-    """
+    """The merged tables by name, the finished names by request key, and the names of matrices with NaN or Inf."""
 
     tables: dict[str, pa.Table]
     done: dict[str, list[str]]
@@ -95,10 +92,7 @@ def collect(folder: Path, manifest: Mapping[str, Any]) -> Collected:
 
 
 def write_tables(folder: Path, collected: Collected) -> dict[str, dict[str, Any]]:
-    """Write each table atomically.
-
-    Return table name -> its file, bytes and rows, as the manifest keeps them.
-    """
+    """Write each table atomically; return its file, bytes and rows by its name, as the manifest keeps them."""
     written = {}
     for name, table in collected.tables.items():
         path = Path(folder) / f"{name}.parquet"
@@ -117,9 +111,8 @@ def read_run(folder: Path) -> Run:
     manifest = read_manifest(folder)
     if manifest["schema"] != SCHEMA_VERSION:
         raise StoreError(
-            f"{folder / MANIFEST} has schema {manifest['schema']}, this version reads {SCHEMA_VERSION}: "
-            "measure again with the "
-            "same command."
+            f"{folder / MANIFEST} has schema {manifest['schema']}, this version reads {SCHEMA_VERSION}: measure again "
+            "with the same command."
         )
     if manifest["complete"]:
         tables = {name: _read_table(folder / f"{name}.parquet") for name in TABLES}
@@ -133,10 +126,7 @@ def read_run(folder: Path) -> Run:
 
 
 def list_runs(root: Path) -> list[Path]:
-    """The run folders under `root` (`param_matrix`), the one written last at the end.
-
-    Empty where there are none.
-    """
+    """The run folders under `root` (`param_matrix`), the one written last at the end; none, an empty list."""
     manifests = Path(root).glob(f"*/{MANIFEST}")
     return [path.parent for path in sorted(manifests, key=lambda path: (path.stat().st_mtime_ns, path.parent.name))]
 
@@ -147,10 +137,7 @@ def _order(measurement: Measurement) -> tuple:
 
 
 def _join(measurements: list[Measurement]) -> list[dict[str, Any]]:
-    """One row a part from the measurements (of different kinds) of one matrix.
-
-    Seconds add up, a bad status wins.
-    """
+    """One row a part from the measurements (of different kinds) of one matrix: seconds add up, a bad status wins."""
     joined: dict[str, dict[str, Any]] = {}
     for measurement in measurements:
         for row in measurement.rows:
@@ -194,9 +181,8 @@ def _read_table(path: Path) -> pa.Table:
         return pq.read_table(path)
     except (pa.ArrowException, FileNotFoundError) as error:
         raise StoreError(
-            f"{path} is missing or damaged: delete it and run the same `glmspectra svd` or `glmspectra "
-            "values` command again, which "
-            "merges it anew from the finished matrices."
+            f"{path} is missing or damaged: delete it and run the same `glmspectra svd` or `glmspectra values` "
+            "command again, which merges it anew from the finished matrices."
         ) from error
     except OSError as error:
         raise explain(error, path, "be read") from error

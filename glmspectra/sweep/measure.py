@@ -75,10 +75,10 @@ def measure_values(
 def measure_spectrum(
     weight: torch.Tensor, record: "TensorRecord", identity: Identity, options: SweepOptions
 ) -> tuple[Measurement, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """The spectrum of every part of `weight` (rows, cols), computed on the weight's device, and part ->
-    (left, right) singular vectors where they are asked for.
+    """The spectrum of every part of `weight` (rows, cols), and the (left, right) vectors of each where asked for.
 
-    A part with NaN or Inf has the status 'nonfinite' and no spectrum; the others are measured.
+    Computed on the weight's device. A part with NaN or Inf has the status 'nonfinite' and no spectrum; the others
+    are measured.
     """
     start = time.perf_counter()
     parts = part_slices(record, options)

@@ -8,8 +8,7 @@ from glmspectra.errors import RequestError
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """Options of one sweep; those that change a number go into the run's stamps, those that change the speed
-    do not.
+    """Options of one sweep. Those that change a number go into the run's stamps (`of_kind`), the others do not.
 
     values, spectrum: which of the two measurements are taken; with both, one read of a matrix serves the two.
     split: 'parts' measures q, k, v and gate, up of a fused matrix beside the whole, 'heads' the attention

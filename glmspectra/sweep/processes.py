@@ -62,8 +62,7 @@ def joined_processes() -> Iterator[Processes]:
 
 
 def share_out(costs: Sequence[float], count: int) -> list[list[int]]:
-    """Indices of `costs` for each of `count` processes, so that the sums are nearly equal; each list
-    ascending.
+    """Indices of `costs` for each of `count` processes, ascending, so that the sums are nearly equal.
 
     Longest processing time first: the dearest item to the process with least so far (Graham 1969: at most 4/3
     of the best possible longest share). Deterministic: ties go to the lower index and the lower process.

@@ -1,7 +1,4 @@
-"""The progress bar of a sweep.
-
-Matrices done, GB/s, time left; on stderr, and only once a sweep takes longer than two seconds.
-"""
+"""The progress bar of a sweep: matrices done, GB/s, time left; on stderr, and only beyond two seconds."""
 
 import threading
 import time

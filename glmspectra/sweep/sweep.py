@@ -75,7 +75,7 @@ def sweep(
         device = choose_device(options.device, processes.local_rank)
         todo = _begin(store, requests, options, device, processes)
         work = [record for record in records if any(record.name in todo[request.key] for request in requests)]
-        costs = [_cost(record, options) for record in work]
+        costs = [_cost(record, options, device) for record in work]
         share = [work[index] for index in share_out(costs, processes.count)[processes.rank]]
         error: GlmspectraError | None = None
         try:
@@ -127,7 +127,7 @@ def _measure(
 ) -> None:
     positions = {name: position for position, name in enumerate(checkpoint.tensors)}
     identity = Identity(checkpoint.name, checkpoint.fingerprint, positions)
-    costs = {record.name: _cost(record, options) for record in share}
+    costs = {record.name: _cost(record, options, device) for record in share}
     label = "measuring" if processes.count == 1 else f"process 0 of {processes.count}"
     quiet = options.quiet or processes.rank > 0
     with (
@@ -139,8 +139,7 @@ def _measure(
             arguments = (weight, record, identity, options)
             values: Future[Measurement] | None = None
             if "values" in wanted and device != "cpu":
-                # The fits of the distributions are the processor's work: the device computes spectra
-                # meanwhile.
+                # The fits of the distributions are the processor's work: the device computes spectra meanwhile.
                 values = aside.submit(measure_values, *arguments)
             if "spectrum" in wanted:
                 store.write(wanted["spectrum"], *measure_spectrum(*arguments))
@@ -170,7 +169,7 @@ def _raise_first(errors: list[GlmspectraError | None]) -> None:
             raise error
 
 
-def _cost(record: "TensorRecord", options: SweepOptions) -> float:
+def _cost(record: "TensorRecord", options: SweepOptions, device: str) -> float:
     shapes = [(rows.stop - rows.start, record.shape[1]) for rows in part_slices(record, options).values()]
     cost = value_cost(shapes) if options.values else 0.0
-    return cost + (spectrum_cost(shapes) if options.spectrum else 0.0)
+    return cost + (spectrum_cost(shapes, device) if options.spectrum else 0.0)

@@ -45,6 +45,9 @@ def test_cost_grows_with_the_longer_side_and_the_cube_of_the_shorter():
     assert spectrum_cost([(27392, 4096)]) > 1.5 * spectrum_cost([(4096, 4096)])
     assert spectrum_cost([(4096, 13696)]) == spectrum_cost([(13696, 4096)])
     assert spectrum_cost([(8192, 8192)]) == pytest.approx(8 * spectrum_cost([(4096, 4096)]))
+    tall_by_square = [spectrum_cost([(27392, 4096)], d) / spectrum_cost([(4096, 4096)], d) for d in ("cpu", "cuda:0")]
+    assert tall_by_square[0] > 2
+    assert tall_by_square[1] < 1.2, "on a CUDA device the eigensolver is nearly all of it"
     assert value_cost([(10, 10), (20, 10)]) == value_cost([(30, 10)])
 
 
