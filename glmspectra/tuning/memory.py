@@ -43,10 +43,12 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes at the peak of a training step, by part; `peak` is their sum."""
+    """Bytes at the peak of a training step, by part; `peak` is their sum. `kept`: what the forward pass leaves for
+    backward, all of which need not be alive at the peak."""
 
     parts: dict[str, int]
     batch: BatchShape
+    kept: int
 
     @property
     def peak(self) -> int:
@@ -95,8 +97,8 @@ def estimate_memory(
         parts["cuBLAS workspaces"] = CUBLAS_WORKSPACES[hopper]
         four_bit = {id(layer.weight) for layer in marked.values()}
         recompute = settings.train.gradient_checkpointing
-        parts |= _step(model, base, four_bit, precision, batch, recompute, loss_in_chunks)
-    return MemoryEstimate(parts, batch)
+        passing, kept = _step(model, base, four_bit, precision, batch, recompute, loss_in_chunks)
+    return MemoryEstimate(parts | passing, batch, kept)
 
 
 def _skeleton(settings: Settings, config: Any, dtype: torch.dtype) -> Any:
@@ -185,8 +187,8 @@ def _step(
     batch: BatchShape,
     recompute: bool,
     loss_in_chunks: bool,
-) -> dict[str, int]:
-    """Run forward and backward; bytes alive at the moment of the peak, by what they are."""
+) -> tuple[dict[str, int], int]:
+    """Run forward and backward; bytes alive at the moment of the peak, by what they are, and at the end of forward."""
     from glmspectra.tuning.preparation import enable_checkpointing
 
     inputs, labels = _inputs(batch)
@@ -213,7 +215,7 @@ def _step(
     parts = dict(tracker.at_peak)
     forward = parts.pop("activations", 0)
     # What the forward pass leaves for backward, and what more of it was alive at the peak.
-    return {"activations": min(forward, kept), "passing activations": max(forward - kept, 0), **parts}
+    return {"activations": min(forward, kept), "passing activations": max(forward - kept, 0), **parts}, kept
 
 
 def _inputs(batch: BatchShape) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
