@@ -1,9 +1,9 @@
 """Products with ChatGLM2's packed weights: are the kernels right, and how much of the memory's bandwidth do they reach?
 
 For each of the four weights of a ChatGLM2-6B layer, 4 and 8 bits, and several numbers of tokens: the error against
-float64, the time of the Triton kernels, of the torch path (widen, multiply) and of the plain product with the full
-weight, and the bytes of packed weight read a second beside what a device-to-device copy reaches on the same card. With
-bitsandbytes, its NF4 product stands beside them.
+float64, the time of the Triton kernels, of the torch path and of the plain product with the full weight, and the bytes
+of packed weight read a second beside what a device-to-device copy reaches on the same card. With bitsandbytes, its NF4
+product stands beside them.
 
     python benchmarks/quantized_matmul.py                    # CUDA, all of it, about a minute
     python benchmarks/quantized_matmul.py --device cpu       # the torch path only
@@ -112,9 +112,7 @@ def _row(
         due = x.double() @ exact.t()
         error = float((layer(x).double() - due).norm() / due.norm())
         seconds = clock.seconds(lambda: layer(x))
-        torch_path = clock.seconds(
-            lambda: functional.linear(x, dequantize_rows(layer.weight, layer.weight_scale, bits, x.dtype))
-        )
+        torch_path = clock.seconds(lambda: _in_torch(x, layer))
         row: dict[str, Any] = {
             "matrix": matrix,
             "bits": bits,
@@ -128,6 +126,13 @@ def _row(
         }
     row["share_of_copy"] = row["bytes_per_second"] / copied
     return row
+
+
+def _in_torch(x: torch.Tensor, layer: quantization.QuantizedLinear) -> torch.Tensor:
+    """What a machine without Triton computes."""
+    if x.shape[0] <= quantization.FUSED_TOKENS:
+        return quantization.product(x, layer.weight, layer.weight_scale, layer.bits)
+    return functional.linear(x, dequantize_rows(layer.weight, layer.weight_scale, layer.bits, x.dtype))
 
 
 def _line(row: dict[str, Any]) -> str:

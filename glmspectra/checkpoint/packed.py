@@ -84,9 +84,9 @@ def dequantize_rows(
     return weight
 
 
-def row_chunks(shape: tuple[int, ...] | torch.Size) -> list[slice]:
-    """Slices over the rows of a matrix, each of about CHUNK numbers."""
-    step = max(1, CHUNK // max(1, shape[1]))
+def row_chunks(shape: tuple[int, ...] | torch.Size, numbers: int = CHUNK) -> list[slice]:
+    """Slices over the rows of a matrix, each of about so many numbers."""
+    step = max(1, numbers // max(1, shape[1]))
     return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
 
