@@ -23,7 +23,7 @@ from glmspectra.figures.columns import Column
 from glmspectra.figures.heatmaps import heat
 from glmspectra.figures.layers import Spectra, depth_bar, slug
 from glmspectra.figures.ranks import check_columns
-from glmspectra.figures.tables import has, layers_of, place, thin
+from glmspectra.figures.tables import has, layers_of, place, thin, whole_matrices
 
 DELTA_KEY = ("name", "layer", "matrix")
 OPTIONAL_COLUMNS = (
@@ -139,8 +139,7 @@ def draw_growth(matrices: pd.DataFrame, delta: pd.DataFrame | None = None) -> Fi
     `matrices`: rows of quantity 'delta' of all steps, whole matrices; `delta` the further table (relative_frobenius).
     """
     rows = matrices[matrices["step"].notna()] if "step" in matrices else matrices.iloc[:0]
-    if "part" in rows:
-        rows = rows[rows["part"].fillna("whole") == "whole"]
+    rows = whole_matrices(rows)
     if rows["step"].nunique() < 2:
         return None
     if delta is not None and has(delta, "relative_frobenius") and "step" in delta:

@@ -138,6 +138,11 @@ def sort_key(value: Any) -> str:
     return ""
 
 
+def is_prose(value: Any) -> bool:
+    """True for text too long for one line of a table, an answer of a model for example."""
+    return isinstance(value, str) and (len(value) > 90 or "\n" in value)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -149,6 +154,7 @@ def _environment() -> Environment:
     )
     environment.filters["cell"] = cell_text
     environment.filters["key"] = sort_key
+    environment.tests["prose"] = is_prose
     # The page's own style and script, not a reader's data: they go in unescaped.
     source = environment.loader.get_source if environment.loader else None
     assert source is not None

@@ -2,7 +2,8 @@
 
 The table of ranks has one row for each criterion and base weight: criterion, name, layer, matrix, rank (0 is allowed);
 further columns are ignored. The table of budget curves has one row for each criterion and budget: criterion, parameters
-(trainable), value, metric ('loss' or 'energy'), and where an interval is known low and high.
+(trainable), value, metric ('loss' or 'energy'), where an interval is known low and high, and for an energy its quantity
+('delta' or 'weight': of what).
 """
 
 from collections.abc import Sequence
@@ -23,8 +24,9 @@ RANK_TABLE = ("criterion", "name", "layer", "matrix", "rank")
 CURVE_TABLE = ("criterion", "parameters", "value", "metric")
 METRICS = {
     "loss": "expected held-out loss (nats per token)",
-    "energy": "energy of the target held (%)",
+    "energy": "energy held (%)",
 }
+_ENERGY_OF = {"delta": "energy of ΔW held (%)", "weight": "energy of W held (%)"}
 _HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo", "--")
 _RANK = Column("rank", "rank", "directions", "Directions an adapter may use in a matrix.")
 
@@ -39,6 +41,19 @@ def check_columns(table: pd.DataFrame, needed: Sequence[str], what: str) -> None
 def criteria_of(ranks: pd.DataFrame) -> list[str]:
     """Criteria in the order of the table, 'uniform' first wherever it stands."""
     return sorted(dict.fromkeys(ranks["criterion"].astype(str)), key=lambda name: name != "uniform")
+
+
+def budget_of(ranks: pd.DataFrame, matrices: pd.DataFrame, criterion: str) -> float | None:
+    """Trainable parameters of a criterion's ranks, sum of rank x (rows + cols), with the shapes from `matrices`.
+
+    None when a weight's shape is not there.
+    """
+    given = ranks[ranks["criterion"] == criterion].drop_duplicates("name").set_index("name")["rank"].astype(float)
+    shapes = matrices.drop_duplicates("name").set_index("name") if len(matrices) else matrices
+    if not len(given) or not set(given.index) <= set(shapes.index):
+        return None
+    cost = shapes["rows"].astype(float) + shapes["cols"].astype(float)
+    return float((given * cost.loc[given.index]).sum())
 
 
 def _matrix_by_layer(ranks: pd.DataFrame) -> pd.DataFrame:
@@ -190,6 +205,9 @@ def draw_budget_curve(curve: pd.DataFrame, chosen: float | None = None) -> Figur
                 fontsize=7.5,
             )
         title = {"loss": "Loss against budget", "energy": "Energy held against budget"}.get(metric, metric)
-        ax.set(title=title, xlabel="trainable parameters", ylabel=METRICS.get(metric, metric))
+        label = METRICS.get(metric, metric)
+        if metric == "energy" and "quantity" in rows and rows["quantity"].nunique() == 1:
+            label = _ENERGY_OF.get(str(rows["quantity"].iloc[0]), label)
+        ax.set(title=title, xlabel="trainable parameters", ylabel=label)
     style.key(figure, [Line2D([], [], **looks[name].line()) for name in criteria], criteria, per_row=per_row)
     return figure

@@ -2,7 +2,7 @@
 
 What `suggest-rank` and `delta` know beyond the three tables of a run lies beside these as `ranks.parquet`,
 `budget_curve.parquet`, `delta.parquet` and `similarity.parquet` (columns: `figures.ranks` and `figures.delta`);
-`write_report` draws each that is there.
+`write_report` draws each that is there; the criterion that `ranks.parquet` names first is the suggested one.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,9 @@ import pandas as pd
 from glmspectra.errors import RequestError, StoreError
 from glmspectra.figures import style, training
 from glmspectra.figures.page import Album, Section, write_page
+from glmspectra.figures.ranks import budget_of
 from glmspectra.figures.sections import Progress, analysis_sections, silent, training_sections
-from glmspectra.figures.tables import RunTables, Tables, layers_of, pick
+from glmspectra.figures.tables import RunTables, Tables, layers_of, pick, whole_matrices
 from glmspectra.figures.tuned_sections import comparison_section, delta_sections, rank_sections
 
 FURTHER_TABLES = ("ranks", "budget_curve", "delta", "similarity")
@@ -97,7 +98,9 @@ def write_tables_report(
         if "delta" in quantities:
             sections[1:1] = delta_sections(run, album, delta, similarity, progress=progress)
         if ranks is not None and len(ranks):
-            sections[1:1] = rank_sections(ranks, album, budget_curve, progress=progress)
+            suggested = str(ranks["criterion"].iloc[0])
+            chosen = budget_of(ranks, whole_matrices(run.matrices), suggested)
+            sections[1:1] = rank_sections(ranks, album, budget_curve, chosen, suggested, progress)
         if runs:
             sections += [comparison_section(runs), *training_sections(runs, album, progress)]
     name = title or f"Spectra of {facts.get('checkpoint', 'a checkpoint')}"
@@ -122,8 +125,7 @@ def run_facts(run: RunTables) -> tuple[dict[str, str], list[str]]:
     if source.get("fingerprint"):
         facts["fingerprint"] = str(source["fingerprint"])
     if len(matrices):
-        whole = matrices[matrices["part"].fillna("whole") == "whole"]
-        facts["matrices"] = str(whole["name"].nunique())
+        facts["matrices"] = str(whole_matrices(matrices)["name"].nunique())
         facts["layers"] = str(len(layers_of(matrices)))
         methods = sorted({str(method) for method in matrices["method"].dropna()}) if "method" in matrices else []
         if methods:

@@ -81,6 +81,11 @@ def with_series(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(part=part, series=np.where(part == "whole", matrix, matrix + " " + part.astype(str)))
 
 
+def whole_matrices(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of whole weights, without those of their parts."""
+    return table[table["part"].fillna("whole") == "whole"] if "part" in table else table
+
+
 def is_head(parts: pd.Series) -> pd.Series:
     """True where a part is one attention head ('q.head_0')."""
     return parts.astype(str).str.contains(r"\.head_\d+$", regex=True)

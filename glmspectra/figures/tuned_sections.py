@@ -11,7 +11,7 @@ from glmspectra.figures.layers import Spectra
 from glmspectra.figures.page import Album, Grid, Section, cell_text
 from glmspectra.figures.readings import READINGS
 from glmspectra.figures.sections import Progress, extremes, silent
-from glmspectra.figures.tables import RunTables, has, pick, with_series
+from glmspectra.figures.tables import RunTables, has, pick, whole_matrices, with_series
 
 RANK_MEASURES = (
     depth.Measure("stable_rank", "Stable rank of ΔW"),
@@ -142,7 +142,7 @@ def _own_columns(run: RunTables) -> pd.DataFrame | None:
     rows = _rows_of(run, "delta")
     if not any(has(rows, name) for name in changes.OPTIONAL_COLUMNS):
         return None
-    return rows[rows["part"].fillna("whole") == "whole"] if "part" in rows else rows
+    return whole_matrices(rows)
 
 
 def _of_step(delta: pd.DataFrame | None, step: int | None) -> pd.DataFrame | None:

@@ -131,7 +131,16 @@ def test_budget_curve_marks_the_budget():
     ]
     figure = ranks.draw_budget_curve(pd.DataFrame(rows), chosen=2e6)
     assert drawn(figure)["budget-energy-uniform"].tolist() == pytest.approx(np.array([[1e6, 60], [2e6, 80], [8e6, 95]]))
-    assert {"trainable parameters", "energy of the target held (%)", "this budget"} <= words(figure)
+    assert {"trainable parameters", "energy held (%)", "this budget"} <= words(figure)
+    of_delta = ranks.draw_budget_curve(pd.DataFrame(rows).assign(quantity="delta"))
+    assert "energy of ΔW held (%)" in words(of_delta)
+    assert "this budget" not in words(of_delta)
+
+
+def test_budget_of_a_suggestion(suggested):
+    shapes = pd.DataFrame({"name": suggested["name"].unique(), "rows": 10, "cols": 30})
+    assert ranks.budget_of(suggested, shapes, "uniform") == 8 * 6 * 40
+    assert ranks.budget_of(suggested, shapes.iloc[1:], "uniform") is None
 
 
 def test_tables_without_a_needed_column_are_refused(suggested, similarity):
