@@ -1,5 +1,7 @@
 """`glmspectra suggest-rank`: ranks for every matrix under a budget, as files `train` takes."""
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,10 +10,12 @@ import typer
 from glmspectra.cli.console import finish, stderr
 from glmspectra.cli.options import Device, Json, Model, Quiet
 from glmspectra.cli.selection_options import NoReport, OutRoot
+from glmspectra.cli.train import ArgsFolder
 
 if TYPE_CHECKING:
+    from glmspectra.checkpoint import Checkpoint
     from glmspectra.ranks import Budget, Evidence, Limits, Stability
-    from glmspectra.store import Run
+    from glmspectra.store import Run, RunStore
 
 RANKS_FILE = Path("args_file/ranks.json")
 
@@ -58,8 +62,13 @@ def suggest_rank(
         int | None, typer.Option("--step", help="Which checkpoint-N of --delta; absent: the last.", show_default=False)
     ] = None,
     scale: Annotated[
-        float, typer.Option("--scale", help="Effective scale of every matrix: alpha is scale times its rank.")
-    ] = 2.0,
+        float | None,
+        typer.Option(
+            "--scale",
+            help="Effective scale of every matrix: alpha is scale times rank. Absent: lora_alpha / r of --args, or 2.",
+            show_default=False,
+        ),
+    ] = None,
     rslora: Annotated[bool, typer.Option("--rslora", help="For rsLoRA: alpha is scale times sqrt(rank).")] = False,
     quantized: Annotated[
         str | None,
@@ -67,6 +76,16 @@ def suggest_rank(
             "--quantized", help="Measure W - Q(W) first: nf4, fp4, int8 or int4; for quantisation.", show_default=False
         ),
     ] = None,
+    gradients: Annotated[
+        int | None,
+        typer.Option(
+            "--gradients",
+            min=1,
+            help="Measure the loss gradient over this many batches of the training data first; for gradient.",
+            show_default=False,
+        ),
+    ] = None,
+    args: ArgsFolder = Path("args_file"),
     export: Annotated[
         str, typer.Option("--export", help="Settings for others beside the file: peft, axolotl, llama-factory.")
     ] = "peft,axolotl",
@@ -104,7 +123,8 @@ def suggest_rank(
         return
     root = out or Path()
     exports = [kind.strip() for kind in export.split(",") if kind.strip()]
-    base, deltas, tables = _tables(model, delta or [], quantized, targets, root, device, quiet)
+    more = _More(quantized, gradients, args, targets)
+    base, deltas, tables = _tables(model, delta or [], more, root, device, quiet)
     evidence = ranks_package.gather(base, deltas, targets, step)
     limits = ranks_package.Limits(min_rank, max_rank, multiple_of)
     asked = ranks_package.parse_budget(budget or ranks_package.default_budget(evidence), evidence)
@@ -113,7 +133,8 @@ def suggest_rank(
     curve = ranks_package.budget_curve(evidence, chosen, asked, limits)
     stabilities = _stabilities(base, deltas, evidence, chosen, asked, limits, step)
     path = ranks or root / RANKS_FILE
-    files = report.write_suggestion(path, tables, suggestions, evidence, curve, scale, rslora, exports)
+    kept_scale = scale if scale is not None else _scale_of(args)
+    files = report.write_suggestion(path, tables, suggestions, evidence, curve, kept_scale, rslora, exports)
     index = None
     if not no_report:
         from glmspectra.figures import write_report
@@ -132,19 +153,23 @@ def suggest_rank(
     finish(facts, said, as_json)
 
 
+@dataclass(frozen=True)
+class _More:
+    """What is to be measured of the base before ranks are told."""
+
+    quantized: str | None
+    gradients: int | None
+    args: Path
+    targets: str | None
+
+
 def _tables(
-    model: Path | None,
-    deltas: list[Path],
-    quantized: str | None,
-    targets: str | None,
-    root: Path,
-    device: str,
-    quiet: bool,
+    model: Path | None, deltas: list[Path], more: _More, root: Path, device: str, quiet: bool
 ) -> "tuple[Run | None, list[Run], Path]":
-    """The base's tables where they are, those of each delta (measured now where they are not), and the folder
-    to write to.
+    """The base's tables where they are, those of each delta (measured now where they are not), and the folder to
+    write to.
     """
-    from glmspectra.checkpoint import open_checkpoint, select
+    from glmspectra.checkpoint import open_checkpoint
     from glmspectra.cli.measuring import TABLES_FOLDER
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.errors import RequestError
@@ -155,11 +180,7 @@ def _tables(
     path = choose_model(model)
     with open_checkpoint(path) as checkpoint:
         store = RunStore.of(tables, source_of(checkpoint))
-        if quantized is not None:
-            from glmspectra.sweep.quantization import sweep_quantization_error
-
-            records = select(checkpoint, "all", targets)
-            sweep_quantization_error(checkpoint, records, quantized, store, device=device, quiet=quiet)
+        _measure_more(checkpoint, path, store, more, device, quiet)
     measured = (store.folder / "manifest.json").is_file()
     base = read_run(store.folder) if measured else None
     if base is not None and not (base.matrices["quantity"] == "weight").any():
@@ -171,6 +192,40 @@ def _tables(
         )
     runs = [_delta_run(path, place, root, device, quiet) for place in deltas]
     return base, runs, store.folder if base is not None else runs[0].folder
+
+
+def _measure_more(
+    checkpoint: "Checkpoint", path: Path, store: "RunStore", more: _More, device: str, quiet: bool
+) -> None:
+    """The error of quantisation and the loss gradient of the targets, where they are asked for."""
+    from glmspectra.checkpoint import select
+
+    if more.quantized is not None:
+        from glmspectra.sweep.quantization import sweep_quantization_error
+
+        records = select(checkpoint, "all", more.targets)
+        sweep_quantization_error(checkpoint, records, more.quantized, store, device=device, quiet=quiet)
+    if more.gradients is not None:
+        from glmspectra.loop.gradients import measure_gradients
+        from glmspectra.tuning.settings import load_settings
+
+        settings = load_settings(more.args, [f"finetune.model_path={json.dumps(str(path))}"])
+        measure_gradients(settings, checkpoint, select(checkpoint, "all", more.targets), more.gradients, store, device)
+
+
+def _scale_of(args: Path) -> float:
+    """lora_alpha / r (rsLoRA: over its root) of the user's lora_args.json; the original study's 2 without one."""
+    from glmspectra.ranks.peft_form import DEFAULT_SCALE
+
+    path = args / "lora_args.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rank, alpha = float(found["r"]), float(found["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return DEFAULT_SCALE  # `train` says what is wrong with the file; ranks do not depend on it
+    if rank <= 0 or alpha <= 0:
+        return DEFAULT_SCALE
+    return alpha / rank**0.5 if found.get("use_rslora") else alpha / rank
 
 
 def _delta_run(model: Path, place: Path, root: Path, device: str, quiet: bool) -> "Run":

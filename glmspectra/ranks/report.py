@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WITHOUT_DELTA = (
-    "No change of the weights was given: ranks follow the base weights alone, which in our measurements got at most "
-    "half of what a short pilot gives; train one at three times the mean rank for some 80 steps, name it with --delta."
+    "No change of the weights was given; what a short pilot changes was the best guide in our measurements, and the "
+    "base's effective rank got at most half of its gain: train one of some 80 steps at three times the mean rank, and "
+    "name it with --delta."
 )
 
 

@@ -78,3 +78,14 @@ def test_from_spectra_to_a_trained_adapter_and_back(here, capsys):
     assert again["criterion"] == "delta-threshold"
     assert again["parameters"] <= again["budget_parameters"]
     assert "steps of a pilot" in again["stability"]
+    by_gradient = run(
+        capsys,
+        "suggest-rank",
+        "--gradients=1",
+        "--criterion=gradient",
+        "--targets=dense",
+        "--no-report",
+        "--budget=like:r=3",
+    )
+    assert by_gradient["how"] == "dynamic programming"
+    assert 0 < by_gradient["parameters"] <= by_gradient["budget_parameters"]
