@@ -1,5 +1,4 @@
-"""Where a tensor stands in the model, told from its name. Everything that is known of naming is in this one
-file.
+"""Where a tensor stands in the model, told from its name. All that is known of naming is in this one file.
 
 A name is cut into what stands before the layers, the layer's number, and what follows it:
 
@@ -45,7 +44,7 @@ ROWS: tuple[Row, ...] = (
     # ChatGLM-6B too: there q, k and v are no row ranges.
     Row(r"self_attention\.query_key_value", fused="qkv", prefix=r"(^|\.)transformer\.encoder\.layers"),
     Row(r"(self_attention|attention|self_attn)\.query_key_value"),
-    # Llama, Qwen, Mistral, Gemma, GLM (transformers' form)
+    # Llama, Qwen, Mistral, Gemma, OPT, BART, GLM (transformers' form)
     Row(r"self_attn\.q_proj", fused="q"),
     Row(r"self_attn\.k_proj", fused="k"),
     Row(r"self_attn\.v_proj", fused="v"),
@@ -58,10 +57,10 @@ ROWS: tuple[Row, ...] = (
     Row(r"attention\.(self|attention)\.query", fused="q"),
     Row(r"attention\.(self|attention)\.key", fused="k"),
     Row(r"attention\.(self|attention)\.value", fused="v"),
-    # DistilBERT, OPT and BART
-    Row(r"(attention|self_attn)\.q_lin", fused="q"),
-    Row(r"(attention|self_attn)\.k_lin", fused="k"),
-    Row(r"(attention|self_attn)\.v_lin", fused="v"),
+    # DistilBERT, XLM
+    Row(r"attention\.q_lin", fused="q"),
+    Row(r"attention\.k_lin", fused="k"),
+    Row(r"attention\.v_lin", fused="v"),
     # GPT-2 (stored as in_features x out_features, so that q, k, v are columns and are left together)
     Row(r"attn\.c_attn"),
     # T5

@@ -45,8 +45,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One logical tensor of a checkpoint. A quantised weight and its scales are one record, under the
-    weight's name.
+    """One logical tensor of a checkpoint; a quantised weight and its scales are one, under the weight's name.
 
     Attributes:
         name: the checkpoint's own name.
@@ -56,7 +55,7 @@ class TensorRecord:
         file: name of the file that holds it.
         quantization: None, or `int4`, `int8`, `nf4`, `fp4`, `llm_int8`, `fp8`, `gguf:Q4_1` ...
         layer: counted from 0; None outside the layers.
-        matrix: short name, unique within a layer: `query_key_value`, `q_proj`, `experts.3.gate_proj` ...
+        matrix: short name, unique within a layer: `query_key_value`, `q_proj`, `mlp.experts.3.gate_proj`
         depth_order: sorts tensors as data flows through the model.
         is_layer_matrix: a weight of two dimensions inside a layer.
         is_recognised: whether the table of names knows where the tensor stands in the model.

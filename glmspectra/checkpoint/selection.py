@@ -28,7 +28,7 @@ def select(
             `all` leaves out what stands in no layer.
         matrices: None: the weights inside the layers, and matrices whose names the table of names does not
             know; `all`: embedding and output too; else names, as a sequence or joined by commas. A name is
-            the short name (`query_key_value`), its last word (`gate_proj` for `experts.3.gate_proj`) or a
+            the short name (`query_key_value`), its last word (`gate_proj` for `mlp.experts.3.gate_proj`) or a
             glob (`*_proj`).
         include: globs on full names (`*.layers.3.*`); only what matches one of them is kept.
         exclude: globs on full names; what matches one of them is left out.

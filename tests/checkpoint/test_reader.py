@@ -9,7 +9,7 @@ import torch
 from made_checkpoints import CONFIG, FFN, GROUPS, HEADS, LAYERS, chatglm2_tensors, write
 from safetensors.torch import save_file
 
-from glmspectra.checkpoint import open_checkpoint, select
+from glmspectra.checkpoint import mapped, open_checkpoint, select
 from glmspectra.errors import RequestError
 
 
@@ -134,6 +134,30 @@ def test_old_torch_files_are_read_too(tmp_path):
     with open_checkpoint(tmp_path / "pytorch_model.bin") as checkpoint:
         for name, tensor in tensors.items():
             assert torch.equal(checkpoint.read(name), tensor)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin", "old bin", "strided bin"])
+def test_release_never_changes_a_tensor(tmp_path, form):
+    """Of several pages, mapped or not: dropping pages that no file stands behind would turn them to zeros."""
+    torch.manual_seed(0)
+    tensors = {f"t{i}": torch.randn(300, 1000) for i in range(3)}
+    if form == "strided bin":
+        tensors = {name: tensor.t() for name, tensor in tensors.items()}
+    if form == "safetensors":
+        save_file(tensors, tmp_path / "model.safetensors")
+    else:
+        torch.save(tensors, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=form != "old bin")
+    with open_checkpoint(tmp_path) as checkpoint:
+        for _ in range(2):
+            for name, tensor in tensors.items():
+                found = checkpoint.read(name)
+                assert torch.equal(found, tensor)
+                checkpoint.release(name)
+                assert torch.equal(found, tensor)
+                assert torch.equal(checkpoint.read(name), tensor)
+    mapped.release(tensors["t0"])
+    assert tensors["t0"].abs().min() >= 0
+    assert float(tensors["t0"].std()) > 0.9
 
 
 def test_weights_under_a_trainers_word_are_found(tmp_path):
