@@ -6,12 +6,14 @@ from typing import Annotated
 import typer
 
 from glmspectra import __version__
+from glmspectra.cli.chat import chat
 from glmspectra.cli.convert import convert
 from glmspectra.cli.delta import delta
 from glmspectra.cli.evaluate import evaluate
 from glmspectra.cli.infer import infer
 from glmspectra.cli.init import init
 from glmspectra.cli.inspect import inspect
+from glmspectra.cli.loop import demo, loop
 from glmspectra.cli.merge import merge
 from glmspectra.cli.report import report
 from glmspectra.cli.suggest_rank import suggest_rank
@@ -53,8 +55,11 @@ app.command()(suggest_rank)
 app.command()(train)
 app.command()(evaluate)
 app.command()(merge)
+app.command()(chat)
 app.command()(infer)
 app.command()(report)
+app.command()(loop)
+app.command()(demo)
 
 
 def main(arguments: list[str] | None = None) -> None:

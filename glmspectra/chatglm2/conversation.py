@@ -1,0 +1,148 @@
+"""A conversation with any causal model that has a tokenizer: questions in, growing answers out."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from transformers.generation.logits_process import LogitsProcessorList
+
+from glmspectra.chatglm2.chat import ReadableTokens
+from glmspectra.chatglm2.streaming import stream_tokens
+from glmspectra.errors import RequestError
+
+NEXT_ROUND = "\n\n[Round "  # a model that was not taught to end an answer goes on with the next question
+
+
+class Conversation:
+    """Keeps the rounds and asks the model with them.
+
+    Args:
+        model: anything with transformers' `generate`, on its device, in eval mode.
+        tokenizer: its tokenizer.
+        template: `"chat"` asks through the tokenizer's chat template, with the rounds before; `"plain"` gives the model
+            the question as it stands, alone, which is how an adapter trained with the plain template was asked.
+        max_new_tokens: length of an answer.
+        positions: tokens the model was made for; None where it does not say.
+        sampling: further arguments of `generate`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        template: str = "chat",
+        max_new_tokens: int = 512,
+        positions: int | None = None,
+        **sampling: Any,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.template = template
+        self.max_new_tokens = max_new_tokens
+        self.positions = positions
+        self.sampling = sampling or {"do_sample": False}
+        self.rounds: list[tuple[str, str]] = []
+        self.new_tokens = 0  # of the last answer
+
+    def ask(self, query: str) -> Iterator[str]:
+        """Yield the answer so far each time it has grown; the round is kept once the answer is complete.
+
+        Raises:
+            RequestError: the question is empty, or the conversation has more tokens than the model has positions.
+        """
+        if not query.strip():
+            raise RequestError("the question is empty: write some text.")
+        inputs = self._inputs(query)
+        length = inputs["input_ids"].shape[1]
+        if self.positions is not None and length >= self.positions:
+            raise RequestError(
+                f"the conversation has {length} tokens and the model has {self.positions} positions: "
+                "begin a new conversation, or ask a shorter question."
+            )
+        tokens: list[int] = []
+        answer = ""
+        stream = stream_tokens(
+            self.model,
+            {},
+            **inputs,
+            max_new_tokens=self.max_new_tokens,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+            logits_processor=LogitsProcessorList([ReadableTokens(len(self.tokenizer))]),
+            **self.sampling,
+        )
+        for token in stream:
+            tokens.append(token)
+            text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+            if text.endswith("\ufffd"):  # in the middle of a character of several bytes
+                continue
+            ended = self.template == "chat" and NEXT_ROUND in text
+            grown = self._shown(text)
+            if grown != answer:
+                answer = grown
+                yield answer
+            if ended:
+                stream.close()  # type: ignore[attr-defined]  # a generator
+                break
+        self.new_tokens = len(tokens)
+        self.rounds.append((query, answer))
+
+    def _shown(self, text: str) -> str:
+        """What of the text so far is the answer: up to the next round, or up to what may yet become its mark."""
+        if self.template != "chat":
+            return text.strip()
+        answer, _, _ = text.partition(NEXT_ROUND)
+        held = next((size for size in range(len(NEXT_ROUND) - 1, 0, -1) if answer.endswith(NEXT_ROUND[:size])), 0)
+        return answer[: len(answer) - held].strip()
+
+    def clear(self) -> None:
+        """Forget the rounds so far."""
+        self.rounds.clear()
+
+    def _inputs(self, query: str) -> Any:
+        if self.template == "plain":
+            encoded = self.tokenizer([query], return_tensors="pt")
+        else:
+            messages = [
+                {"role": role, "content": text}
+                for turn in self.rounds
+                for role, text in zip(("user", "assistant"), turn, strict=True)
+            ]
+            encoded = self.tokenizer.apply_chat_template(
+                [*messages, {"role": "user", "content": query}],
+                add_generation_prompt=True,
+                return_tensors="pt",
+                return_dict=True,
+            )
+        return encoded.to(self.model.device)
+
+
+HELP = "/clear begins a new conversation, /exit or Ctrl-D ends."
+
+
+def talk(conversation: Conversation, read: Callable[[], str], write: Callable[[str], None]) -> int:
+    """Ask what `read` returns until it raises EOFError; `write` gets the answers piece by piece.
+
+    A question that cannot be asked is answered by the sentence that says why. Returns how many were answered.
+    """
+    answered = 0
+    while True:
+        try:
+            line = read().strip()
+        except EOFError:
+            return answered
+        if line in ("/exit", "/quit"):
+            return answered
+        if line == "/clear":
+            conversation.clear()
+        elif line.startswith("/"):
+            write(HELP + "\n")
+        elif line:
+            try:
+                shown = ""
+                for answer in conversation.ask(line):
+                    write(answer.removeprefix(shown) if answer.startswith(shown) else "\n" + answer)
+                    shown = answer
+                answered += 1
+            except RequestError as error:
+                write(str(error))
+            write("\n")

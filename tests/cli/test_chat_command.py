@@ -1,0 +1,149 @@
+"""`glmspectra chat` on the embedded model."""
+
+import io
+import itertools
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import glmspectra.chatglm2  # noqa: F401  (registers the model)
+from glmspectra.chatglm2.conversation import HELP, NEXT_ROUND, Conversation, talk
+from glmspectra.checkpoint import EMBEDDED_MODEL
+from glmspectra.cli.main import main
+from glmspectra.errors import RequestError
+
+GREEDY = ("--temperature", "0", "--max-new-tokens", "24", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs the command as the shell would: (exit status, stdout, stderr)."""
+
+    def run(*arguments: str, stdin: str | io.StringIO = "") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin) if isinstance(stdin, str) else stdin)
+        with pytest.raises(SystemExit) as ended:
+            main(["chat", *arguments])
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_one_question_as_json(run, nano, tokenizer):
+    status, out, _ = run("头晕怎么办？", "--model", "nano", "--json", *GREEDY)
+    assert status == 0
+    result = json.loads(out)
+    expected, _ = nano.chat(tokenizer, "头晕怎么办？", do_sample=False, max_new_tokens=24)
+    assert result["answer"] == expected.split(NEXT_ROUND)[0].strip() != ""
+    assert result["template"] == "chat"
+    assert 0 < result["new_tokens"] <= 24
+
+
+def test_the_question_on_stdin_with_an_adapter(run, nano, tokenizer, tmp_path):
+    adapter = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL), LoraConfig(r=2, target_modules=["query_key_value"])
+    )
+    adapter.save_pretrained(tmp_path)  # B is zero: the answers are the base model's
+    arguments = ("--model", "nano", "--template", "chat", "--adapter", str(tmp_path), *GREEDY)
+    status, out, _ = run(*arguments, stdin="头晕怎么办？\n")
+    assert status == 0
+    conversation = Conversation(nano, tokenizer, max_new_tokens=24)
+    assert out.strip() == list(conversation.ask("头晕怎么办？"))[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((" ",), "the question is empty"),
+        (("问", "--template", "free"), "write auto, plain or chat"),
+        (("问", "--temperature", "-1"), "--temperature is 0 or more"),
+        (("问", "--adapter", "nowhere"), "nowhere"),
+        (("问", "--model", "nowhere"), "nowhere"),
+    ],
+)
+def test_wrong_requests(run, arguments, sentence):
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert sentence in err
+
+
+def test_json_without_a_question_on_a_terminal(run):
+    status, _, err = run("--json", stdin=Terminal())
+    assert status == 2
+    assert "--json gives one object for one question" in err
+
+
+def test_a_conversation_keeps_its_rounds(nano, tokenizer):
+    conversation = Conversation(nano, tokenizer, max_new_tokens=24)
+    first = list(conversation.ask("头晕怎么办？"))
+    assert len(first) > 2
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(first))
+    second = list(conversation.ask("需要做什么检查？"))[-1]
+    history = [("头晕怎么办？", first[-1])]
+    expected, _ = nano.chat(tokenizer, "需要做什么检查？", history, do_sample=False, max_new_tokens=24)
+    assert second == expected.split(NEXT_ROUND)[0].strip()
+    assert conversation.rounds == [*history, ("需要做什么检查？", second)]
+
+
+def test_plain_asks_with_the_question_alone(nano, tokenizer):
+    conversation = Conversation(nano, tokenizer, template="plain", max_new_tokens=12)
+    for _ in range(2):  # the same answer twice: no rounds before it
+        answer = list(conversation.ask("那天阴天，云很厚。"))[-1]
+        ids = tokenizer("那天阴天，云很厚。", return_tensors="pt")
+        output = nano.generate(**ids, do_sample=False, max_new_tokens=12)[0, ids["input_ids"].shape[1] :]
+        assert answer == tokenizer.decode(output, skip_special_tokens=True).strip()
+
+
+def test_what_cannot_be_asked(nano, tokenizer):
+    with pytest.raises(RequestError, match="empty"):
+        next(Conversation(nano, tokenizer).ask("  "))
+    with pytest.raises(RequestError, match="the model has 8 positions"):
+        next(Conversation(nano, tokenizer, positions=8).ask("头晕怎么办？"))
+
+
+def test_a_mark_of_the_next_round_is_never_shown(nano, tokenizer):
+    conversation = Conversation(nano, tokenizer)
+    for size in range(1, len(NEXT_ROUND) + 1):
+        assert conversation._shown("休息。" + NEXT_ROUND[:size]) == "休息。"
+    assert conversation._shown("休息。\n\n多喝水") == "休息。\n\n多喝水"
+    assert Conversation(nano, tokenizer, template="plain")._shown("休息。\n\n[Round 2]") == "休息。\n\n[Round 2]"
+
+
+def test_talking(nano, tokenizer):
+    conversation = Conversation(nano, tokenizer, max_new_tokens=12, positions=200)
+    lines = iter(["头晕怎么办？", "", "/help", "问" * 400, "/clear", "需要做什么检查？"])
+
+    def read() -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    written: list[str] = []
+    assert talk(conversation, read, written.append) == 2
+    text = "".join(written)
+    assert HELP in text
+    assert "the model has 200 positions" in text
+    assert [query for query, _ in conversation.rounds] == ["需要做什么检查？"]
+    assert conversation.rounds[0][1] in text
+    assert talk(conversation, lambda: "/exit", written.append) == 0
