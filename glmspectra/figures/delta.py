@@ -89,14 +89,15 @@ def draw_delta_spectra(spectra: Spectra, delta: pd.DataFrame | None = None) -> F
             ax.axhline(floor, color="#20242a", linewidth=1.0, linestyle=(0, (3, 1.5)), gid=slug(f"floor-{name}"))
             ax.annotate(
                 "rounding",
-                (1, floor),
+                (0, floor),
                 xycoords=("axes fraction", "data"),
-                xytext=(-2, -2),
+                xytext=(4, -4),
                 textcoords="offset points",
-                ha="right",
+                ha="left",
                 va="top",
                 fontsize=7,
                 color="#20242a",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2},
             )
         ax.set_title(name, fontsize=8.5)
     first = axes[0]

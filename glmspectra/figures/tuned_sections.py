@@ -18,6 +18,8 @@ RANK_MEASURES = (
     depth.Measure("effective_rank", "Effective rank of ΔW"),
 )
 
+CONTROLS = ("uniform", "random")  # stand beside the criteria and say nothing of the weights
+
 
 def rank_sections(
     table: pd.DataFrame,
@@ -73,7 +75,7 @@ def _rank_grid(table: pd.DataFrame, criteria: Sequence[str]) -> Grid:
 
 def _disagreement(table: pd.DataFrame, criteria: Sequence[str]) -> str:
     """Where the criteria differ most: one sentence; empty when there is one criterion only."""
-    others = [name for name in criteria if name != "uniform"]
+    others = [name for name in criteria if name not in CONTROLS and not name.startswith("type:")]
     if len(others) < 2:
         return ""
     chosen = table[table["criterion"].isin(others)]
