@@ -71,7 +71,8 @@ def fit_distributions(
         return special.stdtr(degrees, (x - location) / scale)
 
     log_likelihood = {
-        "normal": -0.5 * np.log(2 * np.pi) - 0.5,
+        # On the same points as the others, whose spread differs from the values' by the width of an interval.
+        "normal": -0.5 * np.log(2 * np.pi * np.dot(weight, (z - np.dot(weight, z)) ** 2)) - 0.5,
         "laplace": -np.log(2 * spread) - 1,
         "student_t": float(np.dot(weight, _student_log_density(z, degrees, location, scale))),
     }

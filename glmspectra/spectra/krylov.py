@@ -15,7 +15,9 @@ from glmspectra.spectra.spectrum import FloatArray
 OVERSAMPLING = 10
 # Products with the Gram matrix in one Krylov space before it is condensed to its best vectors and continued.
 STEPS = 4
-MAX_RESTARTS = 25
+# Values: beyond this the exact road is as fast. Vectors, which have no other road here, are worth more.
+MAX_RESTARTS = 8
+MAX_RESTARTS_FOR_VECTORS = 30
 
 
 def start_block(rows: int, cols: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -53,22 +55,21 @@ def rayleigh_ritz(view: LongView, basis: torch.Tensor) -> tuple[FloatArray, torc
 
 
 def leading_triplets(
-    view: LongView, k: int, rtol: float, *, working: torch.dtype | None = None
+    view: LongView, k: int, rtol: float, *, max_restarts: int = MAX_RESTARTS_FOR_VECTORS
 ) -> tuple[FloatArray, FloatArray, torch.Tensor, torch.Tensor]:
     """The k largest singular values of A with their residuals, and the vectors: left (long, k), right (short, k).
 
     Block Krylov iteration with thick restarts (Musco & Musco, Randomized block Krylov methods, NeurIPS 2015). The
-    subspace may be built in float32 (`working`; the default for weights that are no wider); values and residuals are
-    always float64, from W itself. Stops when every residual is at most rtol * sigma_i, or after a fixed number of
-    restarts: inside a flat bulk it does not converge, and the residuals say so. `rtol` down to about 1e-12.
+    subspace is built in float32 as long as that helps (for float64 weights never); values and residuals are always
+    float64, from W itself. Stops when every residual is at most rtol * sigma_i, rtol down to about 1e-12, or after
+    `max_restarts`: inside a flat bulk convergence is slow, and the residuals say so. Raise max_restarts first.
     """
     k = min(k, view.short)
     width = min(view.short, k + OVERSAMPLING)
-    if working is None:
-        working = torch.float64 if view.weight.dtype == torch.float64 else torch.float32
+    working = torch.float64 if view.weight.dtype == torch.float64 else torch.float32
     block = start_block(view.short, width, view.device, torch.float64)
     best = np.inf
-    for _ in range(MAX_RESTARTS):
+    for _ in range(max_restarts):
         basis = krylov_basis(view.gram_times, block.to(working), STEPS)
         basis = torch.linalg.qr(basis.to(torch.float64)).Q
         values, left, right, residual = rayleigh_ritz(view, basis)
@@ -90,6 +91,6 @@ def topk_values(view: LongView, k: int, rtol: float) -> tuple[FloatArray, FloatA
     rests on the random start, as in every method of this kind: with fewer block columns than a value has copies, some
     copies are missed (the block here has k + 10).
     """
-    values, residual, _, _ = leading_triplets(view, k, rtol)
+    values, residual, _, _ = leading_triplets(view, k, rtol, max_restarts=MAX_RESTARTS)
     scale = values[0] if values.size else 0.0
     return values, residual + backward_stable_error(view.long, view.short) * scale

@@ -117,7 +117,7 @@ def _rescaled(spectrum: Spectrum, factor: float) -> Spectrum:
         spectrum,
         sigma=spectrum.sigma * factor,
         error_bound=spectrum.error_bound * factor,
-        squared_frobenius=spectrum.squared_frobenius * factor**2,
+        squared_frobenius=spectrum.squared_frobenius * factor * factor,  # inf beyond 1e308
         vectors=vectors,
     )
 
