@@ -79,7 +79,7 @@ def convert(
             verify_shard(partial / name, tensors, read, release)
             done[name] = (partial / name).stat().st_size
             _write_plan(partial, checkpoint, dtype, shard_bytes, done)
-        copied = _copy_others(checkpoint, partial, dequantised=dtype is not None)
+        copied = _copy_others(checkpoint, partial, dtype)
         if len(shards) > 1:
             weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
             total = sum(tensor.nbytes for tensor in planned)
@@ -174,11 +174,8 @@ def _write_plan(
     os.replace(new, partial / PLAN)
 
 
-def _copy_others(checkpoint: Checkpoint, partial: Path, dequantised: bool) -> list[str]:
-    """Copy configuration, tokenizer and other files that are no weights.
-
-    State the new dtype in config.json.
-    """
+def _copy_others(checkpoint: Checkpoint, partial: Path, dtype: str | None) -> list[str]:
+    """Copy configuration, tokenizer and other files that are no weights; config.json states a new dtype."""
     weights = {index for index, _ in INDEXES} | set(checkpoint.file_sizes)
     copied = []
     for path in sorted(checkpoint.folder.iterdir()):
@@ -189,9 +186,10 @@ def _copy_others(checkpoint: Checkpoint, partial: Path, dequantised: bool) -> li
         shutil.copyfile(path, partial / path.name)
         copied.append(path.name)
     config = partial / "config.json"
-    if dequantised and config.is_file():
+    if dtype is not None and config.is_file():
         content = json.loads(config.read_text(encoding="utf-8"))
         for key in ("quantization_config", "quantization_bit"):
             content.pop(key, None)
+        content["torch_dtype" if "torch_dtype" in content else "dtype"] = dtype
         config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return copied

@@ -94,7 +94,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
         raise CheckpointError(
             f"{path} lists the tensor {error} twice in its header: which one counts cannot be told."
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not a safetensors file: its header is no JSON ({error}); fetch it again."
         ) from None
@@ -114,9 +114,9 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
 
 def _checked_entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     try:
-        dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
+        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
         start, stop = (int(offset) for offset in entry["data_offsets"])
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise CheckpointError(
             f"{path}: the header entry of tensor {name} is malformed: fetch the file again."
         ) from None

@@ -53,13 +53,15 @@ def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", mmap=start[:2] == b"PK", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class|operand)[: ]+`?([\w.]+)", str(error))
+        if "truncated" in str(error):
+            raise CheckpointError(f"{path} is truncated: its pickle ends too early; fetch it again.") from error
+        named = re.search(r"GLOBAL ([\w.]+\.\w+)|Unsupported (?:global|class)[: ]+`?([\w.]+\.\w+)", str(error))
         what = f" ({named[1] or named[2]})" if named else ""
         raise CheckpointError(
             f"{path} holds a pickle that asks for more than tensors{what}: it was refused and "
             "nothing of it was run; take the model's safetensors files instead."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # cut at an unlucky byte, a pickle makes its reader fail in any way
         raise CheckpointError(
             f"{path} is truncated or damaged (torch says: {_first_sentence(error)}): fetch it again."
         ) from error

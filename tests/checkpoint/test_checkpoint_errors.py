@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 
 import pytest
 import torch
@@ -99,6 +100,37 @@ def test_pickle_with_code_is_refused_and_nothing_runs(tmp_path, monkeypatch, zip
     assert not mark.exists()
     torch.load(path, weights_only=False)  # the control: unpickled freely, it does run
     assert mark.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_cut_anywhere_is_one_sentence(tmp_path, zipped):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.randn(30, 10), "b": torch.randn(5)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for length in [*range(0, 400, 7), len(whole) // 2, len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        assert str(path) in refusal(path)
+
+
+def test_a_header_damaged_anywhere_is_one_sentence_or_sound(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(2).half()}, path)
+    whole = path.read_bytes()
+    length = 8 + int.from_bytes(whole[:8], "little")
+    rng = random.Random(0)
+    messages = []
+    for _ in range(300):
+        content = bytearray(whole)
+        content[rng.randrange(length)] = rng.choice(b'0129"{}[],:-eEnN \xff')
+        path.write_bytes(content)
+        try:
+            with open_checkpoint(path) as checkpoint:
+                for name in checkpoint.tensors:
+                    checkpoint.read(name)
+        except CheckpointError as error:
+            messages.append(str(error))
+    assert len(messages) > 150
+    assert all(str(path) in message for message in messages)
 
 
 def test_plain_pickle_and_other_bytes_are_refused(tmp_path):

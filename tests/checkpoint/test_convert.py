@@ -123,7 +123,7 @@ def test_interrupted_it_goes_on_after_the_last_verified_shard(source, tmp_path, 
 def test_nothing_of_another_source_is_taken_up(source, tmp_path, monkeypatch):
     folder, tensors = source
     out = tmp_path / "out"
-    monkeypatch.setattr(conversion, "_copy_others", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(conversion, "_copy_others", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with open_checkpoint(folder) as checkpoint, pytest.raises(KeyboardInterrupt):
         convert(checkpoint, out, shard_bytes=SHARD)
     monkeypatch.undo()
@@ -185,6 +185,7 @@ def test_packed_weights_are_kept_or_dequantised(tmp_path, dtype):
         assert torch.equal(kept.read(name), expected)
     with open_checkpoint(tmp_path / "cast") as cast:
         assert "quantization_bit" not in cast.config
+        assert cast.config["dtype"] == dtype
         assert name + "_scale" not in cast.tensors
         assert {record.dtype for record in cast.tensors.values()} == {dtype}
         assert torch.equal(cast.read(name), expected.to(getattr(torch, dtype)))
