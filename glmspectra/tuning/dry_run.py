@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -142,7 +143,12 @@ def dry_run(settings: Settings, device: str = "auto") -> DryRun:
     memory = estimate_memory(settings, config, precision, batch, hopper=newest)
 
     base = load_for_settings(settings, precision, place)
+    output = Path(arguments.output_dir)
+    absent = [folder for folder in (output, *output.parents) if not folder.exists()]
     run = build_run(settings, place, precision, tokenizer, data, base, quiet=True)
+    for folder in absent:  # the Trainer makes its output folder; a dry run leaves nothing behind
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
     if not run.trainer.token_loss.in_chunks:
         memory = estimate_memory(settings, config, precision, batch, hopper=newest, loss_in_chunks=False)
     start = time.perf_counter()

@@ -173,7 +173,8 @@ def load_settings(
     """Read the three files, apply `--ranks` and then `--set` (the last word), and check everything.
 
     Raises:
-        ConfigError: any fault; all faults of the three files are gathered in one message, a line each.
+        ConfigError: any fault; all faults of the three files are gathered in one message, a line each. Also when ranks
+            were measured on another checkpoint than `model_path`.
     """
     folder = Path(args_folder)
     faults = Faults()
@@ -186,7 +187,7 @@ def load_settings(
     for section in (sections["train"], options["train"]):
         translate(section, notes, faults)
     _method_by_option(sections["finetune"], options["finetune"], notes)
-    _take_ranks(sections, options, ranks_file)
+    _take_ranks(folder, sections, options, ranks_file)
     for name, option in options.items():
         for key, value in option.values.items():
             sections[name].put(key, value, option.sources[key])
@@ -199,15 +200,38 @@ def load_settings(
         wrong |= bad
     check_combinations(built["finetune"], built["lora"], built["train"], sections, wrong, faults)
     faults.raise_any(str(folder))
-    return Settings(finetune=built["finetune"], lora=built["lora"], train=built["train"], notes=notes)
+    settings = Settings(finetune=built["finetune"], lora=built["lora"], train=built["train"], notes=notes)
+    _check_base_of_ranks(settings)
+    return settings
 
 
-def _take_ranks(sections: dict[str, Section], options: dict[str, Section], ranks_file: Path | None) -> None:
-    """Apply the ranks file that `--ranks` or the key `ranks_file` names; the resolved settings hold what it said."""
+def _check_base_of_ranks(settings: Settings) -> None:
+    """Stop when the ranks are of another checkpoint than model_path; a path that is not there is found out later."""
+    if settings.lora.ranks_base is None:
+        return
+    from glmspectra.checkpoint import EMBEDDED_MODEL, open_checkpoint
+
+    path = Path(settings.finetune.model_path).expanduser()
+    if not path.exists() and str(path) == "nano":
+        path = EMBEDDED_MODEL
+    if path.exists():
+        with open_checkpoint(path) as checkpoint:
+            settings.check_base(checkpoint.name, checkpoint.fingerprint)
+
+
+def _take_ranks(
+    folder: Path, sections: dict[str, Section], options: dict[str, Section], ranks_file: Path | None
+) -> None:
+    """Apply the ranks file that `--ranks` or the key `ranks_file` names; the resolved settings hold what it said.
+
+    A path in lora_args.json is looked for beside that file first.
+    """
     named = [part["lora"].drop("ranks_file") for part in (sections, options) if "ranks_file" in part["lora"].values]
     path = ranks_file if ranks_file is not None else (named[-1] if named else None)
     if not path:
         return
+    if ranks_file is None and (folder / path).exists():
+        path = folder / path
     method = {**sections["finetune"].values, **options["finetune"].values}.get("method")
     adaptive = isinstance(method, str) and method.endswith("adalora")
     apply_ranks(read_ranks(Path(path)), f"ranks {path}", adaptive, sections["lora"])

@@ -1,0 +1,123 @@
+"""The presets, `glmspectra init`, and the dry run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_run import write_args, write_data, write_model
+from typer.testing import CliRunner
+
+from glmspectra.cli.main import app
+from glmspectra.errors import ConfigError, RequestError
+from glmspectra.tuning.dry_run import dry_run, show
+from glmspectra.tuning.presets import PRESETS, write_presets
+from glmspectra.tuning.settings import load_settings
+
+TOP = Path(__file__).parents[2]
+METHODS = {"": "qlora", "lora": "lora", "qlora_spectra": "qlora", "adalora": "adalora", "qlora_8gb": "qlora"}
+
+
+def test_the_repository_holds_what_init_writes():
+    sources = [path.relative_to(PRESETS) for path in PRESETS.rglob("*.json*")]
+    assert len(sources) == 5 * 3 + 1 + 2
+    for source in sources:
+        assert (TOP / source).read_bytes() == (PRESETS / source).read_bytes(), source
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_preset_loads_without_a_note(name):
+    settings = load_settings(PRESETS / "args_file" / name)
+    assert settings.method == METHODS[name]
+    assert settings.notes == []
+    assert settings.finetune.model_path == "nano"
+    settings.training_arguments(use_cpu=True)
+
+
+def test_the_default_preset_is_the_study():
+    settings = load_settings(PRESETS / "args_file")
+    lora, train = settings.lora, settings.train
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules) == (12, 24, 0.05, ["query_key_value"])
+    assert (train.learning_rate, train.lr_scheduler_type, train.num_train_epochs) == (2e-5, "linear", 3)
+    assert (train.per_device_train_batch_size, train.weight_decay) == (8, 0.01)
+    assert load_settings(PRESETS / "args_file/lora").lora.lora_alpha == 48
+
+
+def test_the_ranks_of_the_preset_are_of_the_embedded_model(tmp_path):
+    """Loading checks the fingerprint; the parameters are those of r 12 on query_key_value, at most."""
+    settings = load_settings(PRESETS / "args_file/qlora_spectra")
+    assert settings.lora.ranks_base["name"] == "nano"
+    assert len(settings.lora.rank_pattern) == len(settings.lora.target_modules) > 8
+    with pytest.raises(
+        ConfigError, match=r"^the ranks were measured on nano .fingerprint \w+., but the model is model"
+    ):
+        load_settings(PRESETS / "args_file/qlora_spectra", [f"model_path={write_model(tmp_path / 'model', 'chatglm')}"])
+
+
+def test_init_writes_and_does_not_overwrite(tmp_path):
+    written, same = write_presets(tmp_path)
+    assert len(written) == 18
+    assert same == []
+    written, same = write_presets(tmp_path)
+    assert (len(written), len(same)) == (0, 18)
+    changed = tmp_path / "args_file/lora_args.json"
+    changed.write_text("{}")
+    (tmp_path / "args_file/lora/lora_args.json").unlink()
+    with pytest.raises(RequestError) as caught:
+        write_presets(tmp_path)
+    assert str(caught.value) == (
+        f"{changed} would be overwritten, and nothing was written; use --force to take the presets all the same."
+    )
+    assert not (tmp_path / "args_file/lora/lora_args.json").exists()
+    written, _ = write_presets(tmp_path, force=True)
+    assert len(written) == 2
+
+
+def test_the_command_gives_one_object(tmp_path):
+    result = CliRunner().invoke(app, ["init", str(tmp_path / "mine"), "--json"])
+    assert result.exit_code == 0
+    assert len(json.loads(result.stdout)["written"]) == 18
+    result = CliRunner().invoke(app, ["init", str(tmp_path / "mine")])
+    assert result.stdout.strip() == "18 files stood there already"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dry")
+    return write_args(folder / "args", write_model(folder / "model", "chatglm"), write_data(folder / "data"))
+
+
+def test_a_dry_run_tells_everything_and_trains_nothing(tiny):
+    from rich.text import Text
+
+    found = dry_run(load_settings(tiny, ["method=qlora"]), "cpu")
+    lines = [Text.from_markup(line).plain for line in found.lines()]
+    text = "\n".join(lines)
+    assert "  r: 4" in lines
+    assert "trainable parameters: 1,536" in lines  # 4 x (64 + 128) in two layers
+    assert "1,536  query_key_value" in [line.strip() for line in lines]
+    assert "estimated peak memory of a step of 4 x " in text
+    assert "GiB  4-bit weights" in text
+    assert "steps: 10, each of 4 rows; one pass over the data is " in text
+    assert "examples by template plain (learnt: ⟦ ⟧):" in lines
+    assert "<eos>⟧" in text
+    assert "longest batch, 4 x " in text
+    result = json.loads(json.dumps(found.as_dict()))
+    assert result["trainable_parameters"] == {"query_key_value": 1536}
+    assert result["memory"]["peak_bytes"] == sum(result["memory"]["parts_bytes"].values())
+    assert result["steps"] == 10
+    assert result["longest_batch"]["rows"] == 4
+    assert result["longest_batch"]["tokens"] == max(found.data.train["length"])
+    assert 2 < result["longest_batch"]["loss"] < 8
+    assert not (tiny.parent / "run").exists()
+
+
+def test_shown_examples_mark_what_is_learnt():
+    from data_tokenizers import TEMPLATE, character_tokenizer
+
+    from glmspectra.tuning.data import Encoder, Row
+
+    tokenizer = character_tokenizer(TEMPLATE)
+    row = Row("f", 1, (("user", "a\n"), ("assistant", "bc")), True)
+    example = Encoder(tokenizer, "chat", 50, "error").encode(row)
+    shown = show(tokenizer, {"input_ids": example.input_ids, "labels": example.labels})
+    assert shown.line() == "9 tokens, 3 learnt: <|user|>a⏎<|end|>⏎<|assistant|>⟦bc<|end|>⟧"
