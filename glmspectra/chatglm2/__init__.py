@@ -7,6 +7,8 @@ Importing this package registers it with transformers' Auto classes, so that a f
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from glmspectra.chatglm2.configuration import ChatGLMConfig
+from glmspectra.chatglm2.conversion import from_glm, to_glm
+from glmspectra.chatglm2.folder_conversion import convert_folder
 from glmspectra.chatglm2.modeling import ChatGLMForConditionalGeneration, ChatGLMModel, ChatGLMPreTrainedModel
 from glmspectra.chatglm2.tokenization import ChatGLMTokenizer
 
@@ -22,4 +24,7 @@ __all__ = [
     "ChatGLMModel",
     "ChatGLMPreTrainedModel",
     "ChatGLMTokenizer",
+    "convert_folder",
+    "from_glm",
+    "to_glm",
 ]

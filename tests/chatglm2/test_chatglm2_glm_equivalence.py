@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, GlmForCausalLM
 
 from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmspectra.chatglm2.conversion import chatglm_config, correspondences, from_glm, glm_config, to_glm
-from glmspectra.errors import ConfigError, RequestError
+from glmspectra.chatglm2.folder_conversion import convert_folder
+from glmspectra.errors import CheckpointError, ConfigError, RequestError
 
 
 def random_model(config: ChatGLMConfig, seed: int) -> ChatGLMForConditionalGeneration:
@@ -154,3 +155,45 @@ def test_what_cannot_be_converted_says_so():
     model.config.quantization_bit = 8
     with pytest.raises(RequestError, match="quantised"):
         to_glm(model)
+
+
+@pytest.mark.parametrize("shard_bytes", [10**9, 5000])
+@pytest.mark.parametrize("changes", [{}, {"add_qkv_bias": False, "rope_ratio": 50}])
+def test_folders_there_and_back(tmp_path, changes, shard_bytes):
+    model = random_model(tiny(**changes), 6).half()
+    model.save_pretrained(tmp_path / "chatglm", max_shard_size="8KB")
+    (tmp_path / "chatglm" / "tokenizer_config.json").write_text('{"auto_map": {}, "padding_side": "left"}')
+    written = []
+    convert_folder(tmp_path / "chatglm", tmp_path / "glm", shard_bytes, written.append)
+    glm, report = GlmForCausalLM.from_pretrained(tmp_path / "glm", output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "glm")) is GlmForCausalLM
+    assert glm.dtype == torch.float16
+    assert (len(list((tmp_path / "glm").glob("*.safetensors"))) > 1) == (shard_bytes == 5000)
+    in_memory = dict(to_glm(model).named_parameters())
+    assert all(torch.equal(weight, in_memory[name]) for name, weight in glm.named_parameters())
+    assert sum(written) == 2 * sum(weight.numel() for weight in in_memory.values())
+    assert (tmp_path / "glm" / "tokenizer_config.json").read_text() == '{\n  "padding_side": "left"\n}\n'
+
+    convert_folder(tmp_path / "glm", tmp_path / "back", shard_bytes)
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    assert type(back) is ChatGLMForConditionalGeneration
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, dict(back.named_parameters())[name]), name
+    assert back.config.rope_theta == model.config.rope_theta
+
+
+def test_folders_that_cannot_be_converted(tmp_path):
+    model = random_model(tiny(), 6)
+    model.save_pretrained(tmp_path / "chatglm")
+    with pytest.raises(RequestError, match="is there already"):
+        convert_folder(tmp_path / "chatglm", tmp_path)
+    config = tmp_path / "chatglm" / "config.json"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace('"chatglm"', '"llama"'), encoding="utf-8")
+    with pytest.raises(RequestError, match="'llama': only chatglm and glm"):
+        convert_folder(tmp_path / "chatglm", tmp_path / "out")
+    config.write_text(text.replace('"num_layers": 2', '"num_layers": 3'), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"lacks transformer.encoder.layers.2"):
+        convert_folder(tmp_path / "chatglm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
