@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from glmspectra.checkpoint.packed import BITS, dequantize_rows, quantize_rows, row_chunks
@@ -119,6 +120,7 @@ class _PackedProduct(torch.autograd.Function):
         return product(x, packed, scale, bits)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         packed, scale = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:
@@ -181,8 +183,8 @@ def quantize_model(model: Any, bits: int) -> Any:
     configuration then says `quantization_bit`, so that what `save_pretrained` writes is loaded as it is.
 
     Raises:
-        RequestError: the model is quantised already, has adapters, no weights yet, or no linear layer to
-            quantise.
+        RequestError: the model is quantised already, has adapters, no weights yet, weights that are not finite, or no
+            linear layer to quantise; nothing was changed.
     """
     if bits not in BITS:
         raise RequestError(f"A model is quantised to 4 or 8 bits, not {bits}.")
@@ -196,6 +198,11 @@ def quantize_model(model: Any, bits: int) -> Any:
         )
     if not found:
         raise RequestError(f"{type(model).__name__} has no linear layers in layers: nothing was quantised.")
+    for _, name, child in found:  # before the first is replaced: a model half quantised is of no use
+        if not child.weight.is_meta and not bool(child.weight.detach().abs().amax().isfinite()):
+            raise RequestError(
+                f"{name}.weight holds NaN or Inf and cannot be quantised: look for where they come from."
+            )
     for parent, name, child in found:
         setattr(parent, name.rpartition(".")[2], QuantizedLinear.from_linear(child, bits))
     _note_bits(model, bits)
