@@ -175,13 +175,13 @@ def evaluate(
             adapter=str(adapter) if adapter is not None else None,
             split=split,
             rows=len(rows),
-            base=token_metrics(*before.sum(0)),
+            base=token_metrics(*before.sum(0).tolist()),
             tuned=None,
         )
         result.row_losses["base"] = before[:, 0] / before[:, 1]
         if adapter is not None:
             after = losses_by_row(model, token_loss, rows, collator, batch_size, say("loss with adapter", len(rows)))
-            result.tuned = token_metrics(*after.sum(0))
+            result.tuned = token_metrics(*after.sum(0).tolist())
             result.row_losses["tuned"] = after[:, 0] / after[:, 1]
             result.difference = paired_interval(result.row_losses["base"], result.row_losses["tuned"])
         _generated(result, model, tokenizer, rows, adapter, samples, scored, max_new_tokens, batch_size, say)

@@ -43,7 +43,7 @@ def llama() -> LlamaForCausalLM:
             num_attention_heads=4,
             num_key_value_heads=2,
             vocab_size=60,
-        )  # fmt: skip
+        )
     )
 
 
@@ -63,10 +63,14 @@ def test_targets_follow_peft(llama):
     assert resolve_targets(llama, lora(target_modules=r".*layers\.0\..*_proj", exclude_modules=["up_proj"])) == [
         f"model.layers.0.{name}"
         for name in (
-            "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.o_proj",
+            "mlp.gate_proj",
             "mlp.down_proj",
         )
-    ]  # fmt: skip
+    ]
     assert len(resolve_targets(llama, lora(target_modules="all-linear"))) == 14  # not the output layer
     assert len(resolve_targets(llama, lora(target_modules=None))) == 6  # the family's own: q, k, v
 
@@ -90,7 +94,7 @@ def test_pattern_keys_that_change_nothing_stop(llama):
     check_pattern("rank_pattern", {"layers.1.self_attn.q_proj": 3, "q_proj": 5}, adapted)
     with pytest.raises(ConfigError, match="key o_proj matches no module that can be adapted"):
         check_pattern("rank_pattern", {"o_proj": 3}, adapted)
-    with pytest.raises(ConfigError, match="leave out base_model.model."):
+    with pytest.raises(ConfigError, match=r"leave out base_model\.model\."):
         check_pattern("alpha_pattern", {"base_model.model.model.layers.0.self_attn.q_proj": 3}, adapted)
     with pytest.raises(ConfigError, match=r"layers.1.self_attn.q_proj changes nothing: key q_proj stands before it"):
         check_pattern("rank_pattern", {"q_proj": 5, "layers.1.self_attn.q_proj": 3}, adapted)
