@@ -48,7 +48,8 @@ class DecodeGraph:
         for name, tensor in tensors.items():
             self.inputs[name].copy_(tensor)
         assert self.graph is not None  # either recorded just now or matched above
-        self.graph.replay()
+        with torch.cuda.device(self.inputs["input_ids"].device):
+            self.graph.replay()
         return self.output
 
     def _is_a_step(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> bool:
@@ -76,16 +77,17 @@ class DecodeGraph:
         layers = rest[CACHE].layers
         seen = [layer.cumulative_length.clone() for layer in layers]
         # Once for real, off the main stream, so that libraries allocate their workspaces and kernels are compiled.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        device = self.inputs["input_ids"].device
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             self.model(**self.inputs, **rest)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream(device).wait_stream(stream)
         # The keys and values it stored are stored again by the replay, at the same position, once the counts are back.
         for layer, length in zip(layers, seen, strict=True):
             layer.cumulative_length.copy_(length)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        with torch.cuda.device(device), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.output = self.model(**self.inputs, **rest)
 
 

@@ -211,12 +211,24 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         Args:
             query: the question to answer.
             history: (question, answer) pairs before it.
+
+        Raises:
+            RequestError: the tokenizer is ChatGLM3's, whose conversations have another form.
         """
+        if self._is_chatglm3():
+            raise RequestError(
+                f"{self.name_or_path} is ChatGLM3's tokenizer, whose conversations are marked by role tokens and not "
+                "by [Round n]: texts and training on them work here, build_prompt and chat do not."
+            )
         rounds = [
             f"[Round {number}]\n\n问：{question}\n\n答：{answer}\n\n"
             for number, (question, answer) in enumerate(history or [], start=1)
         ]
         return "".join(rounds) + f"[Round {len(rounds) + 1}]\n\n问：{query}\n\n答："
+
+    def _is_chatglm3(self) -> bool:
+        # The two have one sentencepiece model; later ChatGLM3 folders list the role tokens, earlier ones only a name.
+        return "<|user|>" in self._added_tokens_encoder or Path(self.name_or_path).name.lower().startswith("chatglm3")
 
     def apply_chat_template(  # type: ignore[override]  # the order of arguments changes between versions
         self,

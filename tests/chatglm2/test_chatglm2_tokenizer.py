@@ -201,3 +201,21 @@ def test_files_that_are_no_tokenizer(tmp_path: Path):
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # GLM-4's form
     with pytest.raises(RequestError, match="is not a sentencepiece model"):
         ChatGLMTokenizer(str(tmp_path / "tokenizer.model"))
+
+
+@pytest.mark.shared
+def test_chatglm3_is_told_apart(shared, tmp_path):
+    """One sentencepiece model, another form of conversation: texts work, rounds are refused."""
+    for name, settings in (
+        ("chatglm3-6b", {}),
+        ("tuned", {"added_tokens_decoder": {"64795": {"content": "<|user|>", "special": True}}}),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "tokenizer.model").symlink_to(shared / "tokenizer" / "chatglm2" / "tokenizer.model")
+        settings = {"tokenizer_class": "ChatGLMTokenizer", **settings}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        tokenizer = ChatGLMTokenizer.from_pretrained(folder)
+        assert tokenizer("头晕")["input_ids"][:2] == [64790, 64792]
+        with pytest.raises(RequestError, match="ChatGLM3's tokenizer"):
+            tokenizer.build_prompt("头晕")

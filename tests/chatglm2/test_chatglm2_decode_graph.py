@@ -1,0 +1,95 @@
+"""Decoding through a recorded CUDA graph says what decoding step by step says."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import DynamicCache, StaticCache
+
+from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
+from glmspectra.chatglm2.decode_graph import DecodeGraph, can_be_recorded
+from glmspectra.chatglm2.versions import CACHE
+
+GREEDY = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None}
+
+
+@pytest.fixture
+def model() -> ChatGLMForConditionalGeneration:
+    torch.manual_seed(1)
+    config = ChatGLMConfig(
+        num_layers=3,
+        hidden_size=64,
+        ffn_hidden_size=64,
+        kv_channels=16,
+        num_attention_heads=4,
+        padded_vocab_size=97,
+        initializer_range=0.2,
+    )
+    return ChatGLMForConditionalGeneration(config).eval()
+
+
+def test_only_a_static_cache_on_a_gpu_is_recorded(model):
+    static = StaticCache(config=model.config, max_cache_len=8)
+    assert can_be_recorded(torch.device("cuda"), static)
+    assert not can_be_recorded(torch.device("cpu"), static)
+    assert not can_be_recorded(torch.device("cuda"), DynamicCache(config=model.config))
+    assert not can_be_recorded(torch.device("cuda"), None)
+
+
+def test_other_calls_go_to_the_model(model):
+    """On a CPU, and for prompts of several tokens, the graph is never recorded."""
+    graph = DecodeGraph(model)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(graph(input_ids=ids).logits, model(input_ids=ids).logits)
+    cache = StaticCache(config=model.config, max_cache_len=8)
+    mask = torch.ones(1, 1, 1, 8, dtype=torch.bool)
+    graph(input_ids=ids[:, :1], attention_mask=mask, **{CACHE: cache})
+    assert graph.graph is None
+
+
+def test_generation_on_a_cpu_neither_compiles_nor_records(model):
+    ids = torch.tensor([[5, 6, 7]])
+    expected = model.generate(ids, **GREEDY)
+    assert torch.equal(model.generate(ids, cache_implementation="static", **GREEDY), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_graph_and_steps_agree(model, attention):
+    model = model.cuda()
+    model.set_attn_implementation(attention)
+    for seed in (0, 1):  # the second call of generate may reuse the first one's cache
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(3, 97, (2, 9), generator=generator).cuda()
+        mask = torch.ones_like(ids)
+        mask[0, :4] = 0
+        expected = model.generate(ids, attention_mask=mask, **GREEDY)
+        recorded = model.generate(ids, attention_mask=mask, cache_implementation="static", **GREEDY)
+        assert torch.equal(recorded, expected)
+
+
+@pytest.mark.gpu
+def test_adapters_switched_between_calls_are_not_missed(model):
+    lora = get_peft_model(model, LoraConfig(r=4, target_modules=["query_key_value", "dense_h_to_4h"])).cuda().eval()
+    with torch.no_grad():
+        for name, weight in lora.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.5)
+    ids = torch.arange(5, 14)[None].cuda()
+    static = {"cache_implementation": "static", **GREEDY}
+    with_adapter = lora.generate(input_ids=ids, **GREEDY)
+    assert torch.equal(lora.generate(input_ids=ids, **static), with_adapter)
+    with lora.disable_adapter():
+        plain = lora.generate(input_ids=ids, **GREEDY)
+        assert torch.equal(lora.generate(input_ids=ids, **static), plain)
+    assert not torch.equal(plain, with_adapter)
+    assert torch.equal(lora.generate(input_ids=ids, **static), with_adapter)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_weights_are_recorded_too(model, bits):
+    model = model.cuda()
+    model.quantize(bits)
+    ids = torch.arange(5, 14)[None].cuda()
+    recorded = model.generate(ids, cache_implementation="static", **GREEDY)
+    assert torch.equal(recorded, model.generate(ids, **GREEDY))
