@@ -99,7 +99,7 @@ def heat(
     """Draw a matrix of numbers into `ax` with seaborn, the colour bar beside it in the right margin."""
     values = table.to_numpy(float)
     scale = scale or scale_for(values, described)
-    figure = ax.figure.get_figure(root=True)
+    figure = style.figure_of(ax)
     ax.set_facecolor("#f1f2f4")
     ax.patch.set(hatch="////", edgecolor="#b9bfc7", linewidth=0)
     bar_axes = None

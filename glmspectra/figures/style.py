@@ -162,9 +162,16 @@ def panels(
     return figure, axes
 
 
+def figure_of(ax: Axes) -> Figure:
+    """The figure that a pair of axes stands in; figures here have no subfigures."""
+    figure = ax.figure
+    assert isinstance(figure, Figure)
+    return figure
+
+
 def inches(ax: Axes) -> tuple[float, float]:
     """Width and height of a pair of axes."""
-    width, height = ax.figure.get_figure(root=True).get_size_inches()
+    width, height = figure_of(ax).get_size_inches()
     box = ax.get_position()
     return box.width * width, box.height * height
 

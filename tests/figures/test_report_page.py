@@ -293,15 +293,18 @@ def test_browser_in_light_and_dark(browser, report, scheme):
 
 def test_report_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    kinds = {"dense": ((8, 8), {})}
-    for name in ("one", "two"):
-        store_tables(make_tables(1, kinds), tmp_path / "param_matrix" / name)
+    tables = make_tables(1, {"dense": ((8, 8), {})})
+    kept = tables.matrices.columns[: tables.matrices.columns.get_loc("frobenius_norm")]
+    of_values = Tables(tables.matrices[kept], tables.singular_values.iloc[:0], tables.histograms)
+    for name in ("one", "two"):  # runs of `values` alone: few figures
+        store_tables(of_values, tmp_path / "param_matrix" / name)
     trained = training_folder(tmp_path / "trained")
     with pytest.raises(SystemExit) as left:
         main(["report", "--json"])
     assert left.value.code == 0
     result = json.loads(capsys.readouterr().out)
     assert result["pages"] == ["reports/one/index.html", "reports/two/index.html"]
+    assert "reports/one/histograms.svg" in result["figures"]["reports/one/index.html"]
     for page, figures in result["figures"].items():
         assert Path(page).is_file()
         assert figures
