@@ -68,6 +68,12 @@ class Adapter:
         return self.config.get("base_model_name_or_path")
 
     @property
+    def start_path(self) -> Path | None:
+        """The folder of the factors as they were before the first step, where they are taken off."""
+        start = self._initial or self._start
+        return start.path if start is not None else None
+
+    @property
     def parameters(self) -> int:
         """Numbers in all factors as stored."""
         return sum(t.numel() for parts in self._tensors.values() for t in parts.values())

@@ -179,17 +179,19 @@ def _last(run: "Run") -> Any:
 
 
 def _table(run: "Run") -> Any:
+    from rich import box
     from rich.table import Table
 
     rows = _last(run)
     step = "" if rows["step"].isna().all() else f" at step {int(rows['step'].iloc[0])}"
-    table = Table(title=f"{run.name}{step}: median over layers", title_justify="left")
+    title = f"{run.name}{step}: median over {rows['layer'].nunique()} layers"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("matrix", no_wrap=True)
     shown = [column for column in COLUMNS if rows[column].notna().any()]
-    for column in ("layers", *shown):
-        table.add_column(COLUMNS.get(column, column), justify="right")
+    for column in shown:
+        table.add_column(COLUMNS[column], justify="right")
     for matrix, values in _summary(run).items():
-        table.add_row(matrix, str(values["layers"]), *(f"{values[c]:.4g}" if c in values else "" for c in shown))
+        table.add_row(matrix, *(f"{values[c]:.4g}" if c in values else "" for c in shown))
     return table
 
 

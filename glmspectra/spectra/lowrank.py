@@ -108,10 +108,12 @@ def factor_noise_floor(left: torch.Tensor, right: torch.Tensor, scale: float = 1
         eps = torch.finfo(factor.dtype).eps if factor.dtype.is_floating_point else 0.0
         return eps / np.sqrt(12) * float(factor.double().square().mean().sqrt())
 
-    norm_left = float(torch.linalg.matrix_norm(torch.linalg.qr(left.double(), mode="r")[1], ord=2))
-    norm_right = float(torch.linalg.matrix_norm(torch.linalg.qr(right.double().T, mode="r")[1], ord=2))
-    noise = spread(left) * (np.sqrt(rows) + np.sqrt(rank)) * norm_right
-    noise += spread(right) * (np.sqrt(cols) + np.sqrt(rank)) * norm_left
+    def spectral_norm(gram: torch.Tensor) -> float:
+        return float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt())  # the largest one suffers nothing by squaring
+
+    wide_left, wide_right = left.double(), right.double()
+    noise = spread(left) * (np.sqrt(rows) + np.sqrt(rank)) * spectral_norm(wide_right @ wide_right.T)
+    noise += spread(right) * (np.sqrt(cols) + np.sqrt(rank)) * spectral_norm(wide_left.T @ wide_left)
     return abs(scale) * noise
 
 

@@ -64,12 +64,12 @@ def measure_delta(plan: DeltaPlan, root: Path) -> DeltaResult:
     unfinished = {key: set(names) for key, names in todo.items()}
     work = [place for place in plan.places if any(place.name in names for names in unfinished.values())]
     measured = 0
-    total = sum(cost_of(place, plan.states, plan.options) for place in work)
+    total = sum(cost_of(place, plan.states, plan.options, device) for place in work)
     with SweepProgress(len(work), total, plan.options.quiet, "changes") as progress:
         for place in work:
             measured += measure.place(place, unfinished)
             nbytes = plan.base.tensors[place.name].nbytes if plan.streams and plan.base is not None else 0
-            progress.advance(nbytes, cost_of(place, plan.states, plan.options))
+            progress.advance(nbytes, cost_of(place, plan.states, plan.options, device))
     seconds = time.monotonic() - start
     manifest = store.merge(seconds)
     kinds = list(dict.fromkeys(state.kind for state in plan.states))

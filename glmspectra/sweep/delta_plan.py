@@ -17,8 +17,10 @@ from glmspectra.checkpoint.run_folder import TunedCheckpoint, tuned_checkpoints
 from glmspectra.checkpoint.selection import parse_layers
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.store import Source
-from glmspectra.sweep.cost import EIGENSOLVER_WEIGHT, spectrum_cost
+from glmspectra.sweep.cost import EIGENSOLVER_WEIGHT, EIGENSOLVER_WEIGHT_CUDA, spectrum_cost
 from glmspectra.sweep.progress import time_left
+
+LARGE_RANK = 64  # what an adapter is taken to have when its cost is told beforehand
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,6 @@ class DeltaPlan:
     source: Source
     streams: bool
     bytes_read: int
-    cost: float
     notes: list[str]
 
     def close(self) -> None:
@@ -101,11 +102,12 @@ class DeltaPlan:
 
     def sentence(self, device: str) -> str:
         """The cost before it is paid: bytes to read, eigenproblems, and the time on this device."""
-        seconds = self.cost / measured_speed(device)
+        cost = sum(cost_of(place, self.states, self.options, device) for place in self.places)
+        largest = max(min(place.shape) for place in self.places)
+        seconds = cost / measured_speed(device)
         return (
             f"{len(self.places)} matrices, {len(self.states)} state{'s' if len(self.states) > 1 else ''}: reads "
-            f"{self.bytes_read / 1e9:.2f} GB and decomposes up to "
-            f"{max(min(place.shape) for place in self.places)} x {max(min(place.shape) for place in self.places)}; "
+            f"{self.bytes_read / 1e9:.2f} GB and decomposes up to {largest} x {largest}; "
             f"about {time_left(seconds)} on {device}."
         )
 
@@ -150,8 +152,7 @@ def plan_delta(base: Path | str | None, tuned: Path | str, options: DeltaOptions
             bytes_read += sum(
                 state.checkpoint.tensors[state.names[p.name]].nbytes for p in places if p.name in state.names
             )
-    cost = sum(cost_of(place, states, options) for place in places)
-    return DeltaPlan(opened, states, places, options, _source(opened, states, tuned), streams, bytes_read, cost, notes)
+    return DeltaPlan(opened, states, places, options, _source(opened, states, tuned), streams, bytes_read, notes)
 
 
 def _open_state(where: TunedCheckpoint, initial: Path | None) -> State:
@@ -182,14 +183,16 @@ def _places(base: Checkpoint | None, states: list[State], options: DeltaOptions)
     for state in states:
         if state.checkpoint is not None:
             names = _same_weights(base, state.checkpoint, records)
+            _refuse_quantized(base, state.checkpoint, names)
             state.names = names
             if len(names) < len(records):
                 notes.append(f"{state.where.path}: lacks {len(records) - len(names)} of the base's matrices.")
-    changed = [name for name in base.tensors if any(name in state.names for state in states)]
-    places = [
-        _place(position, base.tensors[name]) for position, name in enumerate(base.tensors) if name in set(changed)
+    changed = {name for state in states for name in state.names}
+    chosen = [
+        _place(position, base.tensors[name])
+        for position, name in enumerate(base.tensors)
+        if name in changed and name in records
     ]
-    chosen = [place for place in places if place.name in records]
     if not chosen:
         raise RequestError(
             "the selection leaves nothing of what training changed; see --layers, --matrices, --include."
@@ -224,6 +227,18 @@ def _same_weights(base: Checkpoint, tuned: Checkpoint, records: dict[str, Tensor
     return names
 
 
+def _refuse_quantized(base: Checkpoint, tuned: Checkpoint, names: dict[str, str]) -> None:
+    """A difference with a quantised weight holds the error of quantisation, which is larger than most changes."""
+    for name, there in names.items():
+        for checkpoint, tensor in ((base, name), (tuned, there)):
+            form = checkpoint.tensors[tensor].quantization
+            if form:
+                raise CheckpointError(
+                    f"{checkpoint.path}: {tensor} is stored as {form}, and a difference would hold its error; give the "
+                    "adapter itself, or checkpoints in their original precision."
+                )
+
+
 def _selected_without_base(states: list[State], options: DeltaOptions) -> list[Place]:
     """The same from the adapters' own names and shapes, with selection by layer, kind and globs."""
     found: dict[str, Place] = {}
@@ -251,25 +266,25 @@ def _selected_without_base(states: list[State], options: DeltaOptions) -> list[P
     return chosen
 
 
-def cost_of(place: Place, states: list[State], options: DeltaOptions) -> float:
+def cost_of(place: Place, states: list[State], options: DeltaOptions, device: str = "cpu") -> float:
     """Operations as `sweep.cost` counts them."""
+    solver = EIGENSOLVER_WEIGHT if device == "cpu" else EIGENSOLVER_WEIGHT_CUDA
     small, large = min(place.shape), max(place.shape)
     cost = 0.0
-    eigenvectors = 2 * EIGENSOLVER_WEIGHT * 4 / 3 * small**3  # with vectors: about twice as long
+    eigenvectors = 2 * solver * 4 / 3 * small**3  # with vectors: about twice as long
     if options.against_base:
         cost += 2.0 * large * small**2 + eigenvectors
     for state in states:
         if place.name not in state.names:
             continue
         if state.needs_base:
-            cost += spectrum_cost([place.shape])
+            cost += spectrum_cost([place.shape], device)
             if options.against_base:
                 cost += 4.0 * large * small**2 + eigenvectors
         else:
-            rank = 64
-            cost += 6.0 * (large + small) * rank**2
+            cost += 6.0 * (large + small) * LARGE_RANK**2
             if options.against_base:
-                cost += 4.0 * large * small * rank + 6.0 * small**3 + eigenvectors
+                cost += 4.0 * large * small * LARGE_RANK + 6.0 * small**3 + eigenvectors
     return cost
 
 
@@ -279,7 +294,9 @@ def _source(base: Checkpoint | None, states: list[State], tuned: Path | str) -> 
     """
     files = list(_files(states))
     path = Path(tuned).resolve()
-    name = f"{path.parent.name}_{path.name}" if path.name.startswith(("checkpoint-", "LoraAdapter")) else path.stem
+    name = path.name if path.is_dir() else path.stem
+    if name.startswith(("checkpoint-", "LoraAdapter", "final_adapter")):
+        name = f"{path.parent.name}_{name}"
     details: dict[str, Any] = {
         "base": None if base is None else {"name": base.name, "fingerprint": base.fingerprint, "path": str(base.path)},
         "states": [{"path": str(s.where.path), "step": s.where.step, "kind": s.kind} for s in states],
@@ -296,7 +313,9 @@ def _files(states: list[State]) -> Iterator[dict[str, Any]]:
             for record in state.checkpoint.files:
                 yield {"name": f"{step}: {record.name}", "size": record.size, "fingerprint": record.fingerprint}
             continue
-        for path in sorted(state.where.path.glob("adapter_*")):
-            if path.is_file():
-                size = path.stat().st_size
-                yield {"name": f"{step}: {path.name}", "size": size, "fingerprint": fingerprint_file(path)}
+        start = state.adapter.start_path if state.adapter is not None else None
+        for word, folder in ((step, state.where.path), (f"{step}, start", start)):
+            for path in sorted(folder.glob("adapter_*")) if folder is not None else ():
+                if path.is_file():
+                    size = path.stat().st_size
+                    yield {"name": f"{word}: {path.name}", "size": size, "fingerprint": fingerprint_file(path)}

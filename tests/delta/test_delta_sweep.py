@@ -276,3 +276,19 @@ def test_what_an_svd_of_the_base_kept_is_used_without_streaming(tmp_path):
     for column in ("relative_frobenius", "overlap_left", "overlap_right"):
         np.testing.assert_allclose(rows_of(kept)[column], rows_of(full)[column], rtol=1e-4, atol=1e-6)
     assert kept.matrices["intruders"].isna().all()
+
+
+def test_a_quantised_checkpoint_is_not_subtracted(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    base = write_base(tmp_path / "base", layers=1)
+    tuned = write_base(tmp_path / "tuned", layers=1)
+    tensors = load_file(tuned / "model.safetensors")
+    for module, (rows, cols) in modules(1).items():
+        tensors[f"{module}.weight"] = torch.zeros(rows, cols, dtype=torch.int8)
+        tensors[f"{module}.weight_scale"] = torch.ones(rows, dtype=torch.float16)
+    save_file(tensors, tuned / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tuned / "config.json").read_text()) | {"quantization_bit": 8}
+    (tuned / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="is stored as int8, and a difference would hold its error"):
+        plan_delta(base, tuned, DeltaOptions(**QUIET))

@@ -36,7 +36,7 @@ def problems(draw):
     return weights, values, draw(st.integers(0, 60))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(problems())
 def test_dynamic_programming_is_optimal_also_where_gains_do_not_descend(problem):
     weights, values, capacity = problem
@@ -49,7 +49,7 @@ def test_dynamic_programming_is_optimal_also_where_gains_do_not_descend(problem)
     assert found.bound >= best - 1e-9
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(problems())
 def test_greedy_is_feasible_and_its_gap_holds_the_optimum(problem):
     weights, values, capacity = problem

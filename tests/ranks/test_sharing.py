@@ -38,7 +38,7 @@ def test_scores_are_followed_in_proportion():
     assert [shares.ranks[t.name] for t in EQUAL] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.floats(0, 1e3), min_size=5, max_size=5),
     st.integers(0, 4),

@@ -1,0 +1,81 @@
+"""`glmspectra delta` as a command: one JSON object, cost before work, comparison of adapters, exit statuses."""
+
+import json
+
+import pandas as pd
+import pytest
+from made_runs import random_factors, write_adapter, write_base, write_merged
+
+from glmspectra.cli.main import main
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+        raise SystemExit(0)
+    code = stopped.value.code or 0
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_base(tmp_path / "base", layers=2)
+    write_adapter(tmp_path / "one", random_factors(2, 4, seed=1))
+    write_adapter(tmp_path / "two", random_factors(2, 4, seed=2))
+    return tmp_path
+
+
+def test_an_adapter_alone_in_json(here, capsys):
+    code, out, err = run(capsys, "delta", "one", "--json", "--no-report")
+    facts = json.loads(out)
+    assert (code, facts["matrices"], facts["measured"], facts["kinds"]) == (0, 8, 8, ["lora"])
+    assert set(facts["summary"]) == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
+    assert all(entry["rank"] == entry["allotted_rank"] == 4 for entry in facts["summary"].values())
+    assert "GB" not in err, "nothing is streamed, so there is no cost to say"
+    table = pd.read_parquet(here / facts["tables"] / "delta.parquet")
+    assert len(table) == 8
+    assert json.loads(run(capsys, "delta", "one", "--json", "--no-report")[1])["measured"] == 0
+
+
+def test_the_base_is_streamed_when_asked_and_the_cost_said_first(here, capsys):
+    code, out, err = run(capsys, "delta", "base", "one", "--against-base", "--no-report", "--layers", "0")
+    assert code == 0
+    assert "4 matrices, 1 state: reads 0.00 GB and decomposes up to 48 x 48" in err
+    assert "intruders" in out
+    assert "4 matrices (lora), in" in out
+
+
+def test_two_adapters_are_compared(here, capsys):
+    code, out, _ = run(capsys, "delta", "one", "--compare", "two", "--json", "--no-report", "--quiet")
+    assert code == 0
+    other = json.loads(out)["similarity"]
+    assert len(other) == 8
+    assert all(abs(entry["cosine"]) < 0.5 for entry in other.values())
+    same = json.loads(run(capsys, "delta", "one", "--compare", "one", "--json", "--no-report", "--quiet")[1])
+    assert all(entry["cosine"] == pytest.approx(1) for entry in same["similarity"].values())
+
+
+def test_wrong_requests_are_one_sentence_with_exit_status_2(here, capsys):
+    code, _, err = run(capsys, "delta", "nowhere")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "nowhere: there is no such folder" in err
+    write_merged(here / "base", here / "merged", random_factors(2, 4, seed=3))
+    code, _, err = run(capsys, "delta", "merged")
+    assert code == 2
+    assert "write glmspectra delta BASE TUNED" in err
+    code, _, err = run(capsys, "delta", "one", "--against-base")
+    assert code == 2
+    assert "--against-base cannot be told without the base weights" in err
+
+
+@pytest.mark.slow
+def test_the_report_draws_what_changed(here, capsys):
+    code, out, _ = run(capsys, "delta", "base", "one", "--against-base", "--json", "--quiet")
+    assert code == 0
+    page = here / json.loads(out)["report"]
+    text = page.read_text(encoding="utf-8")
+    assert "What training changed" in text
+    for figure in ("delta_spectra", "delta_rank_use", "delta_intruders", "delta_merged"):
+        assert figure in text, figure
