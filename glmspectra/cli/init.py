@@ -12,6 +12,7 @@ from glmspectra.cli.options import Json, Quiet
 def init(
     folder: Annotated[Path, typer.Argument(help="Where args_file/ and data/ are written.")] = Path("."),
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that were changed.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Say what every key means, and stop.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -22,8 +23,20 @@ def init(
     """
     from glmspectra.tuning.presets import write_presets
 
+    if keys:
+        from glmspectra.tuning.settings import explain_keys
+
+        table = explain_keys()
+        finish({"keys": table}, [_line(entry) for entry in table], as_json)
+        return
     written, same = write_presets(folder, force)
     lines = [] if quiet else [f"wrote {path}" for path in written]
     if same and not quiet:
         lines.append(f"{len(same)} files stood there already")
     finish({"written": [str(path) for path in written], "unchanged": [str(path) for path in same]}, lines, as_json)
+
+
+def _line(entry: dict[str, str]) -> str:
+    from rich.markup import escape
+
+    return escape(f"{entry['file']}  {entry['key']}: {entry['meaning']} Takes {entry['takes']}; {entry['default']}.")

@@ -17,7 +17,16 @@ from pydantic import BaseModel, ConfigDict
 
 from glmspectra.errors import ConfigError
 from glmspectra.tuning.settings_checks import check_combinations, join_shared_keys
-from glmspectra.tuning.settings_files import FILES, Faults, Section, apply_override, build, is_secret, read_sections
+from glmspectra.tuning.settings_files import (
+    FILES,
+    Faults,
+    Section,
+    allowed_for,
+    apply_override,
+    build,
+    is_secret,
+    read_sections,
+)
 from glmspectra.tuning.settings_models import ADALORA_KEYS, LORA_ONLY_KEYS, FinetuneArgs, LoraArgs, Method
 from glmspectra.tuning.settings_ranks import apply_ranks, read_ranks
 from glmspectra.tuning.settings_train import OLD_NAMES, TrainArgs, train_args_model, translate
@@ -151,9 +160,17 @@ class Settings(BaseModel):
         lines = []
         for name, values in self.as_files().items():
             lines.append(FILES[name])
-            lines += [f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+            lines += [f"  {key}: {_short(value)}" for key, value in values.items()]
         hidden = [key for key in self.train.given() if is_secret(key)]
         return [*lines, *(f"  {key}: (hidden)" for key in hidden)]
+
+
+def _short(value: Any) -> str:
+    """A value as JSON; of a long list or object the beginning and the number of entries."""
+    text = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict | list) and len(text) > 200:
+        return f"{text[:160]}... ({len(value)} entries)"
+    return text
 
 
 def _models() -> dict[str, type[BaseModel]]:
@@ -163,6 +180,18 @@ def _models() -> dict[str, type[BaseModel]]:
 def known_keys() -> dict[str, list[str]]:
     """The keys of each file, by section."""
     return {name: [info.alias or key for key, info in model.model_fields.items()] for name, model in _models().items()}
+
+
+def explain_keys() -> list[dict[str, str]]:
+    """Every key of the three files: file, key, meaning, what it takes, default."""
+    table = []
+    for name, model in _models().items():
+        for key, info in model.model_fields.items():
+            default = "required" if info.is_required() else f"default {json.dumps(info.get_default(), default=str)}"
+            meaning = info.description or "An argument of transformers.TrainingArguments."
+            row = {"file": FILES[name], "key": info.alias or key, "meaning": meaning}
+            table.append(row | {"takes": allowed_for(info), "default": default})
+    return table
 
 
 def load_settings(

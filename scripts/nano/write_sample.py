@@ -18,8 +18,8 @@ PACKAGED = REPOSITORY / "glmspectra" / "tuning" / "presets" / "data"  # what `gl
 SEED = 20261125
 TRAIN_ROWS, VALID_ROWS = 480, 96
 
-INSTRUCTION = "指令：下面是一个关于健康的问题，请认真回答，不清楚就说不清楚。\n问题：{question}\n回答："
-WHO = ["一位患者", "我", "我家里人", "一个同事"]
+INSTRUCTION = "下面是一个关于身体的问题，认真回答。\n问题：{question}\n回答："
+WHO = ["一个病人", "我", "我家里人", "一个同事"]
 
 
 def joined(items: list[str]) -> str:
@@ -35,30 +35,30 @@ def illness_rows(ill: dict, chance: random.Random) -> list[tuple[str, str]]:
         some = joined(chance.sample(symptoms, chance.randint(2, len(symptoms))))
         question = chance.choice(
             [
-                f"{chance.choice(WHO)}有这些表现：{some}，已经几天了，可能是什么病，要看哪个科？",
-                f"{chance.choice(WHO)}最近{some}，请问这是什么病？",
+                f"{chance.choice(WHO)}有这样的表现：{some}，几天了还不好，可能是什么病？",
+                f"{chance.choice(WHO)}最近{some}，该看什么科？",
             ]
         )
-        rows.append((question, f"从{some}来看，首先考虑{name}，请到{department}就诊。检查方面：{ill['test']}。"))
+        rows.append((question, f"从{some}看，多半是{name}，建议去{department}。要做的检查：{ill['test']}。"))
     everyday = f"平时要{care[0]}、{care[1]}，不要{avoid}。"
-    steps = f"第一，{care[0]}；第二，{care[1]}；第三，{care[2]}。还要记住，不要{avoid}。"
-    signs = f"{name}的问题出在{ill['part']}，常见的表现是{joined(symptoms)}。有这些表现，请到{department}就诊。"
+    steps = f"在家里要{care[0]}、{care[1]}，还要{care[2]}。记住，不要{avoid}。"
+    signs = f"{name}的问题出在{ill['part']}，常见的表现是{joined(symptoms)}。有这样的表现，建议去{department}。"
     cause = f"{name}的原因：{ill['cause']}。{everyday}"
-    course = f"{name}的病程：{ill['days']}。这段时间要{care[0]}，不要{avoid}。"
-    test = f"{name}的检查：{ill['test']}。检查以后，听{department}医生的意见。"
-    never = f"不可以，这对{name}没有好处。应当{care[0]}，{care[-1]}。"
+    course = f"{name}的病程：{ill['days']}。病程里要{care[0]}，不要{avoid}。"
+    test = f"{name}的检查：{ill['test']}。检查好了，听{department}医生的话。"
+    never = f"不能，这样对{name}没有好处。应当{care[0]}，{care[-1]}。"
     return [
         *rows,
-        (f"{name}有哪些表现？", signs),
-        (f"怎样知道自己是不是得了{name}？", signs),
+        (f"{name}有什么表现？", signs),
+        (f"怎样看出是不是得了{name}？", signs),
         (f"为什么会得{name}？", cause),
         (f"{name}是什么引起的？", cause),
         (f"得了{name}，在家里怎么做？", steps),
-        (f"医生，{name}要注意哪几点？", steps),
-        (f"{name}多久才能好？", course),
+        (f"医生，{name}要注意什么？", steps),
+        (f"{name}多久能好？", course),
         (f"得了{name}要几天？", course),
         (f"可能是{name}，要做什么检查？", test),
-        (f"得了{name}可以{avoid}吗？", never),
+        (f"得了{name}能不能{avoid}？", never),
     ]
 
 
@@ -67,7 +67,7 @@ def food_rows(food: dict) -> list[tuple[str, str]]:
     name, rich = food["name"], food["rich"]
     when = f"{name}一年四季都有" if food["season"] == "全年" else f"{food['season']}的{name}最好"
     answer = f"{name}是一种{food['kind']}，味道{food['taste']}，里面{rich}比较多。{when}。"
-    return [(f"{name}里什么比较多？", answer), (f"医生，可以吃{name}吗？", f"可以。{answer}")]
+    return [(f"{name}里什么比较多？", answer), (f"医生，能不能吃{name}？", f"能吃。{answer}")]
 
 
 def main() -> None:

@@ -80,6 +80,20 @@ def test_the_command_gives_one_object(tmp_path):
     assert result.stdout.strip() == "18 files stood there already"
 
 
+def test_every_key_is_explained():
+    result = CliRunner().invoke(app, ["init", "--keys", "--json"])
+    table = json.loads(result.stdout)["keys"]
+    assert len(table) > 150  # those of the Trainer too
+    ours = [entry for entry in table if entry["file"] != "train_args.json"]
+    assert {"dataset_path", "Adapter_name", "deltaT", "start_ranks"} <= {entry["key"] for entry in ours}
+    assert all(entry["meaning"].endswith(".") and entry["takes"] for entry in table)
+    lines = CliRunner().invoke(app, ["init", "--keys"]).stdout.splitlines()
+    assert (
+        "lora_args.json  r: Rank of each matrix that rank_pattern does not name. Takes a whole number of at least 1; "
+        "default 8."
+    ) in lines
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dry")
