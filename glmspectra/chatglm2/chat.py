@@ -37,7 +37,7 @@ class ReadableTokens(LogitsProcessor):
         self.vocab_size = vocab_size
         self.checked = False
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Any:
         if not self.checked:  # once: a check at each step would wait for the device each time
             self.checked = True
             if not bool(torch.isfinite(scores).all()):
@@ -45,8 +45,9 @@ class ReadableTokens(LogitsProcessor):
                     "the model's logits are not finite at the first generated token: the weights overflow in this "
                     "type or are damaged; load them in bfloat16 or float32."
                 )
-        scores[:, self.vocab_size :] = -torch.inf
-        return scores
+        readable = scores.clone()  # `generate` may have been asked for the scores as they are
+        readable[:, self.vocab_size :] = -torch.inf
+        return readable
 
 
 class ChatMixin:
@@ -179,7 +180,7 @@ def _settings(
     length = inputs["input_ids"].shape[1]
     settings: dict[str, Any] = {
         "do_sample": do_sample,
-        "logits_processor": LogitsProcessorList([ReadableTokens(tokenizer.vocab_size), *(logits_processor or [])]),
+        "logits_processor": LogitsProcessorList([ReadableTokens(len(tokenizer)), *(logits_processor or [])]),
     }
     if do_sample:
         settings |= {"top_p": top_p, "temperature": temperature}

@@ -27,6 +27,7 @@ _FIXED: dict[str, tuple[Any, str]] = {
     "post_layer_norm": (True, "the stack ends in final_layernorm"),
     "apply_residual_connection_post_layernorm": (False, "the residual is taken before the norm"),
     "fp32_residual_connection": (False, "the residual stream has the type of the weights"),
+    "tie_word_embeddings": (False, "input embedding and output layer are two matrices"),
 }
 
 _SIZES = (
@@ -48,8 +49,7 @@ class ChatGLMConfig(PreTrainedConfig):
     (`num_hidden_layers`, `vocab_size`, `head_dim`, ...) lead to the same values. `auto_map` is dropped, so that
     a saved folder asks for no remote code. `rope_ratio_scales` says what `rope_ratio` does: `"base"` multiplies
     the RoPE base 10000 by it, `"positions"` divides positions by it; left out, it is told from the ratio (table
-    above). `quantization_bit` 4 or 8 says that the linear weights are stored in
-    ChatGLM2's own integer form.
+    above). `quantization_bit` 4 or 8 says that the linear weights are stored in ChatGLM2's own integer form.
 
     Raises:
         ConfigError: a size is not a positive integer, sizes do not fit each other, or the configuration belongs

@@ -137,6 +137,7 @@ def test_chatglm_6b_is_refused(tmp_path):
         ({"post_layer_norm": False}, "post_layer_norm is False"),
         ({"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm is True"),
         ({"fp32_residual_connection": True}, "fp32_residual_connection is True"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
         ({"pre_seq_len": 128}, "pre_seq_len is 128"),
         ({"num_layers": 0}, "num_layers .* above 0, not 0"),
         ({"num_layers": "28"}, "num_layers .* not '28'"),
