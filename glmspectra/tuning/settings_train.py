@@ -68,7 +68,7 @@ class TrainArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     def given(self) -> dict[str, Any]:
-        """The keys that a user set, with plain values; 100.0, made by a field for steps or shares of 100, is an int again."""
+        """The keys that a user set; 100.0, which steps-or-share fields make of 100, is an int again."""
         values = {key: getattr(self, key) for key in self.model_fields_set}
         return {
             key: int(value) if isinstance(value, float) and value.is_integer() else value

@@ -145,9 +145,10 @@ def test_conversations(tmp_path):
         "messages is no list of turns",
         "turn 2 has no text",
     ]
-    path.write_text(json.dumps({"conversations": share}))
-    (row,) = read_file(path, Columns(messages="conversations"))
-    assert row.turns == (("user", "a"), ("assistant", "b"))
+    for form in (share, {"from": ["human", "gpt"], "value": ["a", "b"]}):
+        path.write_text(json.dumps({"conversations": form}))
+        (row,) = read_file(path, Columns(messages="conversations"))
+        assert row.turns == (("user", "a"), ("assistant", "b"))
 
 
 def test_other_names_of_columns(tmp_path):

@@ -280,6 +280,15 @@ def test_options_have_the_last_word(folder):
     assert settings.train.eval_strategy == "no"
 
 
+def test_columns_in_the_form_of_the_option(folder):
+    settings = load_settings(folder(), ["columns=context=question,target=answer"])
+    assert settings.finetune.columns == {"context": "question", "target": "answer"}
+    assert "columns is" in fault(folder(), "columns=question")
+    assert "columns names messages and context or target; give either." in fault(
+        folder(), "columns=messages=m,target=t"
+    )
+
+
 def test_options_that_name_nothing(folder):
     assert fault(folder(), "lora.rr=8") == "--set lora.rr: unknown key rr; did you mean r?"
     assert fault(folder(), "learning_rat=8") == (

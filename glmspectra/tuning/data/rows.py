@@ -83,7 +83,10 @@ def _pair(value: Mapping[str, Any], columns: Columns) -> _Parsed | str:
 
 def _turns(messages: Any) -> _Parsed | str:
     """Turns from a list of {"role", "content"} or of {"from", "value"}; a string says what is wrong."""
-    # Parquet hands lists over as arrays; a string has a length too, and is no list.
+    if isinstance(messages, Mapping) and all(isinstance(column, list) for column in messages.values()):
+        # Older versions of `datasets` turn a list of objects into an object of lists.
+        messages = [dict(zip(messages, values, strict=False)) for values in zip(*messages.values(), strict=False)]
+    # A string has a length too, and is no list.
     if isinstance(messages, str | Mapping) or not hasattr(messages, "__len__") or not len(messages):
         return "messages is no list of turns"
     turns = []
