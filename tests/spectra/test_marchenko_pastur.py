@@ -119,5 +119,5 @@ def test_the_square_case_has_the_published_constants():
 
 
 def test_an_aspect_outside_its_range_is_refused():
-    with pytest.raises(ValueError, match="aspect is 1.5"):
+    with pytest.raises(ValueError, match=r"aspect is 1\.5"):
         bulk_median(1.5)
