@@ -20,6 +20,7 @@ from glmspectra.ranks import (
     suggest,
     suggest_all,
 )
+from glmspectra.ranks.criteria import energy_rank, rank_for_share
 from glmspectra.ranks.report import curve_table, facts, lines, long_table
 from glmspectra.ranks.suggest import kept_energy, needed_parameters
 
@@ -68,7 +69,11 @@ def test_every_criterion_stays_in_the_budget_and_names_its_source(evidence):
         base_run(),
         [delta_run()],
         others=[
-            make_run("quant_error", {name: np.linspace(2, 1, 20) for name in weight_names(LAYERS)}),
+            make_run(
+                "quant_error",
+                {name: np.linspace(2, 1, 20) for name in weight_names(LAYERS)},
+                columns={"frobenius_norm": dict.fromkeys(weight_names(LAYERS), 12.0)},
+            ),
             make_run(
                 "gradient",
                 {name: np.linspace(2, 1, 20) for name in weight_names(LAYERS)},
@@ -227,3 +232,12 @@ def test_tables_of_different_bases_are_not_mixed():
         gather(None, [silent])
     with pytest.raises(RequestError, match="no delta of step 7"):
         gather(base_run(), [delta_run(step=80)], step=7)
+
+
+def test_ranks_that_hold_a_share_of_the_energy():
+    sigma = np.array([3.0, 2.0, 1.0, 1.0])  # energies 9, 4, 1, 1
+    assert [energy_rank(sigma, share) for share in (0.5, 0.6, 0.61, 0.9, 0.99)] == [1, 1, 2, 3, 4]
+    assert energy_rank(np.zeros(3), 0.9) == 0
+    assert rank_for_share(sigma, 15.0, 0.6) == 1
+    assert rank_for_share(sigma, 30.0, 0.5) == pytest.approx(4)
+    assert rank_for_share(sigma, 40.0, 0.5) == pytest.approx(4 + 5), "five more of energy 1, at the least"
