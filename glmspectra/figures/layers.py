@@ -1,4 +1,4 @@
-"""Spectra: a figure for each layer, one sheet for all layers, and every layer of one matrix type on common axes."""
+"""Spectra of a run, one sheet for all layers, every layer of one matrix type on common axes, and what lies outside."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,15 @@ from glmspectra.figures import style
 from glmspectra.figures.tables import (
     Tables,
     in_layers,
-    layers_of,
-    marchenko_pastur_density,
     series_order,
-    spectral_density,
     thin,
 )
 
 TOP = 20  # the original study drew this many
 MOST_LINES = 14  # more lines on one pair of axes cannot be told apart
 
-_NUMBER_LABEL = "singular value number (1 = largest)"
-_SIGMA_LABEL = "singular value σ (units of the weight)"
+NUMBER_LABEL = "singular value number (1 = largest)"
+SIGMA_LABEL = "singular value σ (units of the weight)"
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")
 
 
-def _drawable(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def drawable(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """At most MOST_LINES series: those with the largest first singular value, in their own order."""
     if len(series) <= MOST_LINES:
         return dict(series)
@@ -81,162 +78,7 @@ def _drawable(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: values for name, values in series.items() if name in strongest}
 
 
-def draw_layer(spectra: Spectra, layer: int) -> Figure:
-    """One layer: its 20 largest singular values, its whole spectra on logarithmic axes, and spectral densities.
-
-    Raises KeyError when the layer has no singular values.
-    """
-    every = spectra.of_layer(layer)
-    if not every:
-        raise KeyError(f"layer {layer} has no singular values")
-    drawn = _drawable(every)
-    looks = style.strokes(spectra.order)
-    groups = _density_groups(drawn)
-    width, left, gap = 10.4, 0.72, 0.78
-    names = list(drawn)
-    per_row = style.per_row_for(names, width)
-    head = style.key_height(len(names), per_row) + 0.34
-    upper, lower, between, foot = 2.5, 1.65, 1.06, 0.58
-    density_rows = -(-len(groups) // 4)
-    height = head + upper + density_rows * (lower + between) + foot
-    figure = style.new_figure(width, height)
-
-    def add(x: float, y: float, w: float, h: float) -> Axes:
-        return figure.add_axes((x / width, 1 - (y + h) / height, w / width, h / height))
-
-    half = (width - left - gap - 0.2) / 2
-    top, full = add(left, head, half, upper), add(left + half + gap, head, half, upper)
-    for name, sigma in drawn.items():
-        shown = sigma[:TOP]
-        top.plot(np.arange(1, len(shown) + 1), shown, gid=slug(f"top-{name}"), **looks[name].line())
-        at = thin(len(sigma))
-        full.plot(at + 1, sigma[at], gid=slug(f"spectrum-{name}"), **looks[name].line(marker="", linewidth=1.4))
-        mark = thin(len(sigma), 9)
-        full.plot(mark + 1, sigma[mark], **looks[name].line(linestyle="none", markersize=4.2))
-    top.set_ylim(0, None)
-    top.set_xlim(0.4, TOP + 0.6)
-    top.set_xticks([1, 5, 10, 15, 20])
-    style.linear_axis(top, "y")
-    top.set(title=f"Layer {layer}: the {TOP} largest", xlabel=_NUMBER_LABEL, ylabel=_SIGMA_LABEL)
-    _spectrum_axes(full, list(drawn.values()))
-    full.set(
-        title=f"Layer {layer}: the whole spectrum"
-        if _all_complete(spectra, layer, names)
-        else f"Layer {layer}: the largest values (top-k run)",
-        xlabel=_NUMBER_LABEL,
-        ylabel=_SIGMA_LABEL,
-    )
-    style.key(figure, _handles(names, looks), names, per_row=per_row)
-
-    panel = (width - left - 0.2 - 3 * 0.62) / 4
-    for i, (matrix, members) in enumerate(groups.items()):
-        row, column = divmod(i, 4)
-        ax = add(left + column * (panel + 0.62), head + upper + between + row * (lower + between), panel, lower)
-        draw_density(ax, spectra, layer, members, looks)
-        ax.set_title(f"{matrix}: density", fontsize=8.5, pad=15)
-        ax.set_xlabel("σ (units of the weight)")
-        if column == 0:
-            ax.set_ylabel("density (1 / unit)")
-    return figure
-
-
-def _all_complete(spectra: Spectra, layer: int, names: Sequence[str]) -> bool:
-    return all(spectra.complete(layer, name) for name in names)
-
-
-def _density_groups(series: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
-    """Matrix -> its series: the parts share the panel of their whole. At most eight panels."""
-    groups: dict[str, list[str]] = {}
-    for name in series:
-        groups.setdefault(name.split(" ")[0], []).append(name)
-    return dict(list(groups.items())[:8])
-
-
-def draw_density(
-    ax: Axes, spectra: Spectra, layer: int, members: Sequence[str], looks: Mapping[str, style.Stroke]
-) -> None:
-    """Density of the singular values of one matrix, with the Marchenko-Pastur density and edge of each part.
-
-    A fused weight is shown as a pale area: parts of unequal scale make false spikes in the whole, so edges belong to
-    the parts.
-    """
-    measured = [name for name in members if spectra.complete(layer, name)]
-    if not measured:
-        ax.text(
-            0.5,
-            0.5,
-            "not all values measured\n(top-k run)",
-            ha="center",
-            va="center",
-            transform=ax.transAxes,
-            color=style.GREY,
-            fontsize=8,
-        )
-        ax.set(xticks=[], yticks=[])
-        return
-    parts = [name for name in measured if " " in name]
-    lowest, highest, start, reach = np.inf, 0.0, np.inf, 0.0
-    notes = []
-    for name in measured:
-        sigma, row = spectra.sigma[layer, name], spectra.rows.get((layer, name))
-        edges, density = spectral_density(sigma)
-        floor = 0.5 * float(density[density > 0].min())
-        lowest, highest = min(lowest, floor), max(highest, float(density.max()))
-        start, reach = min(start, float(edges[1])), max(reach, float(edges[-1]))
-        if parts and " " not in name:
-            ax.stairs(density, edges, baseline=floor, fill=True, color=style.PALE, gid=slug(f"density-{name}"))
-            continue
-        look = looks[name]
-        if parts:  # areas of several parts would hide one another
-            middle = np.sqrt(np.maximum(edges[:-1], edges[1] * 0.5) * edges[1:])
-            shown = np.where(density > 0, density, np.nan)
-            dots = {"marker": ".", "markersize": 2.6, "linewidth": 1.0}
-            ax.plot(middle, shown, gid=slug(f"density-{name}"), **look.line(**dots))
-        else:
-            ax.stairs(density, edges, baseline=floor, fill=True, color=look.colour, alpha=0.22)
-            ax.stairs(density, edges, baseline=floor, color=look.colour, linewidth=1.1, gid=slug(f"density-{name}"))
-        if row is None:
-            continue
-        edge, scale = _number(row, "mp_edge"), _number(row, "mp_sigma")
-        if scale > 0:
-            longer, shorter = sorted((float(row["rows"]), float(row["cols"])), reverse=True)
-            upper, lower = (scale * (np.sqrt(longer) + sign * np.sqrt(shorter)) for sign in (1, -1))
-            grid = np.geomspace(max(lower, 1e-3 * upper), upper, 160)
-            bulk = marchenko_pastur_density(grid, int(longer), int(shorter), scale)
-            shown = bulk > 0
-            ax.plot(
-                grid[shown],
-                bulk[shown],
-                color="#20242a",
-                linewidth=0.9,
-                linestyle=(0, (3, 1.2)),
-                gid=slug(f"bulk-{name}"),
-            )
-        if edge > 0:
-            ax.axvline(
-                edge,
-                color=look.colour if parts else "#20242a",
-                linewidth=1.0,
-                linestyle=look.dashes if parts else "-",
-                gid=slug(f"edge-{name}"),
-            )
-        spikes = _number(row, "mp_spikes")
-        if np.isfinite(spikes):
-            notes.append((f"{name.split(' ')[-1]} " if parts else "") + f"{spikes:.0f}")
-    ax.set_xlim(max(start / 1.3, reach * 1e-3), reach * 1.25)
-    ax.set_ylim(lowest, highest * 4)
-    style.log_axis(ax, "y", 4)
-    style.log_axis(ax, "x", 3)
-    if notes:
-        ax.text(0, 1.03, f"beyond edge: {', '.join(notes)}", transform=ax.transAxes, fontsize=7.5, color=style.GREY)
-
-
-def _number(row: pd.Series, name: str) -> float:
-    value = row.get(name, np.nan)
-    return float(value) if pd.notna(value) else float("nan")
-
-
-def _spectrum_axes(ax: Axes, spectra: Sequence[np.ndarray]) -> None:
+def spectrum_axes(ax: Axes, spectra: Sequence[np.ndarray]) -> None:
     """Limits of a log-log spectrum: all of it, but no more than six decades below the largest value."""
     largest = max(values[0] for values in spectra)
     smallest = min(values[values > 0][-1] for values in spectra)
@@ -246,7 +88,8 @@ def _spectrum_axes(ax: Axes, spectra: Sequence[np.ndarray]) -> None:
     style.log_axis(ax, "y", 6)
 
 
-def _handles(names: Sequence[str], looks: Mapping[str, style.Stroke]) -> list[Line2D]:
+def line_keys(names: Sequence[str], looks: Mapping[str, style.Stroke]) -> list[Line2D]:
+    """Legend entries of series."""
     return [Line2D([], [], **looks[name].line()) for name in names]
 
 
@@ -256,7 +99,7 @@ def draw_sheet(spectra: Spectra, what: str = "top") -> Figure:
     `what='top'`: the 20 largest values; `what='spectrum'`: whole spectra on logarithmic axes.
     """
     layers = list(spectra.layers)
-    drawn = {layer: _drawable(spectra.of_layer(layer)) for layer in layers}
+    drawn = {layer: drawable(spectra.of_layer(layer)) for layer in layers}
     names = [name for name in spectra.order if any(name in series for series in drawn.values())]
     looks = style.strokes(spectra.order)
     columns = min(len(layers), max(4, min(7, -(-len(layers) // 4))))
@@ -301,12 +144,12 @@ def draw_sheet(spectra: Spectra, what: str = "top") -> Figure:
         first.set_ylim(min(values[-1] for values in heads) / 1.15, max(values[0] for values in heads) * 1.5)
         style.log_axis(first, "y", 4)
     else:
-        _spectrum_axes(first, everything)
+        spectrum_axes(first, everything)
         style.log_axis(first, "x", 3)
         style.log_axis(first, "y", 4)
-    figure.supxlabel(_NUMBER_LABEL, fontsize=9, y=0.1 / figure.get_figheight(), va="bottom")
-    figure.supylabel(_SIGMA_LABEL, fontsize=9, x=0.12 / figure.get_figwidth())
-    style.key(figure, _handles(names, looks), names, per_row=per_row)
+    figure.supxlabel(NUMBER_LABEL, fontsize=9, y=0.1 / figure.get_figheight(), va="bottom")
+    figure.supylabel(SIGMA_LABEL, fontsize=9, x=0.12 / figure.get_figwidth())
+    style.key(figure, line_keys(names, looks), names, per_row=per_row)
     return figure
 
 
@@ -338,10 +181,10 @@ def draw_spectra_by_matrix(spectra: Spectra) -> Figure:
                     at + 1, sigma[at], color=colours(shade(layer)), linewidth=0.9, gid=slug(f"{name}-layer-{layer}")
                 )
         ax.set_title(name, fontsize=8.5)
-    _spectrum_axes(axes[0], [values for (_, name), values in spectra.sigma.items() if name in names])
+    spectrum_axes(axes[0], [values for (_, name), values in spectra.sigma.items() if name in names])
     style.log_axis(axes[0], "x", 4)
-    figure.supxlabel(_NUMBER_LABEL, fontsize=9, y=0.1 / figure.get_figheight(), va="bottom")
-    figure.supylabel(_SIGMA_LABEL, fontsize=9, x=0.12 / figure.get_figwidth())
+    figure.supxlabel(NUMBER_LABEL, fontsize=9, y=0.1 / figure.get_figheight(), va="bottom")
+    figure.supylabel(SIGMA_LABEL, fontsize=9, x=0.12 / figure.get_figwidth())
     depth_bar(figure, shade)
     return figure
 
@@ -367,7 +210,7 @@ def draw_outside(run: Tables) -> Figure | None:
         whole = group[group["part"] == "whole"]["sigma"].to_numpy(float)
         if len(whole) and whole[0] > 0:
             sigma[str(name)] = whole
-    sigma = _drawable(sigma)
+    sigma = drawable(sigma)
     if not sigma:
         return None
     looks = style.strokes(list(sigma))
@@ -377,20 +220,7 @@ def draw_outside(run: Tables) -> Figure | None:
     for name, numbers in sigma.items():
         at = thin(len(numbers))
         ax.plot(at + 1, numbers[at], gid=slug(f"spectrum-{name}"), **looks[name].line(markevery=0.12))
-    _spectrum_axes(ax, list(sigma.values()))
-    ax.set(xlabel=_NUMBER_LABEL, ylabel=_SIGMA_LABEL)
-    style.key(figure, _handles(names, looks), names, per_row=per_row)
+    spectrum_axes(ax, list(sigma.values()))
+    ax.set(xlabel=NUMBER_LABEL, ylabel=SIGMA_LABEL)
+    style.key(figure, line_keys(names, looks), names, per_row=per_row)
     return figure
-
-
-__all__ = [
-    "Spectra",
-    "depth_bar",
-    "draw_density",
-    "draw_layer",
-    "draw_outside",
-    "draw_sheet",
-    "draw_spectra_by_matrix",
-    "layers_of",
-    "slug",
-]

@@ -8,6 +8,7 @@ import pandas as pd
 from glmspectra.errors import RequestError
 from glmspectra.figures import depth, heatmaps, layers, training, values
 from glmspectra.figures.columns import COLUMNS, column
+from glmspectra.figures.one_layer import draw_layer
 from glmspectra.figures.page import Album, Grid, Section, cell_text
 from glmspectra.figures.readings import PARAGRAPHS, READINGS
 from glmspectra.figures.tables import Tables, has, in_layers
@@ -200,7 +201,7 @@ def _layers(spectra: layers.Spectra, album: Album, progress: Progress) -> Sectio
             reading += f" Directions beyond the bulk edge: {', '.join(spikes)}."
         firsts = "; ".join(f"{name} {cell_text(float(sigma[0]))}" for name, sigma in list(series.items())[:8])
         alt = f"Spectra of layer {layer}. First singular values: {firsts}."
-        figure = layers.draw_layer(spectra, layer)
+        figure = draw_layer(spectra, layer)
         album.add(section, f"layer_{layer:02d}", figure, alt, f"Layer {layer}", reading, str(layer))
     return section
 

@@ -13,6 +13,7 @@ from synthetic_run import EDGES, make_tables
 from glmspectra.errors import RequestError
 from glmspectra.figures import depth, heatmaps, layers, style, values
 from glmspectra.figures.columns import COLUMNS
+from glmspectra.figures.one_layer import draw_layer
 from glmspectra.figures.page import Album, Section
 from glmspectra.figures.sections import analysis_sections
 from glmspectra.figures.tables import Tables, pick, thin
@@ -54,7 +55,7 @@ def sigma_of(run: Tables, layer: int, matrix: str, part: str = "whole") -> np.nd
 
 
 def test_a_layers_figure_shows_its_singular_values(run):
-    figure = layers.draw_layer(layers.Spectra.of(run), 1)
+    figure = draw_layer(layers.Spectra.of(run), 1)
     drawn = lines(figure)
     for matrix in ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"):
         sigma = sigma_of(run, 1, matrix)
@@ -71,7 +72,7 @@ def test_a_layers_figure_shows_its_singular_values(run):
 
 
 def test_bulk_edges_stand_where_the_table_has_them(split):
-    figure = layers.draw_layer(layers.Spectra.of(split), 2)
+    figure = draw_layer(layers.Spectra.of(split), 2)
     drawn = lines(figure)
     rows = split.matrices[split.matrices["layer"] == 2].set_index("series")
     for series in ("dense", "query_key_value q", "query_key_value k", "dense_h_to_4h gate", "dense_4h_to_h"):
@@ -225,7 +226,7 @@ def test_top_k_runs_draw_what_they_have():
     run = pick(make_tables(2, top=25))
     spectra = layers.Spectra.of(run)
     assert not spectra.complete(0, "dense_h_to_4h")
-    figure = layers.draw_layer(spectra, 0)
+    figure = draw_layer(spectra, 0)
     assert {"Layer 0: the largest values (top-k run)", "not all values measured"} <= {
         part for said in words(figure) for part in (said, said.split("\n")[0])
     }
@@ -260,7 +261,7 @@ def test_any_number_of_matrix_types(kinds):
     run = pick(make_tables(2, kinds))
     drawn = lines(depth.draw_by_depth(run.matrices, depth.RANKS))
     assert len(drawn) == 3 * len(kinds)
-    figure = layers.draw_layer(layers.Spectra.of(run), 0)
+    figure = draw_layer(layers.Spectra.of(run), 0)
     shown = [gid for gid in lines(figure) if gid.startswith("top-")]
     assert len(shown) == min(len(kinds), layers.MOST_LINES)
     assert heatmaps.layer_by_matrix(run.matrices, "std").shape == (len(kinds), 2)
@@ -300,7 +301,7 @@ def test_a_matrix_with_nan_leaves_a_gap():
 
 def test_series_keep_their_look_from_figure_to_figure(run):
     spectra = layers.Spectra.of(run)
-    one = {line.get_gid(): line for ax in layers.draw_layer(spectra, 0).axes for line in ax.lines}
+    one = {line.get_gid(): line for ax in draw_layer(spectra, 0).axes for line in ax.lines}
     other = {line.get_gid(): line for ax in depth.draw_by_depth(run.matrices, depth.RANKS).axes for line in ax.lines}
     for matrix in spectra.order:
         a, b = one[f"top-{matrix}"], other[f"stable_rank-{matrix}"]
@@ -321,7 +322,7 @@ def test_the_whole_set_is_the_same_bytes_twice(tmp_path):
 def test_no_figure_is_left_in_pyplot(run):
     import matplotlib.pyplot as plt
 
-    layers.draw_layer(layers.Spectra.of(run), 0)
+    draw_layer(layers.Spectra.of(run), 0)
     heatmaps.draw_heatmap(run.matrices, "std")
     assert plt.get_fignums() == []
     assert matplotlib.rcParams["svg.fonttype"] == "none"
