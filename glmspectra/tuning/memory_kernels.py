@@ -60,7 +60,7 @@ class _Dropout(Function):
 
 class _RmsNorm(Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x, weight, torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device))
         return torch.empty_like(x)
 
@@ -148,9 +148,11 @@ class CudaKernels(TorchFunctionMode):
     def _dropout(self, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
         return _Dropout.apply(x) if training and p > 0 else x
 
-    def _rms_norm(self, x: torch.Tensor, shape: Any, weight: torch.Tensor, eps: float | None = None) -> torch.Tensor:
+    def _rms_norm(
+        self, x: torch.Tensor, shape: Any, weight: torch.Tensor | None = None, eps: float | None = None
+    ) -> torch.Tensor:
         if self.autocast is not None:
-            x, weight = x.float(), weight.float()
+            x, weight = x.float(), None if weight is None else weight.float()
         return _RmsNorm.apply(x, weight)
 
     def _layer_norm(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

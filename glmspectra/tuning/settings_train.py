@@ -124,7 +124,7 @@ def translate(section: Section, notes: list[str], faults: Faults) -> None:
         elif old in SET_ASIDE and old not in fields:
             section.drop(old)
             notes.append(f"{place}: {old} is set aside: {SET_ASIDE[old]}.")
-        elif old == "optim" and value in _OPTIMIZERS:
+        elif old == "optim" and isinstance(value, str) and value in _OPTIMIZERS:
             section.put(old, _OPTIMIZERS[value], place)
             notes.append(f'{place}: optim "{value}" is gone from transformers and is taken as "{_OPTIMIZERS[value]}".')
 
@@ -144,33 +144,28 @@ def train_args_model() -> type[TrainArgs]:
         default = item.default if factory is dataclasses.MISSING else factory()
         if isinstance(default, enum.Enum):
             default = default.value
-        if item.name == "resume_from_checkpoint":
-            kind, allowed = bool | str | None, "true, false, null or the path of a checkpoint"
-        fields[item.name] = (kind, Field(default, json_schema_extra={"allowed": allowed}))
-    fields["output_dir"] = (str, Field("runs/train", json_schema_extra={"allowed": "the path of a folder"}))
-    fields["logging_steps"] = (
-        float,
-        Field(10, json_schema_extra={"allowed": "a number; below 1 a share of all steps"}),
-    )
-    for name in (
-        "gradient_checkpointing",
-        "gradient_checkpointing_kwargs",
-    ):  # 5.24 moves them to activation_*
-        kind, allowed = (
-            (bool, "true or false") if name.endswith("checkpointing") else (dict | None, "an object or null")
-        )
-        fields[name] = (kind, Field(False if kind is bool else None, json_schema_extra={"allowed": allowed}))
+        fields[item.name] = _field(kind, default, allowed)
+    return create_model("TrainArgs", __base__=TrainArgs, **(fields | _own_fields(fields)))
+
+
+def _own_fields(library: dict[str, Any]) -> dict[str, Any]:
+    """Fields that take something else here than in the library: narrower, or with another default."""
+    own = {
+        "output_dir": _field(str, "runs/train", "the path of a folder"),
+        "logging_steps": _field(float, 10, "a number; below 1 a share of all steps"),
+        "learning_rate": _field(float, 5e-5, "a number of at least 0", ge=0),
+        "resume_from_checkpoint": _field(bool | str | None, None, "true, false, null or the path of a checkpoint"),
+        # 5.24 renames these two to activation_*; here they keep one name.
+        "gradient_checkpointing": _field(bool | None, False, "true, false or null"),
+        "gradient_checkpointing_kwargs": _field(dict | None, None, "an object or null"),
+    }
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        default = fields[name][1].default
-        fields[name] = (
-            int,
-            Field(default, ge=1, json_schema_extra={"allowed": "a whole number of at least 1"}),
-        )
-    fields["learning_rate"] = (
-        float,
-        Field(5e-5, ge=0, json_schema_extra={"allowed": "a number of at least 0"}),
-    )
-    return create_model("TrainArgs", __base__=TrainArgs, **fields)
+        own[name] = _field(int, library[name][1].default, "a whole number of at least 1", ge=1)
+    return own
+
+
+def _field(kind: Any, default: Any, allowed: str, **constraints: Any) -> tuple[Any, Any]:
+    return kind, Field(default, json_schema_extra={"allowed": allowed}, **constraints)
 
 
 def _field_type(hint: Any, choices: Any) -> tuple[Any, str]:
