@@ -44,7 +44,7 @@ def suggest_rank(
         str | None,
         typer.Option(
             "--budget",
-            help="like:r=12 (as uniform r = 12 on the same matrices), params:8M, bytes:32MiB, share:0.1%. "
+            help="like:r=12 (as uniform r = 12 on the same matrices), params:8M, bytes:32MiB, share:0.1% (of targets). "
             "Absent: like:r=12@query_key_value.",
             show_default=False,
         ),

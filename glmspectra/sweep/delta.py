@@ -1,8 +1,8 @@
 """Spectra of what training changed: an adapter from its factors, or two checkpoints by streamed differences.
 
-An adapter's exact spectrum needs no base: seconds for a whole model. DoRA, LoftQ and full fine-tuning stream the
-base, and so does what compares with W (`against_base`). Every checkpoint-N of a run is measured; where a base is
-streamed, each of its weights is read once for all of them.
+An adapter's exact spectrum needs no base: seconds for a whole model. DoRA, LoftQ and full fine-tuning stream
+the base, and so does what compares with W (`against_base`). Every checkpoint-N of a run is measured; where a
+base is streamed, each of its weights is read once for all of them.
 """
 
 import time
@@ -59,6 +59,15 @@ def measure_delta(plan: DeltaPlan, root: Path) -> DeltaResult:
     start = time.monotonic()
     device = choose_device(plan.options.device)
     store = RunStore.of(root, _with_known_base(root, plan.source))
+    if not (plan.options.against_base or plan.options.fresh) and _has_more(store, plan):
+        # What was measured against the base says all that would be measured now; it is not to be replaced by
+        # less.
+        manifest = store.merge()
+        kinds = list(dict.fromkeys(state.kind for state in plan.states))
+        seconds = time.monotonic() - start
+        return DeltaResult(
+            store.folder, len(plan.places), len(plan.states), 0, seconds, device, kinds, plan.notes, manifest
+        )
     measure = _Measure(plan, store, device, known_base(root, plan.base))
     todo = store.begin(measure.all_requests, device, fresh=plan.options.fresh)
     unfinished = {key: set(names) for key, names in todo.items()}
@@ -267,6 +276,27 @@ def _dtype_of(state: State, place: Place) -> str:
     assert state.checkpoint is not None
     record = state.checkpoint.tensors[state.names[place.name]]
     return record.quantization or record.dtype
+
+
+def _has_more(store: RunStore, plan: DeltaPlan) -> bool:
+    """Whether the run's folder holds every change of this plan, measured against the same base (any, if none
+    is given).
+    """
+    if not (store.folder / "manifest.json").is_file():
+        return False
+    requests = store.manifest()["requests"]
+    for state in plan.states:
+        names = {place.name for place in plan.places if place.name in state.names}
+        asked = requests.get(Request("spectrum", (), {}, "delta", state.where.step).key)
+        if asked is None or not asked["complete"] or not asked["options"].get("against_base"):
+            return False
+        if not names <= set(asked["names"]):
+            return False
+        if plan.base is not None and asked["options"]["base"] != plan.base.fingerprint:
+            return False
+        if asked["stamp"] != Request.from_manifest(asked).stamp(store.source.fingerprint):
+            return False  # of another version of the package
+    return True
 
 
 def _with_known_base(root: Path, source: Source) -> Source:

@@ -292,3 +292,18 @@ def test_a_quantised_checkpoint_is_not_subtracted(tmp_path):
     (tuned / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="is stored as int8, and a difference would hold its error"):
         plan_delta(base, tuned, DeltaOptions(**QUIET))
+
+
+def test_a_plain_run_does_not_replace_what_was_measured_against_the_base(tmp_path):
+    base = write_base(tmp_path / "base", layers=1)
+    adapter = write_adapter(tmp_path / "adapter", random_factors(1, 4, seed=11))
+    full, _ = measured(tmp_path, base, adapter, against_base=True)
+    for given in (base, None):
+        again, result = measured(tmp_path, given, adapter)
+        assert result.measured == 0
+        assert (rows_of(again)["intruders"] == rows_of(full)["intruders"]).all()
+        assert again.manifest["checkpoint"]["details"]["base"]["name"] == "base"
+    other = write_base(tmp_path / "other_base", layers=1, dtype=torch.float32)
+    replaced, result = measured(tmp_path, other, adapter)
+    assert result.measured == 4
+    assert rows_of(replaced)["intruders"].isna().all()
