@@ -255,11 +255,15 @@ def quantize(model: Any, compute: Any, device: str) -> None:
                     child.out_features,
                     bias=child.bias is not None,
                     compute_dtype=compute,
+                    compress_statistics=False,
                     quant_type="nf4",
                     device="meta",
                 )
                 weight = child.weight.data.cpu() if device == "cpu" else child.weight.data
-                small.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", module=small).to(device)
+                packed = Params4bit(
+                    weight, requires_grad=False, compress_statistics=False, quant_type="nf4", module=small
+                )
+                small.weight = packed.to(device)
                 small.bias = child.bias
                 setattr(parent, name, small)
                 child.weight = None

@@ -114,12 +114,23 @@ def load_base(
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise CheckpointError(f"{folder}: cannot be loaded as a causal language model: {_first_line(error)}") from error
     model.requires_grad_(False)
+    if "gguf_file" in arguments:
+        _forget_gguf(model)
     if quantization is not None:
         keep_layout(model)
         check_four_bit(model)
     else:
         model.to(device)
     return model.eval()
+
+
+def _forget_gguf(model: Any) -> None:
+    """A GGUF file's weights are dequantised as they are read. The model is a plain one from then on, but it is still
+    marked as quantised by a method that cannot be trained, which the Trainer would refuse."""
+    model.is_quantized = False
+    for owner, name in ((model, "hf_quantizer"), (model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)
 
 
 def load_for_settings(settings: Any, precision: Precision, device: torch.device) -> Any:

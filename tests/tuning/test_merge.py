@@ -126,7 +126,11 @@ def test_adapters_of_plain_peft_and_of_this_package_are_the_same_thing(tmp_path,
     plain.save_pretrained(tmp_path / "plain")
     # The keys that a file of 2023 has, and no others.
     config = json.loads((tmp_path / "plain/adapter_config.json").read_text())
-    old = ["base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "modules_to_save", "peft_type", "r", "revision", "target_modules", "task_type"]
+    old = [
+        *("base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights"),
+        *("layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "modules_to_save"),
+        *("peft_type", "r", "revision", "target_modules", "task_type"),
+    ]
     (tmp_path / "plain/adapter_config.json").write_text(json.dumps({key: config[key] for key in old}))
     from glmspectra.tuning.evaluation import load_adapter
 

@@ -16,7 +16,7 @@ from glmspectra.tuning.training import prepare_run
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz ?.问答患者头痛发烧吃药休息多喝水"
 VOCABULARY = 64
 REPOSITORY_DATA = Path(__file__).parents[2] / "data"
-QUESTIONS = {"头痛": "吃药", "发烧": "休息", "abc": "xyz", "口": "多喝水"}
+QUESTIONS = {"头痛": "吃药", "发烧": "休息", "abc": "xyz", "水": "多喝水"}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

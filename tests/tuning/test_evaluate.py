@@ -1,0 +1,150 @@
+"""Evaluation, text scores, batch inference, the search for a learning rate, and their commands."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+from tiny_run import make_run, rows, tokenizer, write_args, write_data, write_model
+
+from glmspectra.cli.main import main
+from glmspectra.errors import DataError, RequestError
+from glmspectra.tuning.evaluation import evaluate, load_adapter, paired_interval, write_evaluation
+from glmspectra.tuning.generation import decode, split_prompt
+from glmspectra.tuning.inference import infer, load_for_inference, prompt_ids, read_questions
+from glmspectra.tuning.learning_rate import choose_rate, find_learning_rate
+from glmspectra.tuning.settings import load_settings
+from glmspectra.tuning.text_scores import text_scores
+from glmspectra.tuning.training import train
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"), "chatglm")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, model, data):
+    root = tmp_path_factory.mktemp("trained")
+    targets = ["query_key_value", "dense_h_to_4h", "dense_4h_to_h"]
+    run = make_run(
+        root, model, data, lora={"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": targets},
+        train={"max_steps": 60, "learning_rate": 2e-2, "per_device_train_batch_size": 16, "save_strategy": "no"},
+    )  # fmt: skip
+    train(run)
+    return run.settings.final_adapter
+
+
+def test_scores_are_by_character():
+    # Longest common subsequence 吃药 of 吃药休息 (4) and 吃药 (2): precision 1, recall 1/2, F 2/3.
+    found = text_scores(["吃药"], ["吃药休息"])
+    assert found["rouge_l"] == pytest.approx(200 / 3)
+    assert text_scores(["多喝水，好好休息。"], ["多喝水，好好休息。"]) == pytest.approx({"rouge_l": 100, "bleu": 100})
+    assert text_scores(["完全不同"], ["另外的话"])["rouge_l"] == 0
+    # Corpus BLEU of 4 characters of 5 in order: precisions 4/4 3/3 2/2 1/1, brevity exp(1 - 5/4).
+    assert text_scores(["头痛吃药"], ["头痛吃药。"])["bleu"] == pytest.approx(100 * np.exp(1 - 5 / 4))
+
+
+def test_paired_interval_is_students():
+    before, after = np.array([3.0, 2.0, 4.0, 3.0]), np.array([2.0, 1.5, 3.5, 2.0])
+    found = paired_interval(before, after)
+    low, high = stats.ttest_rel(after, before).confidence_interval(0.95)
+    assert (found["mean"], found["rows"]) == (-0.75, 4)
+    assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_the_prompt_is_what_stands_before_the_last_answer():
+    ids, labels = [5, 6, 7, 8, 9, 10, 11], [-100, 6, -100, -100, 9, 10, -100]
+    assert split_prompt(ids, labels) == ([5, 6, 7, 8], [9, 10])
+    small = tokenizer()
+    assert decode(small, [*small.encode("abc"), 1, 5, 6]) == "abc"
+
+
+def test_evaluation_compares_with_and_without(tmp_path, model, data, adapter):
+    settings = load_settings(write_args(tmp_path / "args", model, data))
+    found = evaluate(settings, adapter, device="cpu", samples=3, scored=8, max_new_tokens=16, split="train")
+    assert found.tuned["loss"] < found.base["loss"] - 1
+    assert found.difference["high"] < 0
+    assert found.tuned["rouge_l"] > found.base["rouge_l"] + 20
+    assert [set(sample) for sample in found.samples] == [{"context", "reference", "base", "tuned"}] * 3
+    expected = json.loads((data / "train.jsonl").read_text().splitlines()[0])
+    assert found.samples[0]["context"] == expected["context"]
+    assert found.samples[0]["reference"] == expected["target"]
+    write_evaluation(found, tmp_path / "out")
+    assert json.loads((tmp_path / "out/evaluation.json").read_text())["tuned"] == found.tuned
+    assert len((tmp_path / "out/samples.jsonl").read_text().splitlines()) == 3
+    # Without the adapter's file form the message names where one is.
+    with pytest.raises(RequestError, match=r"there is no adapter_config\.json; .* is one"):
+        load_adapter(None, adapter.parent)
+
+
+def test_inference_answers_a_file_in_order(tmp_path, model, adapter):
+    questions = [{"context": row["context"], "id": index} for index, row in enumerate(rows(32)[:7])]
+    source = tmp_path / "questions.jsonl"
+    source.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in questions))
+    loaded = load_for_inference(model, adapter, "cpu", "plain", 64)
+    assert prompt_ids(loaded.encoder, "abc?") == loaded.tokenizer.encode("abc?")
+    assert infer(loaded, source, tmp_path / "answers.jsonl", max_new_tokens=16, batch_size=3) == 7
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in answers] == list(range(7))
+    # In batches of three with padding as one by one.
+    infer(loaded, source, tmp_path / "single.jsonl", max_new_tokens=16, batch_size=1)
+    single = [json.loads(line) for line in (tmp_path / "single.jsonl").read_text().splitlines()]
+    assert [row["answer"] for row in answers] == [row["answer"] for row in single]
+    assert any(row["answer"] for row in answers)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [(b'{"context": "a"', "line 2: is not one JSON"), (b'{"question": "a"}', "line 2: has no text under context"),
+     (b"\xff\xfe", "line 2: is not one JSON object in UTF-8"), (b'{"context": " "}', "line 2: has no text")],
+)  # fmt: skip
+def test_questions_that_cannot_be_used_are_named_by_line(tmp_path, line, message):
+    path = tmp_path / "questions.jsonl"
+    path.write_bytes(b'{"context": "ok"}\n' + line + b"\n")
+    with pytest.raises(DataError, match=message):
+        read_questions(path, "context")
+
+
+def test_the_rate_advised_is_no_higher_than_a_third_of_one_that_diverged():
+    found = choose_rate(30, "rows", 4.0, [1e-4, 3e-4, 1e-3, 3e-3], [3.5, 3.0, 2.5, None])
+    assert (found.best, found.advised) == (1e-3, 1e-3)
+    found = choose_rate(30, "rows", 4.0, [1e-4, 3e-4, 1e-3, 2e-3], [3.5, 3.0, 2.5, None])
+    assert (found.best, found.advised) == (1e-3, 3e-4)
+    with pytest.raises(RequestError, match="every learning rate from 1e-04 to 1e-03 diverged"):
+        choose_rate(30, "rows", 4.0, [1e-4, 1e-3], [None, None])
+
+
+def test_rates_are_compared_from_one_start(tmp_path, model, data):
+    settings = load_settings(write_args(tmp_path / "args", model, data, lora={"lora_dropout": 0.0}))
+    found = find_learning_rate(settings, "cpu", 6, rates=(1e-4, 1e-2, 1e-4))
+    assert found.losses[0] == found.losses[2]  # the same start, the same order of rows
+    assert found.best == 1e-2
+    assert found.losses[1] < found.losses[0] < found.before
+    assert not (tmp_path / "run").exists()
+
+
+def command(*arguments):
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments])
+    return exit_.value.code
+
+
+def test_commands_give_one_object(tmp_path, model, data, adapter, capsys):
+    args = write_args(tmp_path / "args", model, data)
+    common = ("--device", "cpu", "--json", "--quiet")
+    assert command("evaluate", "--args", args, "--adapter", adapter, "--limit", 4, *common) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 4
+    assert command("merge", adapter, "--model", model, "--out", tmp_path / "merged", "--json", "--quiet") == 0
+    assert json.loads(capsys.readouterr().out)["changed"] == 6
+    source, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    source.write_text('{"context": "abc?a"}\n')
+    assert command("infer", source, "--out", out, "--model", model, "--max-new-tokens", 4, *common) == 0
+    assert json.loads(capsys.readouterr().out) == {"rows": 1, "out": str(out)}
+    assert command("evaluate", "--args", args, "--split", "test") == 2
+    assert "write valid or train" in capsys.readouterr().err
