@@ -1,0 +1,110 @@
+"""`glmspectra loop` and `glmspectra demo`: the whole way from spectra to a tuned model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from glmspectra.cli.console import finish, stderr
+from glmspectra.cli.options import Device, Json, Model, Quiet
+from glmspectra.cli.train import ArgsFolder, Overrides
+
+Fresh = Annotated[bool, typer.Option("--fresh", help="Forget which stages are finished and go through them again.")]
+
+
+def loop(
+    model: Model = None,
+    out: Annotated[Path, typer.Option("--out", help="The one folder of the loop.")] = Path("runs/loop"),
+    args: ArgsFolder = Path("args_file"),
+    criterion: Annotated[
+        str | None, typer.Option("--criterion", help="As of suggest-rank; absent: delta-threshold.", show_default=False)
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="As of suggest-rank; absent: like:r=12@query_key_value.", show_default=False),
+    ] = None,
+    targets: Annotated[
+        str | None, typer.Option("--targets", help="As of suggest-rank; absent: the four matrices.", show_default=False)
+    ] = None,
+    pilot_steps: Annotated[int, typer.Option("--pilot-steps", help="Length of a pilot.")] = 80,
+    pilot_seeds: Annotated[int, typer.Option("--pilot-seeds", help="Pilots to average.")] = 1,
+    control: Annotated[bool, typer.Option(help="Train uniform ranks of the same cost too, and compare.")] = True,
+    samples: Annotated[int, typer.Option("--samples", help="Answers shown side by side.")] = 5,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Spectra, a short pilot, ranks from what it changed, training with them beside uniform ranks, one report.
+
+    Killed in any stage, the same command goes on from there.
+
+    Example: glmspectra loop --model chatglm2-6b --pilot-steps 80 --pilot-seeds 3 --out runs/medical
+    """
+    from glmspectra.cli.model_choice import choose_model
+    from glmspectra.loop import LoopOptions
+
+    options = LoopOptions(
+        out=out,
+        model=choose_model(model),
+        args=args,
+        criterion=criterion,
+        budget=budget,
+        targets=targets,
+        pilot_steps=pilot_steps,
+        pilot_seeds=pilot_seeds,
+        control=control,
+        samples=samples,
+        overrides=tuple(overrides or ()),
+        device=device,
+        quiet=quiet,
+    )
+    _run(options, fresh, as_json)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="The one folder of the demonstration.")] = Path("runs/demo"),
+    fresh: Fresh = False,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole loop on the embedded model and the package's own sample data, in minutes on two cores."""
+    from glmspectra.checkpoint import EMBEDDED_MODEL
+    from glmspectra.loop import LoopOptions
+    from glmspectra.loop.demonstration import write_demo_settings
+
+    options = LoopOptions(
+        out=out,
+        model=EMBEDDED_MODEL,
+        args=write_demo_settings(out),
+        budget="like:r=2",
+        pilot_steps=30,
+        samples=3,
+        device=device,
+        quiet=quiet,
+    )
+    _run(options, fresh, as_json)
+
+
+def _run(options: Any, fresh: bool, as_json: bool) -> None:
+    from glmspectra.cli.libraries import hush
+    from glmspectra.loop import run_loop
+    from glmspectra.loop.story import verdict
+
+    hush(options.quiet)
+
+    def say(line: str) -> None:
+        if not options.quiet:
+            stderr.print(line, highlight=False, markup=False)
+
+    results = run_loop(options, fresh, say)
+    found = results["evaluate"]
+    lines = [
+        f"{name}: loss {found[name]['loss']:.4f}, perplexity {found[name]['perplexity']:.3f}"
+        for name in ("base", "suggested", "uniform")
+        if name in found
+    ]
+    lines += [*verdict(results), f"ranks:  {results['suggest']['ranks_file']}", f"report: {results['report']['page']}"]
+    finish(results, lines, as_json)

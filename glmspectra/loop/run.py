@@ -1,0 +1,34 @@
+"""Runs the stages of a loop that are not finished yet."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from glmspectra.loop.options import LoopOptions
+from glmspectra.loop.stages import STAGES, Results
+from glmspectra.loop.state import LoopState
+
+
+def run_loop(
+    options: LoopOptions, fresh: bool = False, say: Callable[[str], None] = lambda _: None
+) -> dict[str, dict[str, Any]]:
+    """Run every stage in order into options.out and return stage -> result.
+
+    Killed at any moment, the same call goes on: finished stages are passed over, the one that was under way continues
+    from what it left (tables, checkpoints). fresh: begin anew, with the tables that are measured already.
+    say: told one line a stage.
+
+    Raises RequestError where the folder holds another loop, and what the stages raise.
+    """
+    state = LoopState.open(options, fresh)
+    results: Results = {stage: state.result(stage) for stage in STAGES if state.finished(stage)}
+    for number, (stage, work) in enumerate(STAGES.items(), start=1):
+        place = f"[{number}/{len(STAGES)}] {stage}"
+        if state.finished(stage):
+            say(f"{place}: finished before")
+            continue
+        say(f"{place} ...")
+        started = time.monotonic()
+        results[stage] = work(options, results)
+        state.finish(stage, results[stage], time.monotonic() - started)
+    return results

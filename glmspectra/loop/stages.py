@@ -1,0 +1,197 @@
+"""The stages of a loop, in order. Each reads files of the ones before it and leaves files of its own.
+
+A stage is a function of the options and of the results so far; it returns what it found as plain JSON. All of them
+may be run again: what is already on disk is reused (tables matrix by matrix, trainings from their last checkpoint).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from glmspectra.loop.options import LoopOptions
+from glmspectra.loop.pilot import as_overrides, run_pilots, train_once
+from glmspectra.ranks import ranks_file
+from glmspectra.ranks.outcome import Outcome, RankRequest, evidence_and_budget, suggest_ranks
+from glmspectra.ranks.peft_form import write_json
+from glmspectra.store import Run, read_run
+
+Results = dict[str, dict[str, Any]]
+
+TABLES, REPORTS = "param_matrix", "reports"
+
+
+def measure_weights(options: LoopOptions, results: Results) -> dict[str, Any]:
+    """Spectra and value distributions of every layer matrix of the base."""
+    from glmspectra.checkpoint import open_checkpoint, select
+    from glmspectra.store import RunStore
+    from glmspectra.sweep import SweepOptions, source_of, sweep
+
+    with open_checkpoint(options.model) as checkpoint:
+        store = RunStore.of(options.out / TABLES, source_of(checkpoint))
+        found = sweep(checkpoint, select(checkpoint), SweepOptions(device=options.device, quiet=options.quiet), store)
+    return {"tables": str(store.folder), "matrices": found.matrices, "nonfinite": found.nonfinite}
+
+
+def suggest_from_base(options: LoopOptions, results: Results) -> dict[str, Any]:
+    """What the base weights alone suggest: the answer that a pilot is then to better."""
+    request = RankRequest(None, options.budget, options.targets)
+    return _suggestion(suggest_ranks(_base(results), [], request), options, results, "ranks_from_base.json")
+
+
+def train_pilots(options: LoopOptions, results: Results) -> dict[str, Any]:
+    """Short uniform runs of a large rank."""
+    request = RankRequest(options.criterion, options.budget, options.targets)
+    evidence, budget = evidence_and_budget(_base(results), [], request)
+    folders = run_pilots(
+        options.out / "pilots",
+        options.model,
+        options.args,
+        evidence,
+        budget,
+        options.pilot_steps,
+        options.pilot_seeds,
+        options.overrides,
+        options.device,
+        options.quiet,
+    )
+    return {"folders": [str(folder) for folder in folders], "steps": options.pilot_steps}
+
+
+def measure_pilots(options: LoopOptions, results: Results) -> dict[str, Any]:
+    """Exact spectra of what each pilot changed, from its small factors."""
+    runs = [measure_change(options, Path(folder)) for folder in results["pilot"]["folders"]]
+    return {"tables": [str(run.folder) for run in runs]}
+
+
+def suggest_from_pilots(options: LoopOptions, results: Results) -> dict[str, Any]:
+    """The ranks that training will use, and the uniform control's at the same budget."""
+    deltas = [read_run(Path(folder)) for folder in results["pilot-delta"]["tables"]]
+    request = RankRequest(options.criterion, options.budget, options.targets, exports=("peft", "axolotl"))
+    outcome = suggest_ranks(_base(results), deltas, request)
+    found = _suggestion(outcome, options, results, "ranks.json")
+    uniform = ranks_file(outcome.suggestions["uniform"], outcome.evidence)
+    return found | {"uniform_file": str(write_json(options.out / "args_file" / "ranks_uniform.json", uniform))}
+
+
+def train_suggested(options: LoopOptions, results: Results) -> dict[str, Any]:
+    """The training of the three JSON files, with the suggested ranks."""
+    return _train(options, Path(results["suggest"]["ranks_file"]), "suggested")
+
+
+def train_uniform(options: LoopOptions, results: Results) -> dict[str, Any]:
+    """The same training with uniform ranks at the same budget: what the suggestion has to better."""
+    if not options.control:
+        return {"skipped": "no control was asked for"}
+    return _train(options, Path(results["suggest"]["uniform_file"]), "uniform")
+
+
+def evaluate_both(options: LoopOptions, results: Results) -> dict[str, Any]:
+    """Both adapters on the rows that were not trained on, and the difference between them row by row."""
+    from glmspectra.tuning.evaluation import evaluate, paired_interval, write_evaluation
+    from glmspectra.tuning.settings import load_settings
+
+    settings = load_settings(options.args, [*options.overrides, *_model(options)])
+    found: dict[str, Any] = {}
+    rows = {}
+    for name, stage in (("suggested", "train"), ("uniform", "control")):
+        if "adapter" not in results[stage]:
+            continue
+        samples = options.samples if name == "suggested" else 0
+        evaluation = evaluate(settings, Path(results[stage]["adapter"]), options.device, samples=samples)
+        write_evaluation(evaluation, options.out / "evaluation" / name)
+        rows[name] = evaluation.row_losses["tuned"]
+        found["base"] = evaluation.base
+        found[name] = evaluation.tuned
+        found[f"{name}_minus_base"] = evaluation.difference
+        if samples:
+            found["samples"] = evaluation.samples
+    if len(rows) == 2:
+        found["suggested_minus_uniform"] = paired_interval(rows["uniform"], rows["suggested"])
+    return found
+
+
+def measure_trained(options: LoopOptions, results: Results) -> dict[str, Any]:
+    """Spectra of what the training changed, and the ranks they would suggest next time."""
+    run = measure_change(options, Path(results["train"]["output_dir"]), against_base=True)
+    request = RankRequest(options.criterion, options.budget, options.targets)
+    outcome = suggest_ranks(_base(results), [run], request)
+    files = outcome.write(options.out / "args_file" / "ranks_next.json", run.folder, request)
+    from glmspectra.ranks import moved_share
+
+    used = _ranks_of(Path(results["suggest"]["ranks_file"]))
+    moved = moved_share(outcome.chosen.ranks, used, outcome.evidence.targets)
+    return {"tables": str(run.folder), "next_ranks_file": files["ranks_file"], "moved_from_used": moved}
+
+
+def write_story(options: LoopOptions, results: Results) -> dict[str, Any]:
+    """The one page that tells what happened, and the full reports beside it."""
+    from glmspectra.figures import write_report
+    from glmspectra.loop.story import write_loop_page
+
+    reports = options.out / REPORTS
+    folders = [Path(results["svd"]["tables"]), *map(Path, results["pilot-delta"]["tables"])]
+    folders.append(Path(results["final-delta"]["tables"]))
+    for folder in folders:
+        write_report(folder, reports / folder.name)
+    return {"page": str(write_loop_page(options, results, reports / "loop"))}
+
+
+# name -> what runs; the order is the order of the loop.
+STAGES: dict[str, Callable[[LoopOptions, Results], dict[str, Any]]] = {
+    "svd": measure_weights,
+    "suggest-from-base": suggest_from_base,
+    "pilot": train_pilots,
+    "pilot-delta": measure_pilots,
+    "suggest": suggest_from_pilots,
+    "train": train_suggested,
+    "control": train_uniform,
+    "evaluate": evaluate_both,
+    "final-delta": measure_trained,
+    "report": write_story,
+}
+
+
+def measure_change(options: LoopOptions, tuned: Path, against_base: bool = False) -> Run:
+    """Delta spectra of a training folder into the loop's tables, with the further tables that reports draw."""
+    from glmspectra.sweep.delta import measure_delta
+    from glmspectra.sweep.delta_plan import DeltaOptions, plan_delta
+    from glmspectra.sweep.delta_tables import write_delta_tables
+
+    asked = DeltaOptions(against_base=against_base, device=options.device, quiet=options.quiet)
+    plan = plan_delta(options.model, tuned, asked)
+    try:
+        found = measure_delta(plan, options.out / TABLES)
+    finally:
+        plan.close()
+    run = read_run(found.folder)
+    write_delta_tables(run)
+    return run
+
+
+def _base(results: Results) -> Run:
+    return read_run(Path(results["svd"]["tables"]))
+
+
+def _model(options: LoopOptions) -> list[str]:
+    return as_overrides({"finetune.model_path": str(options.model)})
+
+
+def _suggestion(outcome: Outcome, options: LoopOptions, results: Results, name: str) -> dict[str, Any]:
+    tables = Path(results["svd"]["tables"])
+    request = RankRequest(exports=("peft", "axolotl") if name == "ranks.json" else ())
+    files = outcome.write(options.out / "args_file" / name, tables, request)
+    return outcome.facts() | files | {"lines": outcome.lines()}
+
+
+def _ranks_of(path: Path) -> dict[str, int]:
+    import json
+
+    return json.loads(path.read_text(encoding="utf-8"))["ranks"]
+
+
+def _train(options: LoopOptions, ranks: Path, name: str) -> dict[str, Any]:
+    folder = options.out / "training" / name
+    own = as_overrides({"train.output_dir": str(folder), "finetune.final_model_path": str(folder / "final_adapter")})
+    return train_once(
+        options.args, [*options.overrides, *_model(options), *own], ranks, folder, options.device, options.quiet
+    )

@@ -1,0 +1,96 @@
+"""One suggestion from tables to files: what `suggest-rank` and the loop both do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glmspectra.ranks import report
+from glmspectra.ranks.budget import Budget, default_budget, parse_budget
+from glmspectra.ranks.evidence import Evidence, gather
+from glmspectra.ranks.peft_form import DEFAULT_SCALE
+from glmspectra.ranks.sharing import Limits
+from glmspectra.ranks.stability import Stability, between_runs, between_steps
+from glmspectra.ranks.suggest import Suggestion, budget_curve, default_criterion, suggest_all
+from glmspectra.store import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class RankRequest:
+    """What is asked: criterion and budget (None: the default of the tables), targets, limits, step of the deltas
+    (None: the last), scale = alpha / r of every matrix, and the forms to export to."""
+
+    criterion: str | None = None
+    budget: str | None = None
+    targets: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    step: int | None = None
+    scale: float = DEFAULT_SCALE
+    rslora: bool = False
+    exports: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """suggestions: the chosen criterion first, then all that the tables can answer. stabilities: between pilots
+    and between steps."""
+
+    suggestions: dict[str, Suggestion]
+    evidence: Evidence
+    curve: "pd.DataFrame"
+    stabilities: dict[str, Stability]
+
+    @property
+    def chosen(self) -> Suggestion:
+        return next(iter(self.suggestions.values()))
+
+    def facts(self) -> dict[str, Any]:
+        return report.facts(self.suggestions, self.evidence, self.curve, self.stabilities)
+
+    def lines(self) -> list[str]:
+        return report.lines(self.suggestions, self.evidence, self.curve, self.stabilities)
+
+    def write(self, path: Path, tables: Path, request: RankRequest) -> dict[str, Any]:
+        """The ranks file at `path`, exports beside it, tables into the run's folder; paths by what they are."""
+        return report.write_suggestion(
+            path,
+            tables,
+            self.suggestions,
+            self.evidence,
+            self.curve,
+            request.scale,
+            request.rslora,
+            request.exports,
+        )
+
+
+def evidence_and_budget(base: Run | None, deltas: Sequence[Run], request: RankRequest) -> tuple[Evidence, Budget]:
+    """The tables brought together, and the parameters that the request comes to on them. Raises RequestError."""
+    evidence = gather(base, deltas, request.targets, request.step)
+    return evidence, parse_budget(request.budget or default_budget(evidence), evidence)
+
+
+def suggest_ranks(base: Run | None, deltas: Sequence[Run], request: RankRequest) -> Outcome:
+    """Ranks by the request's criterion, all others beside it. Raises RequestError for what cannot be answered."""
+    evidence, budget = evidence_and_budget(base, deltas, request)
+    criterion = request.criterion or default_criterion(evidence)
+    suggestions = suggest_all(evidence, criterion, budget, request.limits)
+    curve = budget_curve(evidence, criterion, budget, request.limits)
+    return Outcome(suggestions, evidence, curve, _stabilities(base, deltas, evidence, criterion, budget, request))
+
+
+def _stabilities(
+    base: Run | None, deltas: Sequence[Run], evidence: Evidence, criterion: str, budget: Budget, request: RankRequest
+) -> dict[str, Stability]:
+    """Between pilots where there are several; between the steps of the first one where it has several."""
+    if not criterion.startswith("delta"):
+        return {}
+    found = {}
+    if len(deltas) > 1:
+        found["pilots"] = between_runs(base, deltas, evidence, criterion, budget, request.limits)
+    if deltas and request.step is None and deltas[0].matrices["step"].nunique() > 1:
+        found["steps of a pilot"] = between_steps(base, deltas[0], evidence, criterion, budget, request.limits)
+    return found

@@ -1,0 +1,115 @@
+"""The loop: resumable in every stage, refusing what does not belong together, honest in its last sentence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from glmspectra.errors import RequestError, StoreError
+from glmspectra.loop import STAGES, LoopOptions
+from glmspectra.loop.state import LoopState
+from glmspectra.loop.story import verdict
+
+CHILD = Path(__file__).with_name("loop_child.py")
+
+
+def child(out: Path, *stage: str) -> int:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, str(CHILD), str(out), *stage], capture_output=True, text=True, env=environment
+    )
+    if done.returncode not in (0, -signal.SIGKILL):
+        raise AssertionError(done.stderr[-3000:])
+    return done.returncode
+
+
+def options(folder: Path, **more) -> LoopOptions:
+    args = folder / "args_file"
+    args.mkdir(exist_ok=True)
+    (args / "train_args.json").write_text("{}")
+    return LoopOptions(out=folder / "out", model=Path("m"), args=args, **more)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_killed_in_each_stage_in_turn_it_ends_with_the_same_ranks_and_weights(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert child(whole) == 0
+    for stage in STAGES:
+        assert child(broken, stage) == -signal.SIGKILL, f"{stage} was not under way"
+        kept = json.loads((broken / "loop.json").read_text())["stages"] if (broken / "loop.json").is_file() else {}
+        assert list(kept) == list(STAGES)[: list(STAGES).index(stage)]
+    assert child(broken) == 0
+    for name in ("ranks.json", "ranks_from_base.json", "ranks_uniform.json", "ranks_next.json"):
+        one, other = (json.loads((out / "args_file" / name).read_text()) for out in (whole, broken))
+        assert one["ranks"] == other["ranks"], name
+    for name in ("suggested", "uniform"):
+        one, other = (
+            load_file(out / "training" / name / "final_adapter" / "adapter_model.safetensors")
+            for out in (whole, broken)
+        )
+        assert one.keys() == other.keys()
+        assert all((one[key] == other[key]).all() for key in one), name
+    results = [json.loads((out / "loop.json").read_text())["stages"]["evaluate"]["result"] for out in (whole, broken)]
+    assert results[0]["suggested"] == results[1]["suggested"]
+    assert (broken / "reports" / "loop" / "index.html").is_file()
+    ranks = json.loads((whole / "args_file" / "ranks.json").read_text())
+    trained = json.loads((whole / "training" / "suggested" / "result.json").read_text())
+    assert trained["trainable_parameters"] == ranks["budget"]["used"]
+
+
+def test_finished_stages_are_remembered_and_other_settings_refused(tmp_path):
+    first = options(tmp_path)
+    LoopState.open(first).finish("svd", {"tables": "t"}, 1.0)
+    assert LoopState.open(first).result("svd") == {"tables": "t"}
+    with pytest.raises(RequestError, match=r"holds a loop with another pilot_steps \(80, now 40\): .*--out.*--fresh"):
+        LoopState.open(options(tmp_path, pilot_steps=40))
+    (tmp_path / "args_file" / "train_args.json").write_text('{"learning_rate": 1e-3}')
+    with pytest.raises(RequestError, match="another settings"):
+        LoopState.open(LoopOptions(out=first.out, model=Path("m"), args=first.args))
+
+
+def test_fresh_drops_trainings_that_may_be_of_other_settings(tmp_path):
+    asked = options(tmp_path)
+    LoopState.open(asked).finish("svd", {}, 1.0)
+    (asked.out / "training" / "suggested").mkdir(parents=True)
+    (asked.out / "param_matrix").mkdir()
+    assert not LoopState.open(asked, fresh=True).finished("svd")
+    assert not (asked.out / "training").exists()
+    assert (asked.out / "param_matrix").is_dir()
+
+
+def test_a_broken_state_file_is_one_sentence(tmp_path):
+    asked = options(tmp_path)
+    asked.out.mkdir()
+    (asked.out / "loop.json").write_text('{"options": {')
+    with pytest.raises(StoreError, match=r"loop\.json cannot be read \(.*\): remove it, or name another folder"):
+        LoopState.open(asked)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(-0.2, -0.1, "suggested ranks did better"), (0.1, 0.2, "uniform"), (-0.1, 0.1, "no difference")],
+)
+def test_the_verdict_says_what_the_interval_says(low, high, words):
+    gap = {"mean": (low + high) / 2, "low": low, "high": high, "rows": 9}
+    (sentence,) = verdict({"evaluate": {"suggested_minus_uniform": gap}})
+    assert words in sentence.partition(":")[0]
+    assert "not the seed" in sentence
+
+
+def test_without_a_control_nothing_is_claimed():
+    assert "nothing is said" in verdict({"evaluate": {}})[0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"), [({"pilot_steps": 1}, "--pilot-steps is 1"), ({"pilot_seeds": 0}, "--pilot-seeds is 0")]
+)
+def test_wrong_requests_are_refused(tmp_path, wrong, words):
+    with pytest.raises(RequestError, match=words):
+        options(tmp_path, **wrong)
