@@ -110,8 +110,10 @@ def losses(model, batch):
     return torch.nn.functional.cross_entropy(logits[keep], labels[keep], reduction="none")
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["chatglm", "llama", "qwen3", "glm", "mistral", "gpt2"])
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [*((name, "sdpa") for name in ("chatglm", "llama", "qwen3", "glm", "mistral", "gpt2")), ("chatglm", "eager")],
+)
 def test_packed_and_unpacked_losses_agree_per_example(name, attention):
     from datasets import Dataset
 
