@@ -16,9 +16,9 @@ def pytest_collection_modifyitems(items):
     import torch
 
     for item in items:
-        if "shared" in item.keywords and not SHARED.is_dir():
+        if item.get_closest_marker("shared") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"needs the reference data of {SHARED}, which is not here"))
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 

@@ -17,4 +17,4 @@ def finish(result: Mapping[str, Any], lines: str | list[str], as_json: bool) -> 
         sys.stdout.write(json.dumps(result, ensure_ascii=False, default=str) + "\n")
         return
     for line in [lines] if isinstance(lines, str) else lines:
-        stdout.print(line, highlight=False, soft_wrap=True)
+        stdout.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Run a small loop on nano in `sys.argv[1]`; with a stage in argv[2], kill -9 this process in the midst of that stage."""
+"""Run a small loop on nano in `sys.argv[1]`; with a stage in argv[2], kill -9 this process in the midst of it."""
 
 import json
 import os
