@@ -13,6 +13,8 @@ from transformers.cache_utils import Cache, StaticLayer
 
 from glmspectra.chatglm2.versions import CACHE
 
+KEPT_OUTPUTS = ("output_attentions", "output_hidden_states")
+
 
 def can_be_recorded(device: torch.device, cache: Any) -> bool:
     """Whether a step on `device` with `cache` has shapes and addresses that never change."""
@@ -37,6 +39,7 @@ class DecodeGraph:
         self.inputs: dict[str, torch.Tensor] = {}
         self.rest: dict[str, Any] = {}
         self.output: Any = None
+        self.address = 0  # of the cached keys: a cache that was reordered lies elsewhere
 
     def __call__(self, **inputs: Any) -> Any:
         tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
@@ -60,6 +63,8 @@ class DecodeGraph:
             and mask is not None
             and mask.dim() == 4  # a mask that grows with every token is another shape at every step
             and can_be_recorded(tensors["input_ids"].device, rest.get(CACHE))
+            # The next replay would overwrite what is kept of every step.
+            and not any(rest.get(key) or getattr(self.model.config, key, False) for key in KEPT_OUTPUTS)
         )
 
     def _is_the_recorded_step(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> bool:
@@ -67,6 +72,7 @@ class DecodeGraph:
             self.graph is not None
             and rest.keys() == self.rest.keys()
             and all(rest[name] is value or rest[name] == value for name, value in self.rest.items())
+            and rest[CACHE].layers[0].keys.data_ptr() == self.address
             and {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
             == {name: (tensor.shape, tensor.dtype) for name, tensor in self.inputs.items()}
         )
@@ -75,6 +81,7 @@ class DecodeGraph:
         self.inputs = {name: tensor.clone() for name, tensor in tensors.items()}
         self.rest = rest
         layers = rest[CACHE].layers
+        self.address = layers[0].keys.data_ptr()
         seen = [layer.cumulative_length.clone() for layer in layers]
         # Once for real, off the main stream, so that libraries allocate their workspaces and kernels are compiled.
         device = self.inputs["input_ids"].device

@@ -86,6 +86,19 @@ def test_adapters_switched_between_calls_are_not_missed(model):
 
 
 @pytest.mark.gpu
+def test_outputs_that_are_kept_are_not_overwritten(model):
+    model = model.cuda()
+    ids = torch.arange(5, 14)[None].cuda()
+    kept = {"output_hidden_states": True, "output_logits": True, "return_dict_in_generate": True, **GREEDY}
+    expected = model.generate(ids, **kept)
+    found = model.generate(ids, cache_implementation="static", **kept)
+    for ours, theirs in zip(found.hidden_states, expected.hidden_states, strict=True):
+        assert torch.allclose(ours[-1], theirs[-1], atol=1e-4)
+    for ours, theirs in zip(found.logits, expected.logits, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("bits", [4, 8])
 def test_packed_weights_are_recorded_too(model, bits):
     model = model.cuda()
