@@ -3,6 +3,7 @@
 from glmspectra.spectra.measure import singular_values, spectra_of
 from glmspectra.spectra.spectrum import SingularVectors, Spectrum
 from glmspectra.spectra.summary import SPECTRUM_COLUMNS, summarize_spectra, summarize_spectrum
+from glmspectra.spectra.transfer import to_device
 from glmspectra.spectra.values import ValueDistribution, common_edges, value_distribution
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "spectra_of",
     "summarize_spectra",
     "summarize_spectrum",
+    "to_device",
     "value_distribution",
 ]

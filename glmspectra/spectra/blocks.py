@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import torch
 
-# 2048 x 4096 float64 is 64 MiB: large enough for level-3 speed, small beside the 128 MiB Gram matrix of ChatGLM2.
-BLOCK_BYTES = 64 * 2**20
+# 1024 x 4096 float64 is 32 MiB: large enough for level-3 speed, small beside the 128 MiB Gram matrix of ChatGLM2.
+BLOCK_BYTES = 32 * 2**20
 
 
 class LongView:

@@ -42,13 +42,23 @@ def krylov_basis(apply: Callable[[torch.Tensor], torch.Tensor], block: torch.Ten
     return basis
 
 
+def thin_svd(tall: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """U (m, p), S (p,), V^T (p, p) of a float64 (m, p) block, m >= p, by QR and LAPACK's SVD of the small factor.
+
+    The small factor goes through the CPU: CUDA's default driver is a Jacobi method that stops at a looser tolerance.
+    """
+    q, r = torch.linalg.qr(tall)
+    left, values, rotation = (factor.to(tall.device) for factor in torch.linalg.svd(r.cpu()))
+    return q @ left, values, rotation
+
+
 def rayleigh_ritz(view: LongView, basis: torch.Tensor) -> tuple[FloatArray, torch.Tensor, torch.Tensor, FloatArray]:
     """Singular triplets of A restricted to `basis` (short, p), orthonormal, float64; two passes over the weight.
 
     Returns (values descending (p,), left (long, p), right (short, p), residual (p,)) with A v_i = s_i u_i and
     residual_i = ||A^T u_i - s_i v_i||: a singular value of A lies within residual_i of s_i.
     """
-    left, values, rotation = torch.linalg.svd(view.times(basis), full_matrices=False)
+    left, values, rotation = thin_svd(view.times(basis))
     right = basis @ rotation.T
     residual = torch.linalg.vector_norm(view.transposed_times(left) - right * values, dim=0)
     return values.cpu().numpy(), left, right, residual.cpu().numpy()

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.linalg import lapack
 
 from glmspectra.spectra.blocks import LongView
 from glmspectra.spectra.bounds import ABSOLUTE_FLOOR, UNIT_ROUNDOFF, accepted, backward_stable_error
-from glmspectra.spectra.krylov import krylov_basis, rayleigh_ritz, start_block
+from glmspectra.spectra.krylov import krylov_basis, rayleigh_ritz, start_block, thin_svd
 from glmspectra.spectra.spectrum import FloatArray
 
 # Above this share of failing values one factorisation of the whole is cheaper than refining them.
@@ -26,17 +27,42 @@ NEGLIGIBLE = 0.01
 
 
 def triangular_factor(view: LongView) -> torch.Tensor:
-    """R of A = Q R, shape (short, short), float64; A is read block by block, so memory is about 3 short^2."""
-    factor = torch.zeros((0, view.short), dtype=torch.float64, device=view.device)
-    pending: list[torch.Tensor] = []
-    height = 0
-    for _, stop, block in view.blocks():
-        pending.append(block.clone())
-        height += block.shape[0]
-        if height >= view.short or stop == view.long:
-            factor = torch.linalg.qr(torch.cat([factor, *pending]), mode="r").R
-            pending, height = [], 0
+    """R of A = Q R, shape (short, short), float64, A being read block by block.
+
+    Rows are stacked under the factor so far until there are `short` new ones, then factored again; at most 3 short^2
+    numbers are held.
+    """
+    short = view.short
+    factor = torch.zeros((0, short), dtype=torch.float64, device=view.device)
+    remaining = view.long
+    stack, filled = factor, 0
+    for _, _, block in view.blocks():
+        taken = 0
+        while taken < block.shape[0]:
+            if filled == stack.shape[0]:
+                fresh = min(remaining, short)
+                # Columns first, which is the order LAPACK works in: no copy is made.
+                stack = torch.empty((short, factor.shape[0] + fresh), dtype=torch.float64, device=view.device).T
+                stack[: factor.shape[0]] = factor
+                filled, remaining = factor.shape[0], remaining - fresh
+                factor = factor[:0]
+            count = min(block.shape[0] - taken, stack.shape[0] - filled)
+            stack[filled : filled + count] = block[taken : taken + count]
+            filled, taken = filled + count, taken + count
+            if filled == stack.shape[0]:
+                factor = _upper_factor(stack)
+                stack, filled = factor[:0], 0
     return factor
+
+
+def _upper_factor(matrix: torch.Tensor) -> torch.Tensor:
+    """R of the QR factorisation of `matrix` (m, n), which may be overwritten: shape (min(m, n), n)."""
+    if matrix.is_cuda:
+        return torch.linalg.qr(matrix, mode="r").R
+    factored, _, _, info = lapack.dgeqrf(matrix.numpy(), overwrite_a=1)
+    if info != 0:
+        raise ValueError(f"dgeqrf refused its argument {-info}")
+    return torch.from_numpy(np.triu(factored[: min(matrix.shape)]))
 
 
 def refine_small_end(
@@ -66,7 +92,7 @@ def refine_small_end(
     for _ in range(MAX_RESTARTS):
         basis = krylov_basis(inverse_gram, block, KRYLOV_STEPS)
         # Ritz vectors of the basis with R, smallest first, before the full pass over W.
-        _, _, rotation = torch.linalg.svd(factor @ basis, full_matrices=False)
+        _, _, rotation = thin_svd(factor @ basis)
         block = basis @ rotation[-width:].T
         result = _certified(view, block, sigma, bound, failing, rtol)
         if result is not None:
