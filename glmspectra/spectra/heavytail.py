@@ -67,7 +67,9 @@ def fit_power_law(eigenvalues: FloatArray) -> PowerLaw:
     return PowerLaw(float(alphas[best]), float(data[best]), least, int(sizes[best]))
 
 
-def _distance_floors(logs: FloatArray, alphas: FloatArray, sizes: FloatArray, usable: npt.NDArray[np.intp]) -> FloatArray:
+def _distance_floors(
+    logs: FloatArray, alphas: FloatArray, sizes: FloatArray, usable: npt.NDArray[np.intp]
+) -> FloatArray:
     """What the Kolmogorov-Smirnov distance of each usable candidate is at least: its largest gap at a few places.
 
     The distance is a maximum over the whole tail, so a maximum over some of it is a lower bound, and all but a few

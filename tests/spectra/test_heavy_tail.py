@@ -33,6 +33,35 @@ def test_agrees_with_the_powerlaw_package(alpha, count, seed, body):
     assert ours.tail == int((values >= ours.xmin).sum())
 
 
+def fit_by_trying_all(values: np.ndarray) -> tuple[float, float, float]:
+    """(alpha, xmin, distance) of Clauset, Shalizi & Newman, one candidate after another with nothing left out."""
+    data = np.sort(values)
+    found = []
+    for start in range(data.size - 1):
+        tail = data[start:]
+        total = np.log(tail / tail[0]).sum()
+        alpha = 1 + tail.size / total if total > 0 else np.inf
+        if 1 < alpha < np.inf:
+            model = 1 - (tail / tail[0]) ** (1 - alpha)
+            found.append((np.abs(model - np.arange(tail.size) / tail.size).max(), tail[0], alpha))
+    distance, xmin, alpha = min(found)
+    return alpha, xmin, distance
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_leaving_out_what_cannot_win_changes_nothing(seed):
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(3, 900))
+    values = [
+        pareto(rng.uniform(1.3, 5), count, seed),
+        rng.uniform(0.1, 1, count),
+        np.round(pareto(2.5, count, seed), 1),  # many ties
+        np.r_[rng.uniform(0.2, 1.2, count), pareto(2.0, 40, seed)],
+    ][seed % 4]
+    fit = fit_power_law(values)
+    assert (fit.alpha, fit.xmin, fit.distance) == pytest.approx(fit_by_trying_all(values), rel=1e-9)
+
+
 def test_order_does_not_matter_and_tiny_values_are_left_out():
     values = pareto(3.0, 200, 2)
     shuffled = np.random.default_rng(0).permutation(np.r_[values, np.full(50, 1e-9), 0.0])
