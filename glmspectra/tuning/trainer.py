@@ -255,6 +255,10 @@ class AdapterTrainer(Trainer):
         finally:
             config.inference_mode = training
 
+    def gathered_state(self) -> dict[str, Any] | None:
+        """Under FSDP the whole state, which all processes gather together; else None: it is at hand."""
+        return self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
+
     def _save_progress(self, folder: Path) -> None:
         for callback in [c for c in [*self.callback_handler.callbacks, self.control] if isinstance(c, ExportableState)]:
             self.state.stateful_callbacks[type(callback).__name__] = callback.state()

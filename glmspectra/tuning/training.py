@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import PrinterCallback, set_seed
 
-from glmspectra.errors import TrainingError
+from glmspectra.errors import ConfigError, TrainingError
 from glmspectra.tuning.adapter_products import follow_input_dtype
 from glmspectra.tuning.batching import REAL_TOKENS, TrainingCollator
 from glmspectra.tuning.callbacks import AdaLoraCallback, CurvesCallback, ProgressCallback, StartCallback
@@ -133,6 +133,12 @@ def build_run(
         eval_dataset=valid,
         data_collator=collator,
     )
+    if trainer.is_fsdp_enabled and settings.adaptive:
+        raise ConfigError(
+            f"method {settings.method} does not go with fsdp: allocating ranks needs whole matrices and gradients, "
+            "and fsdp "
+            "keeps a share of each on each process; leave fsdp out (data parallelism works), or use lora or qlora."
+        )
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is the command's result
     output_dir = Path(arguments.output_dir)
     trainer.add_callback(StartCallback(trainer, total_steps))
@@ -229,17 +235,18 @@ def train(run: Run) -> dict[str, Any]:
             result[key] = entry[key]
     if trainer.adalora is not None:
         result["ranks"] = trainer.adalora.rankallocator.ranks()
+    state_dict = trainer.gathered_state()
     if trainer.args.should_save:
-        save_final(run, result.get("ranks"))
+        save_final(run, result.get("ranks"), state_dict)
         trainer.state.save_to_json(str(output / "trainer_state.json"))
     trainer.accelerator.wait_for_everyone()
     return result
 
 
-def save_final(run: Run, ranks: dict[str, int] | None) -> None:
+def save_final(run: Run, ranks: dict[str, int] | None, state_dict: dict[str, Any] | None = None) -> None:
     """The trained adapter into `final_model_path`, whole or not at all; AdaLoRA's final ranks beside it."""
     with written_whole(run.settings.final_adapter) as staging:
-        run.trainer.save_adapter(staging)
+        run.trainer.save_adapter(staging, state_dict)
         start = run.output_dir / INITIAL_FOLDER
         if changes_base(run.settings) and start.is_dir():
             shutil.copytree(start, staging / INITIAL_FOLDER)

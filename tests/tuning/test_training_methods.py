@@ -75,3 +75,37 @@ def check_by_hand(found, settings, rows):
     answer, history = model.chat(tokenizer, "头痛怎么办？", history=[], do_sample=False, max_length=64)
     assert isinstance(answer, str)
     assert len(history) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_the_original_studys_files_run_but_for_the_paths(tmp_path, shared):
+    study = shared / "reference" / "study_runs"
+    settings = load_settings(
+        study / "args_file",
+        overrides=[
+            f"finetune.dataset_path={REPOSITORY_DATA}",
+            f"finetune.model_path={EMBEDDED_MODEL}",
+            f"finetune.final_model_path={tmp_path / 'final'}",
+            f"train.output_dir={tmp_path / 'run'}",
+            "train.max_steps=2",
+        ],
+    )
+    assert any("evaluation_strategy" in note for note in settings.notes)
+    run = prepare_run(settings, device="cpu", quiet=True)
+    # What the files say, and nothing of ours in its place.
+    config = run.model.peft_config["LoraAdapter"]
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (12, 48, 0.05)
+    assert all(name.endswith("query_key_value") for name in config.target_modules)
+    assert run.precision.compute == run.precision.weights == torch.float32
+    assert run.trainer.args.learning_rate == 2e-5
+    assert train(run)["steps"] == 2
+    # Its adapter_config.json of 2023, beside factors of this model, loads.
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_bytes((study / "qlora" / "adapter_config.json").read_bytes())
+    weights = tmp_path / "final" / "adapter_model.safetensors"
+    (folder / weights.name).write_bytes(weights.read_bytes())
+    base = AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32)
+    old = PeftModelForCausalLM.from_pretrained(base, folder)
+    assert (old.peft_config["default"].r, old.peft_config["default"].lora_alpha) == (12, 24)
