@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--pilot-rate", type=float, default=2e-3)
     parser.add_argument("--pretrain-steps", type=int, default=2500)
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th group, starting with the i-th")
+    parser.add_argument("--reverse", action="store_true", help="groups from the last to the first, for a second GPU")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no group after so long")
     options = parser.parse_args()
     if options.print:
@@ -125,6 +126,8 @@ def main() -> None:
     done = finished(lines)
     todo = [job for job in jobs_of(options.stage, options.base, options.task, lines) if job.key not in done]
     groups = [todo[start : start + options.jobs] for start in range(0, len(todo), options.jobs)]
+    if options.reverse:
+        groups.reverse()
     index, count = map(int, options.shard.split("/"))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for number, group in enumerate(groups[index::count]):

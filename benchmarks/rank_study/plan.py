@@ -9,8 +9,8 @@ from rank_study.arms import ARMS, CONFIRMED
 
 BUDGETS = (2, 4, 8)  # uniform ranks whose parameters are shared out
 MIDDLE = 4
-RATES = {"smollm2": (5e-4, 1e-3, 2e-3, 4e-3), "chatglm2": (4e-3, 8e-3, 1.6e-2, 3.2e-2)}
-RATE_SEEDS = (10, 11)
+RATES = {"smollm2": (1e-3, 2e-3, 4e-3), "chatglm2": (8e-3, 1.6e-2, 3.2e-2)}
+RATE_SEEDS = {"smollm2": (10,), "chatglm2": (10, 11)}
 CONFIRM_SEEDS = tuple(range(100, 110))
 SCREEN_SEEDS = (20, 21)
 CURVE_RANKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
@@ -69,7 +69,7 @@ def jobs_of(stage: str, base: str, task: str, lines: list[dict]) -> Iterator[Job
     confirm: the declared arms, ten fresh seeds, three budgets, test, seed by seed so that a cut leaves pairs whole.
     curve: uniform over ranks on the same test part."""
     if stage == "rates":
-        for seed in RATE_SEEDS:
+        for seed in RATE_SEEDS[base]:
             for rate in RATES[base]:
                 for arm in CONFIRMED:
                     yield Job(base, task, arm, MIDDLE, seed, rate, "development")
