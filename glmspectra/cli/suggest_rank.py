@@ -1,7 +1,8 @@
 """`glmspectra suggest-rank`: ranks for every matrix under a budget, as files `train` takes."""
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from glmspectra.cli.train import ArgsFolder
 
 if TYPE_CHECKING:
     from glmspectra.checkpoint import Checkpoint
-    from glmspectra.ranks import Budget, Evidence, Limits, Stability
+    from glmspectra.ranks.outcome import RankRequest
     from glmspectra.store import Run, RunStore
 
 RANKS_FILE = Path("args_file/ranks.json")
@@ -31,6 +32,18 @@ def suggest_rank(
             show_default=False,
         ),
     ] = None,
+    pilot: Annotated[
+        int | None,
+        typer.Option(
+            "--pilot",
+            min=2,
+            help="Train a pilot of this many steps first, by the settings in --args, at three times the mean rank.",
+            show_default=False,
+        ),
+    ] = None,
+    pilot_seeds: Annotated[
+        int, typer.Option("--pilot-seeds", min=1, help="Train this many pilots and average them.")
+    ] = 1,
     criterion: Annotated[
         str | None,
         typer.Option(
@@ -108,40 +121,38 @@ def suggest_rank(
     Writes the file that `train --ranks` takes, a table of all criteria side by side, a budget curve and a
     report.
     """
-    from glmspectra import ranks as ranks_package
-    from glmspectra.ranks import report
-
     if list_criteria:
-        found = {
-            name: {"kind": c.kind, "needs": c.needs, "source": c.source} for name, c in ranks_package.CRITERIA.items()
-        }
-        finish(
-            found,
-            [f"{name} ({c['kind']}, from {c['needs'] or 'nothing'}): {c['source']}" for name, c in found.items()],
-            as_json,
-        )
+        _list(as_json)
         return
+    from glmspectra.ranks import Limits
+    from glmspectra.ranks.outcome import RankRequest, suggest_ranks
+
     root = out or Path()
-    exports = [kind.strip() for kind in export.split(",") if kind.strip()]
+    request = RankRequest(
+        criterion,
+        budget,
+        targets,
+        Limits(min_rank, max_rank, multiple_of),
+        step,
+        scale if scale is not None else _scale_of(args),
+        rslora,
+        [kind.strip() for kind in export.split(",") if kind.strip()],
+    )
     more = _More(quantized, gradients, args, targets)
-    base, deltas, tables = _tables(model, delta or [], more, root, device, quiet)
-    evidence = ranks_package.gather(base, deltas, targets, step)
-    limits = ranks_package.Limits(min_rank, max_rank, multiple_of)
-    asked = ranks_package.parse_budget(budget or ranks_package.default_budget(evidence), evidence)
-    chosen = criterion or ranks_package.default_criterion(evidence)
-    suggestions = ranks_package.suggest_all(evidence, chosen, asked, limits)
-    curve = ranks_package.budget_curve(evidence, chosen, asked, limits)
-    stabilities = _stabilities(base, deltas, evidence, chosen, asked, limits, step)
-    path = ranks or root / RANKS_FILE
-    kept_scale = scale if scale is not None else _scale_of(args)
-    files = report.write_suggestion(path, tables, suggestions, evidence, curve, kept_scale, rslora, exports)
+    path, base = _base(model, bool(delta) and pilot is None, more, root, device, quiet)
+    places = list(delta or [])
+    if pilot is not None and base is not None:
+        places += _pilots(path, base, request, pilot, pilot_seeds, args, root, device, quiet)
+    deltas = [_delta_run(path, place, root, device, quiet) for place in places]
+    outcome = suggest_ranks(base, deltas, request)
+    tables = base.folder if base is not None else deltas[0].folder
+    files = outcome.write(ranks or root / RANKS_FILE, tables, request)
     index = None
     if not no_report:
         from glmspectra.figures import write_report
 
         index = write_report(tables, root / "reports" / tables.name)
-    facts = report.facts(suggestions, evidence, curve, stabilities) | files | {"report": str(index) if index else None}
-    said = report.lines(suggestions, evidence, curve, stabilities)
+    said = outcome.lines()
     said += [
         f"ranks:  {files['ranks_file']} (glmspectra train --ranks {files['ranks_file']})",
         f"table:  {files['table']}",
@@ -149,8 +160,16 @@ def suggest_rank(
     said += [f"export: {name}" for name in files["exports"]]
     said += [f"report: {index}"] if index else []
     if not as_json and not quiet:
-        _print_table(suggestions)
-    finish(facts, said, as_json)
+        _print_table(outcome.suggestions)
+    finish(outcome.facts() | files | {"report": str(index) if index else None}, said, as_json)
+
+
+def _list(as_json: bool) -> None:
+    from glmspectra.ranks import CRITERIA
+
+    found = {name: {"kind": c.kind, "needs": c.needs, "source": c.source} for name, c in CRITERIA.items()}
+    said = [f"{name} ({c['kind']}, from {c['needs'] or 'nothing'}): {c['source']}" for name, c in found.items()]
+    finish(found, said, as_json)
 
 
 @dataclass(frozen=True)
@@ -163,12 +182,10 @@ class _More:
     targets: str | None
 
 
-def _tables(
-    model: Path | None, deltas: list[Path], more: _More, root: Path, device: str, quiet: bool
-) -> "tuple[Run | None, list[Run], Path]":
-    """The base's tables where they are, those of each delta (measured now where they are not), and the folder to
-    write to.
-    """
+def _base(
+    model: Path | None, has_delta: bool, more: _More, root: Path, device: str, quiet: bool
+) -> "tuple[Path, Run | None]":
+    """The model's path and its tables; None where it is not measured and a delta is there instead."""
     from glmspectra.checkpoint import open_checkpoint
     from glmspectra.cli.measuring import TABLES_FOLDER
     from glmspectra.cli.model_choice import choose_model
@@ -176,22 +193,45 @@ def _tables(
     from glmspectra.store import RunStore, read_run
     from glmspectra.sweep import source_of
 
-    tables = root / TABLES_FOLDER
     path = choose_model(model)
     with open_checkpoint(path) as checkpoint:
-        store = RunStore.of(tables, source_of(checkpoint))
+        store = RunStore.of(root / TABLES_FOLDER, source_of(checkpoint))
         _measure_more(checkpoint, path, store, more, device, quiet)
-    measured = (store.folder / "manifest.json").is_file()
-    base = read_run(store.folder) if measured else None
+    base = read_run(store.folder) if (store.folder / "manifest.json").is_file() else None
     if base is not None and not (base.matrices["quantity"] == "weight").any():
         base = None
-    if base is None and not deltas:
+    if base is None and not has_delta:
         raise RequestError(
             f"{path} is not measured yet (no {store.folder}): run `glmspectra svd --layers all --model {path}` first, "
             "or name an adapter with --delta."
         )
-    runs = [_delta_run(path, place, root, device, quiet) for place in deltas]
-    return base, runs, store.folder if base is not None else runs[0].folder
+    return path, base
+
+
+def _pilots(
+    model: Path,
+    base: "Run",
+    request: "RankRequest",
+    steps: int,
+    seeds: int,
+    args: Path,
+    root: Path,
+    device: str,
+    quiet: bool,
+) -> list[Path]:
+    """Train the pilots under root/runs/pilots; their folders. Finished ones of the same kind are not run again.
+
+    Of the same kind: same base, steps, budget, targets and settings files, by the folder's name.
+    """
+    from glmspectra.loop import run_pilots
+    from glmspectra.ranks.outcome import evidence_and_budget
+
+    evidence, budget = evidence_and_budget(base, [], replace(request, criterion=None, step=None))
+    settings = [path.read_text(encoding="utf-8") for path in sorted(args.glob("*_args.json"))]
+    facts = [steps, budget.parameters, [target.name for target in evidence.targets], settings]
+    kind = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+    out = root / "runs" / "pilots" / f"{base.folder.name}-{steps}-steps-{kind}"
+    return run_pilots(out, model, args, evidence, budget, steps, seeds, device=device, quiet=quiet)
 
 
 def _measure_more(
@@ -235,28 +275,6 @@ def _delta_run(model: Path, place: Path, root: Path, device: str, quiet: bool) -
     if (place / "manifest.json").is_file():
         return read_run(place)
     return measure_changes(model, place, root, device=device, quiet=quiet)[0]
-
-
-def _stabilities(
-    base: "Run | None",
-    deltas: "list[Run]",
-    evidence: "Evidence",
-    criterion: str,
-    budget: "Budget",
-    limits: "Limits",
-    step: int | None,
-) -> "dict[str, Stability]":
-    """Between pilots where there are several; between the steps of the first one where it has several."""
-    from glmspectra.ranks import between_runs, between_steps
-
-    if not criterion.startswith("delta"):
-        return {}
-    found = {}
-    if len(deltas) > 1:
-        found["pilots"] = between_runs(base, deltas, evidence, criterion, budget, limits)
-    if deltas and step is None and deltas[0].matrices["step"].nunique() > 1:
-        found["steps of a pilot"] = between_steps(base, deltas[0], evidence, criterion, budget, limits)
-    return found
 
 
 def _print_table(suggestions: dict) -> None:

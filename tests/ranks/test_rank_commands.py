@@ -89,3 +89,28 @@ def test_from_spectra_to_a_trained_adapter_and_back(here, capsys):
     )
     assert by_gradient["how"] == "dynamic programming"
     assert 0 < by_gradient["parameters"] <= by_gradient["budget_parameters"]
+
+
+@pytest.mark.slow
+def test_a_pilot_is_trained_measured_and_not_trained_twice(here, capsys):
+    run(capsys, "svd", "--layers", "all", "--no-values", "--no-report", "--matrices", "dense,query_key_value")
+    finish("init", "--quiet")
+    capsys.readouterr()
+    asked = [
+        "suggest-rank",
+        "--pilot=4",
+        "--pilot-seeds=2",
+        "--args=args_file/lora",
+        "--budget=like:r=2",
+        "--no-report",
+    ]
+    first = run(capsys, *asked)
+    assert first["criterion"] == "delta-threshold"
+    assert first["deltas"] == 2
+    assert set(first["stability"]) == {"pilots", "steps of a pilot"}
+    adapters = sorted(here.glob("runs/pilots/*/seed-*/final_adapter/adapter_config.json"))
+    assert [json.loads(path.read_text())["r"] for path in adapters] == [6, 6], "three times the mean rank"
+    times = [path.stat().st_mtime_ns for path in adapters]
+    again = run(capsys, *asked)
+    assert [path.stat().st_mtime_ns for path in adapters] == times
+    assert again["by_matrix"] == first["by_matrix"]
