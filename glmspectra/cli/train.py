@@ -56,6 +56,7 @@ def train(
     """
     import os
 
+    device = only_card(device)
     from glmspectra.cli.console import finish, stderr
     from glmspectra.cli.libraries import hush
     from glmspectra.tuning.settings import load_settings
@@ -77,6 +78,25 @@ def train(
         result, lines = _train(settings, device, report, silent)
     if main:
         finish(result, lines, as_json)
+
+
+def only_card(device: str) -> str:
+    """Make cuda:N the only card that this process sees, and "cuda" its name; to be called before torch is imported.
+
+    The Trainer of one process always takes the first card it sees. Under a launcher each process has its own card.
+    """
+    import os
+    import re
+
+    found = re.fullmatch(r"cuda:(\d+)", device)
+    if found is None or "LOCAL_RANK" in os.environ:
+        return device
+    visible = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card]
+    index = int(found[1])
+    if visible and index >= len(visible):
+        return device  # not there: choosing the device says so
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[index] if visible else str(index)
+    return "cuda"
 
 
 def settings_options(

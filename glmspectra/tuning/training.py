@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import PrinterCallback, set_seed
 
+from glmspectra.checkpoint import open_checkpoint
 from glmspectra.errors import ConfigError, TrainingError
 from glmspectra.tuning.adapter_products import follow_input_dtype
 from glmspectra.tuning.batching import REAL_TOKENS, TrainingCollator
@@ -33,6 +34,7 @@ from glmspectra.tuning.preparation import (
     load_config,
     load_for_settings,
     load_tokenizer,
+    model_location,
     positions_of,
     trainable_by_type,
 )
@@ -80,6 +82,7 @@ def prepare_run(
     place = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     precision = choose_precision(settings, place)
     training_arguments(settings, precision, place)  # what the Trainer refuses is refused before anything is loaded
+    check_ranks_base(settings)
     tokenizer = load_tokenizer(settings.finetune.model_path)
     config = load_config(settings.finetune.model_path)
     data = prepare_data(
@@ -87,6 +90,13 @@ def prepare_run(
     )
     base = load_for_settings(settings, precision, place)
     return build_run(settings, place, precision, tokenizer, data, base, draw, quiet)
+
+
+def check_ranks_base(settings: Settings) -> None:
+    """Stop when `--ranks` were measured on another checkpoint than model_path. Raises ConfigError."""
+    if settings.lora.ranks_base:
+        with open_checkpoint(model_location(settings.finetune.model_path)) as checkpoint:
+            settings.check_base(checkpoint.name, checkpoint.fingerprint)
 
 
 def build_run(
@@ -103,6 +113,12 @@ def build_run(
     arguments = training_arguments(settings, precision, place)
     total_steps = count_steps(arguments, len(data.train))
     notes: list[str] = []
+    if arguments.eval_strategy != "no" and data.valid is None:
+        raise ConfigError(
+            f"eval_strategy is {getattr(arguments.eval_strategy, 'value', arguments.eval_strategy)}, and there are no "
+            "rows to "
+            "evaluate on; give valid_path or valid_fraction, or set eval_strategy to no."
+        )
     set_seed(settings.finetune.seed)
     model = add_adapter(base, settings, total_steps)
     collator = TrainingCollator(data.collator, data.collator.pad_token_id)

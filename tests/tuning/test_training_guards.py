@@ -1,6 +1,7 @@
 """Each guard of training stops with one sentence that names what is wrong, and lets what is right through."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ from tiny_run import make_run, write_data, write_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from glmspectra.checkpoint import open_checkpoint
+from glmspectra.cli.train import only_card
 from glmspectra.errors import ConfigError, RequestError, TrainingError
 from glmspectra.tuning.adapter_products import InputTypedLinear, follow_input_dtype
 from glmspectra.tuning.checkpoints import prune
@@ -19,7 +22,7 @@ from glmspectra.tuning.preparation import load_base, resolve_schedule
 from glmspectra.tuning.quantization import check_four_bit, check_layout, four_bit_modules
 from glmspectra.tuning.settings import load_settings
 from glmspectra.tuning.stopping import ExplosionWatch, first_non_finite
-from glmspectra.tuning.training import longest_batch_step, train
+from glmspectra.tuning.training import build_run, longest_batch_step, train
 
 
 @pytest.fixture(scope="module")
@@ -298,3 +301,30 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     prune(tmp_path, 2, tmp_path / "checkpoint-4")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-4"]
+
+
+def test_ranks_of_another_checkpoint_and_missing_rows_are_refused(tmp_path, model, data):
+    other = {"name": "elsewhere", "fingerprint": "0" * 16}
+    with pytest.raises(ConfigError, match="the ranks were measured on elsewhere"):
+        make_run(tmp_path, model, data, lora={"ranks_base": other})
+    with open_checkpoint(model) as checkpoint:
+        mine = {"name": checkpoint.name, "fingerprint": checkpoint.fingerprint}
+    make_run(tmp_path, model, data, lora={"ranks_base": mine})
+    run = make_run(tmp_path, model, data)
+    run.data.valid = None
+    run.settings.train.eval_strategy = "steps"
+    with pytest.raises(ConfigError, match="no rows to evaluate on"):
+        build_run(run.settings, run.device, run.precision, run.tokenizer, run.data, None)
+
+
+def test_one_card_is_made_the_only_one(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert only_card("cuda:2") == "cuda"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert only_card("cuda:1") == "cuda"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+    assert only_card("auto") == "auto"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert only_card("cuda:1") == "cuda:1"
