@@ -141,7 +141,8 @@ def energy_threshold(evidence: Evidence, option: str | None) -> Answer:
     rule, as in PEFT's convert_to_lora and LoRD, read as the weight's own complexity.
     """
     share = _share(option, "energy-threshold")
-    return {name: float(energy_rank(sigma, share)) for name, sigma in evidence.spectra("weight").items()}
+    norms = evidence.column("weight", "frobenius_norm")
+    return {name: rank_for_share(sigma, norms[name] ** 2, share) for name, sigma in evidence.spectra("weight").items()}
 
 
 @criterion("top-k-share", "score", "weight")

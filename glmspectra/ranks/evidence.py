@@ -43,9 +43,9 @@ class Target:
 class Evidence:
     """targets: in depth order. every_matrix: all that the tables know, targets among them.
 
-    sigma: quantity -> name -> singular values, float64 descending; of several delta tables the mean over
-    tables, index by index. statistics: quantity -> rows of `matrices` indexed by name. deltas: how many delta
-    tables were averaged.
+    sigma: quantity -> name -> singular values, float64 descending; of changes those above the rounding floor, and of
+    several delta tables the mean over tables, index by index. statistics: quantity -> rows of `matrices` indexed by
+    name. deltas: how many delta tables were averaged.
     base_name, base_fingerprint: the checkpoint whose weights the ranks are for.
     """
 
@@ -124,7 +124,7 @@ def gather(
             if not len(_rows(run, "delta", at)):
                 steps = sorted({int(s) for s in run.matrices["step"].dropna()})
                 raise RequestError(f"{run.folder} holds no delta of step {at}; its steps are {steps or 'not told'}.")
-        sigma["delta"] = mean_spectra([_sigma(run, "delta", at) for run, at in chosen])
+        sigma["delta"] = mean_spectra([_above_floor(run, at) for run, at in chosen])
         statistics["delta"] = _rows(chosen[0][0], "delta", chosen[0][1])
     table = statistics["weight"] if "weight" in statistics else statistics["delta"]
     every = tuple(
@@ -201,6 +201,14 @@ def _sigma(run: Run, quantity: str, step: int | None) -> dict[str, np.ndarray]:
         str(name): group.sort_values("index")["sigma"].to_numpy(dtype=np.float64)
         for name, group in chosen.groupby("name", sort=False)
     }
+
+
+def _above_floor(run: Run, step: int | None) -> dict[str, np.ndarray]:
+    """Singular values of the changes without those that rounding alone can have made: a difference of two bfloat16
+    checkpoints has thousands of them."""
+    rows = _rows(run, "delta", step)
+    floors = rows["noise_floor"].fillna(0.0) if "noise_floor" in rows else {}
+    return {name: sigma[sigma > floors.get(name, 0.0)] for name, sigma in _sigma(run, "delta", step).items()}
 
 
 def _base_of(base: Run | None, deltas: Sequence[Run]) -> tuple[str, str]:

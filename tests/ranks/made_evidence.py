@@ -62,6 +62,7 @@ def base_run(layers: int = 12, seed: int = 0) -> Run:
         "gavish_donoho_rank",
         "alpha",
         "top12_share_of_singular_value_sum",
+        "frobenius_norm",
     )
     for name in weight_names(layers):
         height, width = SHAPES[name.removesuffix(".weight").split(".", 4)[4]]
@@ -75,6 +76,7 @@ def base_run(layers: int = 12, seed: int = 0) -> Run:
             int(rng.integers(0, 9)),
             float(rng.uniform(2, 7)),
             float(values[:12].sum() / values.sum()),
+            float(np.sqrt(np.sum(values**2))),
         )
         for column, value in zip(wanted, facts, strict=True):
             columns.setdefault(column, {})[name] = value

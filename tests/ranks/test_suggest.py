@@ -241,3 +241,18 @@ def test_ranks_that_hold_a_share_of_the_energy():
     assert rank_for_share(sigma, 15.0, 0.6) == 1
     assert rank_for_share(sigma, 30.0, 0.5) == pytest.approx(4)
     assert rank_for_share(sigma, 40.0, 0.5) == pytest.approx(4 + 5), "five more of energy 1, at the least"
+
+
+def test_what_rounding_alone_can_have_made_gets_no_rank():
+    """A full difference of stored bfloat16: two directions of signal over a bulk of forty of noise."""
+    names = weight_names(LAYERS)
+    sigma = {name: np.concatenate([[5.0 + i, 4.0], np.linspace(1.0, 0.5, 40)]) for i, name in enumerate(names)}
+    details = {"name": "tuned", "fingerprint": "1" * 16, "details": {"base": dict(BASE)}}
+    noisy = make_run("delta", sigma, checkpoint=details, columns={"noise_floor": dict.fromkeys(names, 1.01)})
+    evidence = gather(base_run(), [noisy])
+    suggestion = suggest(evidence, "delta-threshold", parse_budget("like:r=6", evidence))
+    assert set(suggestion.ranks.values()) == {2}
+    blind = make_run("delta", sigma, checkpoint=details)
+    evidence = gather(base_run(), [blind])
+    fooled = suggest(evidence, "delta-threshold", parse_budget("like:r=6", evidence))
+    assert max(fooled.ranks.values()) > 2, "the control: without the floor noise is bought"
