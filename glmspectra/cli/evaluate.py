@@ -41,6 +41,7 @@ def evaluate(
     reports/tuned
     """
     from glmspectra.cli.console import finish
+    from glmspectra.cli.evaluation_page import write_evaluation_page
     from glmspectra.cli.libraries import hush
     from glmspectra.cli.progress_line import counting
     from glmspectra.errors import RequestError
@@ -74,7 +75,7 @@ def evaluate(
         lines += ["", *(f"{name}: {text}" for name, text in sample.items())]
     if out is not None:
         evaluation.write_evaluation(result, out)
-        lines.append(f"written to {out}")
+        lines.append(f"written to {write_evaluation_page(result, out)}")
     finish(result.as_dict(), lines, as_json)
 
 

@@ -1,5 +1,6 @@
 """Evaluation, text scores, batch inference, the search for a learning rate, and their commands."""
 
+import html
 import json
 
 import numpy as np
@@ -138,8 +139,14 @@ def command(*arguments):
 def test_commands_give_one_object(tmp_path, model, data, adapter, capsys):
     args = write_args(tmp_path / "args", model, data)
     common = ("--device", "cpu", "--json", "--quiet")
-    assert command("evaluate", "--args", args, "--adapter", adapter, "--limit", 4, *common) == 0
-    assert json.loads(capsys.readouterr().out)["rows"] == 4
+    page = tmp_path / "evaluation"
+    options = ("--limit", 4, "--samples", 2, "--max-new-tokens", 16, "--out", page)
+    assert command("evaluate", "--args", args, "--adapter", adapter, *options, *common) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["rows"] == 4
+    text = (page / "index.html").read_text(encoding="utf-8")
+    for sample in result["samples"]:
+        assert all(html.escape(sample[name]) in text for name in ("context", "reference", "base", "tuned"))
     assert command("merge", adapter, "--model", model, "--out", tmp_path / "merged", "--json", "--quiet") == 0
     assert json.loads(capsys.readouterr().out)["changed"] == 6
     source, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
