@@ -42,8 +42,8 @@ def tuned_checkpoints(path: Path | str) -> list[TunedCheckpoint]:
     final = _state_in(path)
     if final:
         step = _step_told_by(path)
-        if step is None and path.name.startswith("checkpoint-"):
-            step = int(path.name.removeprefix("checkpoint-"))
+        own = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        step = int(own[1]) if step is None and own else step
         if not (found and step is not None and found[-1].step == step):
             found.append(TunedCheckpoint(final[0], step, final[1]))
     if not found:
@@ -71,7 +71,8 @@ def _state_in(folder: Path) -> tuple[Path, bool] | None:
 
 
 def _is_named_adapter(folder: Path) -> bool:
-    return folder.name not in INITIAL_FOLDERS and not folder.name.startswith("checkpoint-")
+    # A name that begins with a dot is a folder that is still being written.
+    return folder.name not in INITIAL_FOLDERS and not folder.name.startswith(("checkpoint-", "."))
 
 
 def _step_told_by(folder: Path) -> int | None:

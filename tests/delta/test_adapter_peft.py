@@ -343,6 +343,9 @@ def test_adapters_of_any_name_in_a_run(tmp_path):
     adapter.save_pretrained(tmp_path / "run" / "checkpoint-5" / "my_name")
     adapter.save_pretrained(tmp_path / "run" / "final_adapter")
     adapter.save_pretrained(tmp_path / "run" / "initial_adapter")
+    adapter.save_pretrained(tmp_path / "run" / ".final_adapter.writing")
+    adapter.save_pretrained(tmp_path / "run" / "checkpoint-best" / "my_name")
+    assert [state.step for state in tuned_checkpoints(tmp_path / "run" / "checkpoint-best")] == [None]
     states = tuned_checkpoints(tmp_path / "run")
     assert [state.path.name for state in states] == ["my_name", "final_adapter"]
     adapter.save_pretrained(tmp_path / "two" / "a")
