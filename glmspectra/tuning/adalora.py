@@ -104,9 +104,8 @@ class MaskedRankAllocator(RankAllocator):
         gradients = [parameter.grad for name in self.layers for parameter in self.triplets(name)]
         if any(gradient is None for gradient in gradients):
             raise TrainingError(
-                "AdaLoRA's allocation found matrices without a gradient: it must run after backward and "
-                "before gradients "
-                "are cleared, and every adapted matrix must take part in the loss."
+                "AdaLoRA's allocation found matrices without a gradient: it must run after backward and before "
+                "gradients are cleared, and every adapted matrix must take part in the loss."
             )
         # Under fp16 a step whose gradients overflowed is skipped by the scaler; it says nothing about
         # importance.
@@ -130,9 +129,8 @@ class MaskedRankAllocator(RankAllocator):
         kept = sum(self.ranks().values())
         if left > budget or kept != budget:
             raise TrainingError(
-                f"AdaLoRA should have pruned to {budget} triplets at step {step} and did not: {kept} are "
-                f"allowed and {left} "
-                f"are not zero of {self.init_bgt} at the start."
+                f"AdaLoRA should have pruned to {budget} triplets at step {step} and did not: {kept} are allowed and "
+                f"{left} are not zero of {self.init_bgt} at the start."
             )
 
     def _zero_outside(self, masks: Mapping[str, torch.Tensor]) -> None:
@@ -163,9 +161,8 @@ class MaskedRankAllocator(RankAllocator):
         )
         if not same or state["total_step"] != self.peft_config.total_step:
             raise TrainingError(
-                f"{where}: this checkpoint was trained with other target modules, start ranks or number of "
-                "steps than the "
-                "settings ask for; resume with the settings saved beside it (resolved_args/)."
+                f"{where}: this checkpoint was trained with other target modules, start ranks or number of steps "
+                "than the settings ask for; resume with the settings saved beside it (resolved_args/)."
             )
         with torch.no_grad():
             for name, saved in state["triplets"].items():
@@ -245,9 +242,8 @@ def add_adalora(
     for name, rank in start_ranks.items():
         if name not in adapted:
             raise ConfigError(
-                f"start_ranks names {name}, which AdaLoRA does not adapt; it adapts {len(adapted)} "
-                f"matrices, {min(adapted)} "
-                f"to {max(adapted)}."
+                f"start_ranks names {name}, which AdaLoRA does not adapt; it adapts {len(adapted)} matrices, "
+                f"{min(adapted)} to {max(adapted)}."
             )
         if not 0 <= rank <= config.init_r:
             raise ConfigError(

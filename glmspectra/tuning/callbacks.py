@@ -26,9 +26,8 @@ class StartCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.max_steps != self.total_steps:
             raise TrainingError(
-                f"the run has {state.max_steps} steps and was prepared for {self.total_steps}; this is a "
-                "fault of glmspectra, "
-                "please report it with the settings."
+                f"the run has {state.max_steps} steps and was prepared for {self.total_steps}; this is a fault of "
+                "glmspectra, please report it with the settings."
             )
         self.trainer.restore_progress()
         self.trainer.throughput.start(time.perf_counter())
@@ -65,9 +64,9 @@ class AdaLoraCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.allocated_at != state.global_step:
             raise TrainingError(
-                f"AdaLoRA's allocation did not run at step {state.global_step}: this version of "
-                "transformers does not call "
-                "on_optimizer_step, so ranks would never change; install a version that pyproject.toml names."
+                f"AdaLoRA's allocation did not run at step {state.global_step}: this version of transformers does "
+                "not call on_optimizer_step, so ranks would never change; install a version that pyproject.toml "
+                "names."
             )
 
 
@@ -139,8 +138,7 @@ class ProgressCallback(TrainerCallback):
         if "eval_loss" in logs:
             self.bar.print(
                 f"step {state.global_step}: eval loss {logs['eval_loss']:.4f}, perplexity "
-                f"{logs['eval_perplexity']:.3f}, "
-                f"token accuracy {logs['eval_token_accuracy']:.3f}",
+                f"{logs['eval_perplexity']:.3f}, token accuracy {logs['eval_token_accuracy']:.3f}",
                 highlight=False,
             )
         for key, form in (

@@ -56,8 +56,7 @@ class Evaluation:
         for name, values in (("base", self.base), ("with adapter", self.tuned)):
             if values is not None:
                 text = (
-                    f"{name}: loss {values['loss']:.4f}, perplexity {values['perplexity']:.3f}, token "
-                    "accuracy "
+                    f"{name}: loss {values['loss']:.4f}, perplexity {values['perplexity']:.3f}, token accuracy "
                     f"{values['token_accuracy']:.3f} over {values['tokens']:,} tokens"
                 )
                 if "rouge_l" in values:
@@ -66,9 +65,8 @@ class Evaluation:
         if self.difference is not None:
             found = self.difference
             lines.append(
-                f"loss of a row, with adapter minus without: {found['mean']:+.4f} (95 % interval "
-                f"{found['low']:+.4f} to "
-                f"{found['high']:+.4f}, {found['rows']} rows)"
+                f"loss of a row, with adapter minus without: {found['mean']:+.4f} (95 % interval {found['low']:+.4f} "
+                f"to {found['high']:+.4f}, {found['rows']} rows)"
             )
         return lines
 
@@ -144,8 +142,7 @@ def evaluate(
     rows = data.train if split == "train" else data.valid
     if rows is None:
         raise RequestError(
-            f"there are no {split} rows in {settings.finetune.dataset_path}; give valid_path or "
-            "valid_fraction "
+            f"there are no {split} rows in {settings.finetune.dataset_path}; give valid_path or valid_fraction "
             "(--set finetune.valid_fraction=0.1), or --split train."
         )
     if limit is not None:

@@ -53,9 +53,8 @@ def resolve_targets(model: Any, lora: Any) -> list[str]:
     chosen = _matching(linear, wanted, excluded, lora.layers_to_transform, lora.layers_pattern)
     if not chosen:
         raise ConfigError(
-            "target_modules, exclude_modules and layers_to_transform together leave no module to adapt; the "
-            "model has "
-            f"{len(linear)} linear layers, {linear[0]} to {linear[-1]}."
+            "target_modules, exclude_modules and layers_to_transform together leave no module to adapt; the model "
+            f"has {len(linear)} linear layers, {linear[0]} to {linear[-1]}."
         )
     return chosen
 
@@ -79,9 +78,8 @@ def check_pattern(kind: str, pattern: Mapping[str, Any], adapted: Iterable[str])
         free = [name for name in matches if name not in taken]
         if not free:
             raise ConfigError(
-                f"{kind} key {key} changes nothing: key {taken[matches[0]]} stands before it and matches "
-                "first; "
-                "put the narrower key before the wider one."
+                f"{kind} key {key} changes nothing: key {taken[matches[0]]} stands before it and matches first; put "
+                "the narrower key before the wider one."
             )
         taken |= dict.fromkeys(free, key)
 

@@ -92,9 +92,8 @@ def merge(
     with open_checkpoint(place) as checkpoint:
         if checkpoint.form == "gguf":
             raise RequestError(
-                f"{place}: a GGUF file holds quantised weights under other names; merge into the folder it "
-                "was made from, or "
-                "load and save it by transformers first."
+                f"{place}: a GGUF file holds quantised weights under other names; merge into the folder it was made "
+                "from, or load and save it by transformers first."
             )
         report = Merged(str(out), str(place), str(adapter), opened.kind)
         names = opened.base_names(list(checkpoint.tensors))

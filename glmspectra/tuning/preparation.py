@@ -152,9 +152,8 @@ def resolve_schedule(lora: Any, total: int) -> Schedule:
     tinit, tfinal = steps(lora.tinit), steps(lora.tfinal)
     if tinit + tfinal >= total:
         raise ConfigError(
-            f"AdaLoRA: tinit {tinit} and tfinal {tfinal} leave none of the {total} steps of this run for "
-            "ranks to fall in; "
-            "lower them (lora_args.json), or train for longer."
+            f"AdaLoRA: tinit {tinit} and tfinal {tfinal} leave none of the {total} steps of this run for ranks to "
+            "fall in; lower them (lora_args.json), or train for longer."
         )
     return Schedule(total, tinit, tfinal)
 

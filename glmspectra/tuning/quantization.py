@@ -61,11 +61,9 @@ def check_four_bit(model: Any) -> int:
     if missing or bare or not expected:
         where = f", {(missing or bare)[0]} among those that are not" if missing or bare else ""
         raise TrainingError(
-            f"{len(found) - len(bare)} of {len(expected)} linear layers came out in 4 bits{where}; the base "
-            "is not what "
-            "load_in_4bit asks for, and training it would take the memory of half precision: check the "
-            "versions of "
-            "bitsandbytes and transformers, or set method to lora."
+            f"{len(found) - len(bare)} of {len(expected)} linear layers came out in 4 bits{where}; the base is not "
+            "what load_in_4bit asks for, and training it would take the memory of half precision: check the "
+            "versions of bitsandbytes and transformers, or set method to lora."
         )
     return len(found)
 
@@ -91,7 +89,6 @@ def check_layout(model: nn.Module) -> None:
     for name, module in four_bit_modules(model).items():
         if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
             raise TrainingError(
-                f"{name} was repacked for inference on this CPU, after which gradients through it are lost; "
-                "load the model "
-                "anew and evaluate it only by glmspectra's own functions."
+                f"{name} was repacked for inference on this CPU, after which gradients through it are lost; load the "
+                "model anew and evaluate it only by glmspectra's own functions."
             )

@@ -36,8 +36,8 @@ class AdapterTrainer(Trainer):
     """Trains the adapter of a PEFT model.
 
     Losses are sums over supervised tokens divided by their number over all micro-batches and processes of a
-    step, so that accumulation and data parallelism change no number. `adapter` is the adapter's name,
-    `settings_folder` what the model card points to.
+    step, so that accumulation and data parallelism change no number. `adapter` is the adapter's name, `base_name`
+    what the model card calls the base.
     """
 
     # The Trainer declares these as optional; here they are there from the start.
@@ -108,18 +108,16 @@ class AdapterTrainer(Trainer):
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; {self._last_good()} Lower "
-                "learning_rate, or "
-                "look at the batch."
+                "learning_rate, or look at the batch."
             )
         if self.accelerator.sync_gradients:
             self._check_gradients()
             if self.explosion.exploded(loss.item()):
                 raise TrainingError(
                     f"the loss has exploded: {self.explosion.recent:.2f} on average over the last "
-                    f"{self.explosion.window} steps up "
-                    f"to step {self.state.global_step + 1}, after {self.explosion.lowest:.2f} before; "
-                    f"{self._last_good()} Lower "
-                    "learning_rate or raise warmup_steps."
+                    f"{self.explosion.window} steps up to step {self.state.global_step + 1}, after "
+                    f"{self.explosion.lowest:.2f} before; {self._last_good()} Lower learning_rate or raise "
+                    "warmup_steps."
                 )
         return loss
 
@@ -132,9 +130,8 @@ class AdapterTrainer(Trainer):
         if scaler is not None and scaler.is_enabled() and scaler.get_scale() >= 1.0:
             return  # float16 overflow at this loss scale: the step is skipped and the scale halved
         raise TrainingError(
-            f"the gradient of {name} is not finite at step {self.state.global_step + 1} (so are those of "
-            f"{bad} of {total} adapter "
-            f"tensors; backward reached this one first); {self._last_good()}"
+            f"the gradient of {name} is not finite at step {self.state.global_step + 1} (so are those of {bad} of "
+            f"{total} adapter tensors; backward reached this one first); {self._last_good()}"
         )
 
     def _last_good(self) -> str:
@@ -292,11 +289,15 @@ class AdapterTrainer(Trainer):
         expected = get_peft_model_state_dict(self.model, adapter_name=self.adapter, save_embedding_layers=False)
         if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in expected.items()}:
             raise TrainingError(
-                f"{folder}: its adapter has other matrices or ranks than the settings ask for; resume with "
-                "the settings that "
-                "were saved beside it."
+                f"{folder}: its adapter has other matrices or ranks than the settings ask for; resume with the "
+                "settings that were saved beside it."
             )
         set_peft_model_state_dict(self.model, tensors, adapter_name=self.adapter)
+
+    def _load_best_model(self) -> None:
+        """The adapter of the best checkpoint; of AdaLoRA its ranks too, which may be above the budget if it is an early
+        one."""
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def restore_progress(self) -> None:
         """Take up the sums behind the logged losses; called when training begins, after the Trainer has

@@ -115,9 +115,8 @@ def build_run(
     notes: list[str] = []
     if arguments.eval_strategy != "no" and data.valid is None:
         raise ConfigError(
-            f"eval_strategy is {getattr(arguments.eval_strategy, 'value', arguments.eval_strategy)}, and there are no "
-            "rows to "
-            "evaluate on; give valid_path or valid_fraction, or set eval_strategy to no."
+            f"eval_strategy is {getattr(arguments.eval_strategy, 'value', arguments.eval_strategy)}, and there are "
+            "no rows to evaluate on; give valid_path or valid_fraction, or set eval_strategy to no."
         )
     set_seed(settings.finetune.seed)
     model = add_adapter(base, settings, total_steps)
@@ -152,8 +151,8 @@ def build_run(
     if trainer.is_fsdp_enabled and settings.adaptive:
         raise ConfigError(
             f"method {settings.method} does not go with fsdp: allocating ranks needs whole matrices and gradients, "
-            "and fsdp "
-            "keeps a share of each on each process; leave fsdp out (data parallelism works), or use lora or qlora."
+            "and fsdp keeps a share of each on each process; leave fsdp out (data parallelism works), or use lora "
+            "or qlora."
         )
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is the command's result
     output_dir = Path(arguments.output_dir)
@@ -291,9 +290,8 @@ def longest_batch_step(run: Run) -> dict[str, Any]:
         loss.backward()
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"the longest batch ({len(longest)} rows of {inputs['input_ids'].shape[1]} tokens) does not fit "
-            "into memory; set "
-            "gradient_checkpointing, lower per_device_train_batch_size, or lower max_length."
+            f"the longest batch ({len(longest)} rows of {inputs['input_ids'].shape[1]} tokens) does not fit into "
+            "memory; set gradient_checkpointing, lower per_device_train_batch_size, or lower max_length."
         ) from error
     result = {"rows": len(longest), "tokens": inputs["input_ids"].shape[1], "loss": loss.item()}
     if run.device.type == "cuda":

@@ -85,6 +85,23 @@ def test_a_checkpoint_of_other_ranks_is_refused(tmp_path, model, data):
         train(other)
 
 
+def test_the_best_checkpoint_is_what_is_saved_at_the_end(tmp_path, model, data):
+    arguments = {
+        "max_steps": 8, "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 1,
+        "load_best_model_at_end": True, "learning_rate": 2.0, "max_grad_norm": 100.0,
+    }  # fmt: skip
+    run = make_run(tmp_path, model, data, train=arguments)
+    result = train(run)
+    evaluated = {entry["step"]: entry["eval_loss"] for entry in run.trainer.state.log_history if "eval_loss" in entry}
+    best = min(evaluated, key=evaluated.get)
+    assert best != 8  # the rate is far too high
+    assert Path(run.trainer.state.best_model_checkpoint).name == f"checkpoint-{best}"
+    expected = load_file(run.output_dir / f"checkpoint-{best}/LoraAdapter/adapter_model.safetensors")
+    found = load_file(Path(result["adapter"]) / "adapter_model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert run.trainer.evaluate()["eval_loss"] == pytest.approx(evaluated[best], abs=1e-6)
+
+
 def test_resume_without_a_checkpoint_says_so(tmp_path, model, data):
     with pytest.raises(RequestError, match="holds no whole checkpoint"):
         make_run(tmp_path, model, data, {"resume_from_checkpoint": True})
