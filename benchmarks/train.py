@@ -193,6 +193,19 @@ def make_rows(setting: Setting, options: argparse.Namespace) -> list[dict[str, A
     return rows
 
 
+class Rows:
+    """A list of examples of which a column can be asked for, as of a `datasets.Dataset`."""
+
+    def __init__(self, rows: list[dict[str, Any]]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | str) -> Any:
+        return [row[key] for row in self.rows] if isinstance(key, str) else self.rows[key]
+
+
 def random_model(native: bool, options: argparse.Namespace, dtype: Any) -> Any:
     """ChatGLM2's shape with random weights, made on the device: the native model, or transformers' Glm."""
     import torch
@@ -327,11 +340,9 @@ def result(setting: Setting, options: argparse.Namespace, base: Any, **measured:
 def run_ours(setting: Setting, options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The trainer of `glmspectra train`, over a base model and rows that are there already."""
     import torch
-    from datasets import Dataset
     from transformers import TrainerCallback
 
     from glmspectra.tuning.data import PackedCollator, PaddingCollator, TrainingData
-    from glmspectra.tuning.data.packing import pack_dataset
     from glmspectra.tuning.precision import choose_precision
     from glmspectra.tuning.settings import load_settings
     from glmspectra.tuning.training import build_run
@@ -340,10 +351,15 @@ def run_ours(setting: Setting, options: argparse.Namespace, rows: list[dict[str,
         settings = load_settings(write_args(Path(folder), setting, options))
         device = torch.device(options.device, *([0] if options.device == "cuda" else []))
         base = load(setting, options, half(options))
-        train: Any = Dataset.from_list(rows)
+        train: Any = Rows(rows)
         collator: Any = PaddingCollator(0)
         if setting.packing:
-            train, collator = pack_dataset(train, length_of(setting, options)), PackedCollator(0)
+            from datasets import Dataset
+
+            from glmspectra.tuning.data.packing import pack_dataset
+
+            train = pack_dataset(Dataset.from_list(rows), length_of(setting, options))
+            collator = PackedCollator(0)
         data = TrainingData(train, None, collator, None, {}, None)  # type: ignore[arg-type]
         run = build_run(settings, device, choose_precision(settings, device), None, data, base, quiet=True)
         clock: dict[str, Any] = {}
@@ -368,7 +384,7 @@ def run_ours(setting: Setting, options: argparse.Namespace, rows: list[dict[str,
         clock.pop("start")
         measured = result(setting, options, base, loss=loss, **clock)
         try:
-            return measured | estimate(run, setting, list(train))
+            return measured | estimate(run, setting, [train[index] for index in range(len(train))])
         except Exception as error:  # a measurement is kept, and what failed beside it is printed under the table
             return measured | {"estimate_error": f"{type(error).__name__}: {error}"}
 
