@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.linalg import eig_banded, lapack, solve_triangular
+from scipy.linalg import eig_banded
 
 from glmspectra.spectra.spectrum import FloatArray
 
@@ -52,9 +52,9 @@ def reduce_to_band(matrix: torch.Tensor, bandwidth: int) -> FloatArray:
     array = matrix.numpy()
     for column in range(0, n - bandwidth, bandwidth):
         first = column + bandwidth
-        below = array[first:, column : min(first, n)]
+        below = matrix[first:, column:first]
         vectors, scaled, triangle = _block_reflection(below)
-        below[:] = triangle
+        below.copy_(triangle)
         trailing = matrix[first:, first:]
         product = _symmetric_times(trailing, scaled)
         update = product - vectors @ (scaled.T @ product) / 2
@@ -69,22 +69,19 @@ def reduce_to_band(matrix: torch.Tensor, bandwidth: int) -> FloatArray:
     return band
 
 
-def _block_reflection(panel: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+def _block_reflection(panel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """QR of a panel (k, b) in compact form: V and V T, both (k, min(k, b)), Q = I - V T V^T; and R, shape (k, b)."""
-    factored, tau, _, info = lapack.dgeqrf(np.array(panel, order="F"), overwrite_a=1)
-    if info != 0:
-        raise ValueError(f"dgeqrf refused its argument {-info}")
-    reflections = tau.size
-    triangle = np.triu(factored)
-    vectors = np.tril(factored[:, :reflections], -1)
-    vectors[np.arange(reflections), np.arange(reflections)] = 1.0
+    factored, tau = torch.geqrf(panel)
+    reflections = tau.numel()
+    vectors = factored[:, :reflections].tril(-1)
+    vectors.diagonal().fill_(1.0)
     idle = tau == 0  # nothing to annihilate: the reflection is the identity
     vectors[:, idle] = 0.0
     # inv(T) = diag(1 / tau) + the strict upper triangle of V^T V (Puglisi, SIAM J. Sci. Stat. Comput. 13(3), 1992).
-    inverse = np.triu(vectors.T @ vectors, 1)
-    inverse[np.arange(reflections), np.arange(reflections)] = 1.0 / np.where(idle, 1.0, tau)
-    scaled = solve_triangular(inverse, vectors.T, trans="T", check_finite=False).T
-    return torch.from_numpy(np.ascontiguousarray(vectors)), torch.from_numpy(np.ascontiguousarray(scaled)), triangle
+    inverse = (vectors.T @ vectors).triu(1)
+    inverse.diagonal().copy_(torch.where(idle, 1.0, tau).reciprocal())
+    scaled = torch.linalg.solve_triangular(inverse, vectors, upper=True, left=False)
+    return vectors.contiguous(), scaled.contiguous(), factored.triu()
 
 
 def _symmetric_times(matrix: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
