@@ -2,16 +2,27 @@
 
 from glmspectra.spectra.measure import singular_values, spectra_of
 from glmspectra.spectra.spectrum import SingularVectors, Spectrum
+from glmspectra.spectra.stacked_noise import NoiseBlock, entry_scales
 from glmspectra.spectra.summary import SPECTRUM_COLUMNS, summarize_spectra, summarize_spectrum
 from glmspectra.spectra.transfer import to_device
-from glmspectra.spectra.values import ValueDistribution, common_edges, value_distribution
+from glmspectra.spectra.values import (
+    ValueDistribution,
+    common_edges,
+    distribution_of,
+    read_values,
+    value_distribution,
+)
 
 __all__ = [
     "SPECTRUM_COLUMNS",
+    "NoiseBlock",
     "SingularVectors",
     "Spectrum",
     "ValueDistribution",
     "common_edges",
+    "distribution_of",
+    "entry_scales",
+    "read_values",
     "singular_values",
     "spectra_of",
     "summarize_spectra",

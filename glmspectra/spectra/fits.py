@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
-from glmspectra.spectra.moments import Moments
+from glmspectra.spectra.moments import Moments, weighted_sum
 from glmspectra.spectra.spectrum import FloatArray
+from glmspectra.spectra.student_t import fit_student_t, student_log_density
 
 FAMILIES = ("normal", "laplace", "student_t")
-# Degrees of freedom are searched in this range; at the upper end Student-t and normal differ by less than 1e-3 in CDF.
-DEGREES_RANGE = (0.3, 300.0)
 GROUP_LINEAR_BELOW = 0.05
 GROUP_STEP = 0.02
 
@@ -45,9 +44,8 @@ def fit_distributions(
     moments: of the values themselves. None for fewer than two distinct values.
 
     All three by maximum likelihood: the normal from mean and standard deviation, Laplace from median and mean absolute
-    deviation, Student-t by a quasi-Newton search over location, scale and degrees of freedom (Lange, Little & Taylor,
-    Robust statistical modeling using the t distribution, J. Amer. Stat. Assoc. 84, 1989, sec. 5). Distances compare the
-    distribution functions at both ends of every interval.
+    deviation, Student-t by Newton's method over location, scale and degrees of freedom (`fit_student_t`) on the values
+    grouped to about a thousand points. Distances compare the distribution functions at both ends of every interval.
     """
     if moments.count == 0 or not moments.std > 0 or lower.size < 2:
         return None
@@ -60,21 +58,21 @@ def fit_distributions(
     low, high = ((end - moments.mean) / moments.std for end in (lower, upper))
     z = (low + high) / 2
     median = float(z[np.searchsorted(cumulative, 0.5)])
-    spread = float(np.dot(weight, np.abs(z - median)))
-    degrees, location, scale = _fit_student_t(z, weight, median)
+    spread = weighted_sum(weight, np.abs(z - median))
+    student = fit_student_t(*_grouped(z, weight))
 
     def laplace_cdf(x: FloatArray) -> FloatArray:
         tail = 0.5 * np.exp(-np.abs(x - median) / spread)
         return np.where(x < median, tail, 1 - tail)
 
     def student_t_cdf(x: FloatArray) -> FloatArray:
-        return special.stdtr(degrees, (x - location) / scale)
+        return special.stdtr(student.degrees, (x - student.location) / student.scale)
 
     log_likelihood = {
         # On the same points as the others, whose spread differs from the values' by the width of an interval.
-        "normal": -0.5 * np.log(2 * np.pi * np.dot(weight, (z - np.dot(weight, z)) ** 2)) - 0.5,
+        "normal": -0.5 * np.log(2 * np.pi * weighted_sum(weight, (z - weighted_sum(weight, z)) ** 2)) - 0.5,
         "laplace": -np.log(2 * spread) - 1,
-        "student_t": float(np.dot(weight, _student_log_density(z, degrees, location, scale))),
+        "student_t": weighted_sum(weight, student_log_density(z, student)),
     }
     parameters = {"normal": 2, "laplace": 2, "student_t": 3}
     best = min(FAMILIES, key=lambda family: 2 * parameters[family] - 2 * total * log_likelihood[family])
@@ -83,7 +81,7 @@ def fit_distributions(
         normal_ks=_ks(special.ndtr, low, high, cumulative),
         laplace_ks=_ks(laplace_cdf, low, high, cumulative),
         student_t_ks=_ks(student_t_cdf, low, high, cumulative),
-        student_t_df=degrees,
+        student_t_df=student.degrees,
         normal_wasserstein=_wasserstein_to_standard_normal(low, high, cumulative),
     )
 
@@ -94,54 +92,15 @@ def _ks(cdf: Callable[[FloatArray], FloatArray], low: FloatArray, high: FloatArr
     return float(max(np.abs(cumulative - cdf(high)).max(), np.abs(before - cdf(low)).max()))
 
 
-def _student_log_density(z: FloatArray, degrees: float, location: float, scale: float) -> FloatArray:
-    constant = (
-        special.gammaln((degrees + 1) / 2)
-        - special.gammaln(degrees / 2)
-        - 0.5 * np.log(degrees * np.pi)
-        - np.log(scale)
-    )
-    return constant - (degrees + 1) / 2 * np.log1p(((z - location) / scale) ** 2 / degrees)
+def _grouped(z: FloatArray, weight: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """About a thousand points (the means of groups) and their masses, for ascending values z of weights of sum 1.
 
-
-def _fit_student_t(z: FloatArray, weight: FloatArray, median: float) -> tuple[float, float, float]:
-    """Degrees of freedom, location and scale of largest likelihood for values z of given weights (sum 1)."""
-    # Grouping to bins at most 2 % wide (0.1 % of a deviation at the centre) leaves about a thousand points.
+    Groups are at most 2 % wide, 0.1 % of a standard deviation at the centre.
+    """
     group = np.floor(np.arcsinh(z / GROUP_LINEAR_BELOW) / GROUP_STEP)
-    _, member = np.unique(group, return_inverse=True)
-    mass = np.bincount(member, weights=weight)
-    points = np.bincount(member, weights=weight * z) / mass
-
-    def loss(parameters: FloatArray) -> tuple[float, FloatArray]:
-        location, log_scale, log_degrees = parameters
-        d, scale = np.exp(log_degrees), np.exp(log_scale)
-        centred = (points - location) / scale
-        squared = centred * centred
-        log_term = float(np.dot(mass, np.log1p(squared / d)))
-        latent = float(np.dot(mass, squared / (d + squared)))
-        constant = special.gammaln((d + 1) / 2) - special.gammaln(d / 2) - 0.5 * np.log(d * np.pi) - log_scale
-        by_degrees = (
-            0.5 * (special.digamma(d / 2) - special.digamma((d + 1) / 2) + 1 / d + log_term)
-            - (d + 1) / (2 * d) * latent
-        )
-        gradient = [
-            -(d + 1) / scale * float(np.dot(mass, centred / (d + squared))),
-            1 - (d + 1) * latent,
-            d * by_degrees,
-        ]
-        return (d + 1) / 2 * log_term - constant, np.array(gradient)
-
-    spread = float(np.dot(mass, np.abs(points - median)))
-    found = optimize.minimize(
-        loss,
-        x0=[median, np.log(max(spread, 1e-6)), np.log(5.0)],
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(points[0], points[-1]), (-20.0, 5.0), tuple(np.log(DEGREES_RANGE))],
-        options={"ftol": 1e-13, "gtol": 1e-7, "maxiter": 500},
-    )
-    location, log_scale, log_degrees = found.x
-    return float(np.exp(log_degrees)), float(location), float(np.exp(log_scale))
+    starts = np.flatnonzero(np.diff(group, prepend=-np.inf))
+    mass = np.add.reduceat(weight, starts)
+    return np.add.reduceat(weight * z, starts) / mass, mass
 
 
 def _wasserstein_to_standard_normal(low: FloatArray, high: FloatArray, cumulative: FloatArray) -> float:
@@ -162,7 +121,7 @@ def _wasserstein_to_standard_normal(low: FloatArray, high: FloatArray, cumulativ
 
     before = np.concatenate([[0.0], cumulative[:-1]])
     heights = np.abs(before - special.ndtr(low)) + np.abs(cumulative - special.ndtr(high))
-    within = float(np.dot(heights, high - low) / 2)
+    within = weighted_sum(heights, high - low) / 2
     # Below the first value F_n is 0, above the last it is 1; by symmetry the second integral is that of the first.
     outside = float(integral(low[:1]).item() + integral(-high[-1:]).item())
     return between + within + outside

@@ -7,7 +7,6 @@ structure (Baik, Ben Arous & Peche, Annals of Probability 33(5), 2005).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -65,36 +64,6 @@ def noise_edge(noise: float, rows: int, cols: int) -> float:
         return noise * 2.5758  # a single entry: 0.99 of a normal lies within
     scale = (a + b) * (1 / a + 1 / b) ** (1 / 3)
     return float(noise * np.sqrt((a + b) ** 2 + TRACY_WIDOM_99 * scale))
-
-
-def stacked_noise_edge(noises: Sequence[float], rows: Sequence[int], cols: int) -> float:
-    """`noise_edge` for a matrix of stacked parts, part p with rows[p] rows and noise level noises[p].
-
-    The stack's bulk is not the Marchenko-Pastur law of one variance: taking it for one turns the louder part into false
-    spikes. W^T W is a sample covariance matrix whose rows have variances noises^2; the right end of its support is the
-    minimum, over -1/max(noises^2) < s < 0, of z(s) = -1/s + sum_p rows_p t_p / (1 + t_p s), t_p = noises_p^2
-    (Silverstein & Choi, J. Multivariate Analysis 54, 1995, here not divided by cols), and the Tracy-Widom scale
-    there is
-    (z''(s)/2)^(1/3) (El Karoui, Annals of Probability 35(2), 2007, thm 1).
-    """
-    variances = np.square(np.asarray(noises, dtype=np.float64))
-    counts = np.asarray(rows, dtype=np.float64)
-    loudest = variances.max()
-    if loudest == 0:
-        return 0.0
-    variances = variances / loudest
-    keep = variances > 0
-    variances, counts = variances[keep], counts[keep]
-
-    def slope(s: float) -> float:
-        return cols / s**2 - float(np.sum(counts * variances**2 / (1 + variances * s) ** 2))
-
-    # cols / s^2 outweighs the sum near 0, the sum outweighs it near the pole at -1.
-    root = optimize.brentq(slope, -1 + 1e-12, -1e-12, xtol=1e-15)
-    edge = -cols / root + float(np.sum(counts * variances / (1 + variances * root)))
-    curvature = -2 * cols / root**3 + 2 * float(np.sum(counts * variances**3 / (1 + variances * root) ** 3))
-    scale = (curvature / 2) ** (1 / 3)
-    return float(np.sqrt(loudest * (edge + TRACY_WIDOM_99 * scale)))
 
 
 def optimal_hard_threshold(sigma: FloatArray, rows: int, cols: int) -> float:

@@ -11,9 +11,9 @@ from glmspectra.spectra.marchenko_pastur import (
     noise_edge,
     noise_level,
     optimal_hard_threshold,
-    stacked_noise_edge,
 )
 from glmspectra.spectra.spectrum import FloatArray, Spectrum
+from glmspectra.spectra.stacked_noise import NoiseBlock, scaled_to_bulk, stacked_noise_edge
 
 ENERGY_PERCENTS = (50, 80, 90, 95, 99)
 TOP = 12
@@ -45,12 +45,18 @@ SPECTRUM_COLUMNS = (
 )
 
 
-def summarize_spectrum(spectrum: Spectrum, parts: Sequence[Spectrum] = ()) -> dict[str, float | int]:
+def summarize_spectrum(
+    spectrum: Spectrum, parts: Sequence[Spectrum] = (), blocks: Sequence[NoiseBlock] = ()
+) -> dict[str, float | int]:
     """Every spectrum column of the table, in the unit of the weights; NaN where it is not known.
 
     parts: spectra of consecutive row ranges that make up this one (q, k and v; gate and up). With them the
-        Marchenko-Pastur columns of the whole are those of stacked noise of unequal levels, see `stacked_noise_edge`;
-        without them one noise level is assumed.
+        Marchenko-Pastur columns of the whole are those of stacked noise, of the level that each part's own median
+        tells, see `stacked_noise_edge`.
+    blocks: what `entry_scales` says of a fused matrix whose parts were not measured. The ratios of the levels are then
+        those of the entries' scales, and the bulk's median gives the rest. Where a part has the scale 0 (most entries
+        equal) the levels cannot be told, and the Marchenko-Pastur columns are NaN.
+    With neither, one noise level is assumed.
 
     A spectrum of the k largest values ('topk') knows the norms that need no more (frobenius, spectral), stable rank,
     energy ranks that are reached within k, and the energy share; everything else needs all values and is NaN. A
@@ -79,17 +85,22 @@ def summarize_spectrum(spectrum: Spectrum, parts: Sequence[Spectrum] = ()) -> di
     if spectrum.complete:
         sigma = spectrum.sigma
         row |= _rank_measures(sigma)
-        row |= _noise_columns(spectrum, parts)
+        row |= _noise_columns(spectrum, parts, blocks)
         row |= _tail_columns(sigma, float(row["log_spectral_norm"]))
     return row
 
 
-def summarize_spectra(spectra: Mapping[str, Spectrum], whole: str = "whole") -> dict[str, dict[str, float | int]]:
-    """`summarize_spectrum` for all that `spectra_of` returned, the whole with the coarsest parts that tile its rows."""
+def summarize_spectra(
+    spectra: Mapping[str, Spectrum], whole: str = "whole", blocks: Sequence[NoiseBlock] = ()
+) -> dict[str, dict[str, float | int]]:
+    """`summarize_spectrum` for all that `spectra_of` returned, the whole with the coarsest parts that tile its rows.
+
+    blocks: for the whole, where no parts tile it.
+    """
     rows = {name: summarize_spectrum(spectrum) for name, spectrum in spectra.items() if name != whole}
     if whole in spectra:
         others = [spectrum for name, spectrum in spectra.items() if name != whole]
-        rows[whole] = summarize_spectrum(spectra[whole], tiling(spectra[whole], others))
+        rows[whole] = summarize_spectrum(spectra[whole], tiling(spectra[whole], others), blocks)
     return {name: rows[name] for name in spectra}
 
 
@@ -149,14 +160,16 @@ def _rank_measures(sigma: FloatArray) -> dict[str, float | int]:
     }
 
 
-def _noise_columns(spectrum: Spectrum, parts: Sequence[Spectrum]) -> dict[str, float | int]:
+def _noise_columns(
+    spectrum: Spectrum, parts: Sequence[Spectrum], blocks: Sequence[NoiseBlock]
+) -> dict[str, float | int]:
     sigma, rows, cols = spectrum.sigma, spectrum.rows, spectrum.cols
-    usable = len(parts) > 1 and all(part.complete for part in parts)
-    if usable:
-        levels = [noise_level(part.sigma, part.rows, part.cols) for part in parts]
-        counts = [part.rows for part in parts]
-        level = float(np.sqrt(np.average(np.square(levels), weights=counts)))
-        edge = stacked_noise_edge(levels, counts, cols)
+    if len(parts) > 1 and all(part.complete for part in parts):
+        blocks = [NoiseBlock(part.rows, noise_level(part.sigma, part.rows, part.cols)) for part in parts]
+        level, edge = _stacked(blocks, cols)
+    elif len(blocks) > 1 and sigma[0] > 0:
+        told = all(block.level > 0 for block in blocks)
+        level, edge = _stacked(scaled_to_bulk(blocks, sigma, cols), cols) if told else (float("nan"), float("nan"))
     else:
         level = noise_level(sigma, rows, cols)
         edge = noise_edge(level, rows, cols)
@@ -164,10 +177,16 @@ def _noise_columns(spectrum: Spectrum, parts: Sequence[Spectrum]) -> dict[str, f
     return {
         "mp_sigma": level,
         "mp_edge": edge,
-        "mp_spikes": int((sigma > edge).sum()),
+        "mp_spikes": int((sigma > edge).sum()) if np.isfinite(edge) else float("nan"),
         "gavish_donoho_threshold": threshold,
         "gavish_donoho_rank": int((sigma > threshold).sum()),
     }
+
+
+def _stacked(blocks: Sequence[NoiseBlock], cols: int) -> tuple[float, float]:
+    """Root mean square level over the rows, and the edge."""
+    levels, counts = [block.level for block in blocks], [block.rows for block in blocks]
+    return float(np.sqrt(np.average(np.square(levels), weights=counts))), stacked_noise_edge(levels, counts, cols)
 
 
 def _tail_columns(sigma: FloatArray, log_spectral_norm: float) -> dict[str, float | int]:

@@ -3,13 +3,12 @@ import pytest
 import torch
 from planted import orthonormal
 
-from glmspectra.spectra import spectra_of, summarize_spectra, summarize_spectrum
+from glmspectra.spectra import spectra_of, summarize_spectrum
 from glmspectra.spectra.marchenko_pastur import (
     bulk_median,
     noise_edge,
     noise_level,
     optimal_hard_threshold,
-    stacked_noise_edge,
 )
 
 # Shapes in the proportions of ChatGLM2's matrices and their parts, from square to 27392 x 4096.
@@ -72,34 +71,6 @@ def test_a_planted_value_below_the_transition_is_not_seen():
     signal = (orthonormal(150, 1, rng) * 0.5 * 150**0.5) @ orthonormal(150, 1, rng).T
     row = summarize_spectrum(spectra_of(torch.from_numpy(signal + rng.standard_normal((150, 150))))["whole"])
     assert row["mp_spikes"] == 0
-
-
-def test_stacked_parts_of_unequal_scale_make_no_false_spikes():
-    heights, levels = (120, 40, 40), (0.02, 0.08, 0.005)
-    false_alarms, naive = [], []
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        weight = np.vstack([level * rng.standard_normal((h, 100)) for h, level in zip(heights, levels, strict=True)])
-        parts = {"q": slice(0, 120), "k": slice(120, 160), "v": slice(160, 200), "q.head_0": slice(0, 60)}
-        spectra = spectra_of(torch.from_numpy(weight), parts)
-        rows = summarize_spectra(spectra)
-        false_alarms.append(rows["whole"]["mp_spikes"])
-        naive.append(summarize_spectrum(spectra["whole"])["mp_spikes"])
-        assert rows["k"]["mp_sigma"] == pytest.approx(0.08, rel=0.1)
-    assert np.mean(np.array(false_alarms) <= 1) >= 0.95
-    assert np.mean(naive) > 5  # with one level for the whole, the loud part is taken for signal
-
-
-@pytest.mark.parametrize(("rows", "cols"), [(300, 100), (100, 300), (50, 50)])
-def test_stacking_parts_of_one_level_changes_nothing(rows, cols):
-    whole = noise_edge(0.7, rows, cols)
-    stacked = stacked_noise_edge([0.7, 0.7], [rows // 5, rows - rows // 5], cols)
-    assert stacked == pytest.approx(whole, rel=0.01)
-
-
-def test_a_silent_part_only_adds_nothing():
-    assert stacked_noise_edge([1.0, 0.0], [200, 100], 80) == pytest.approx(stacked_noise_edge([1.0], [200], 80))
-    assert stacked_noise_edge([0.0, 0.0], [5, 5], 8) == 0.0
 
 
 @pytest.mark.parametrize("aspect", [0.01, 0.15, 0.5, 1.0])

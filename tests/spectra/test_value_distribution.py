@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmspectra.errors import RequestError
-from glmspectra.spectra import common_edges, counting, value_distribution
+from glmspectra.spectra import common_edges, counting, distribution_of, read_values, value_distribution
 from glmspectra.spectra.moments import Moments, moments_of_chunk
-from glmspectra.spectra.values import OUTLIER_SIGMAS, QUANTILES
+from glmspectra.spectra.student_t import DEGREES_RANGE, StudentT, fit_student_t, student_log_density
+from glmspectra.spectra.tally import OUTLIER_SIGMAS, QUANTILES
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -205,13 +206,86 @@ def test_a_wrong_request_says_what_is_wrong(arguments, message):
         value_distribution(**arguments)
 
 
-@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(8))
+def test_newtons_student_t_is_scipys(seed):
+    rng = np.random.default_rng(seed)
+    sample = rng.standard_t(rng.uniform(1, 20), 3000) * rng.uniform(0.01, 10) + rng.normal()
+    mass = np.full(3000, 1 / 3000)
+    ours = fit_student_t(sample, mass)
+    theirs = StudentT(*scipy.stats.t.fit(sample, np.exp(0.5), loc=np.median(sample), scale=np.std(sample) / 2))
+    gain = np.mean(student_log_density(sample, ours)) - np.mean(student_log_density(sample, theirs))
+    assert gain > -1e-9, "scipy's search stops near the same maximum, never above it"
+    assert ours.degrees == pytest.approx(theirs.degrees, rel=5e-3)
+    assert ours.location == pytest.approx(theirs.location, abs=1e-3 * ours.scale)
+    assert ours.scale == pytest.approx(theirs.scale, rel=2e-3)
+    np.testing.assert_allclose(
+        student_log_density(sample, ours), scipy.stats.t.logpdf(sample, ours.degrees, ours.location, ours.scale)
+    )
+
+
+@pytest.mark.parametrize(
+    ("points", "degrees"),
+    [(np.random.default_rng(0).standard_normal(20_000), DEGREES_RANGE[1]), (np.linspace(-1, 1, 999), DEGREES_RANGE[1])],
+    ids=["normal", "uniform"],
+)
+def test_light_tails_end_at_the_largest_degrees_of_freedom(points, degrees):
+    fit = fit_student_t(points, np.full(points.size, 1 / points.size))
+    assert fit.degrees == pytest.approx(degrees)
+    assert fit.scale == pytest.approx(points.std(), rel=0.01)
+
+
+def test_all_but_all_values_equal_still_ends():
+    """The likelihood has no maximum: the scale would go to 0."""
+    fit = fit_student_t(np.array([0.0, 1.0, 1.5]), np.array([0.999, 0.0005, 0.0005]))
+    assert 0 < fit.scale < 0.01
+    assert np.isfinite(fit.degrees)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_cuda_counts_the_same(dtype):
+def test_parts_of_one_count_are_those_counted_alone(dtype):
+    """Overlapping, nested and touching ranges, from one pass over the weight."""
+    weight = sample("laplace", (60, 20)).to(dtype)
+    parts = {"q": slice(0, 40), "q.head_0": slice(0, 13), "kv": slice(40, 60), "middle": slice(30, 50)}
+    together = value_distribution(weight, parts)
+    for name, rows in {"whole": slice(None), **parts}.items():
+        alone = value_distribution(weight[rows])["whole"]
+        np.testing.assert_array_equal(together[name].counts, alone.counts)
+        for column, value in alone.columns.items():
+            same = value if isinstance(value, str) else pytest.approx(value, rel=1e-12, abs=1e-15)
+            assert together[name].columns[column] == same, (name, column)
+
+
+def device_and_cpu(weight: torch.Tensor, device: str) -> None:
+    """Counts equal bit for bit, norms to 1e-12, and so every column."""
+    parts = {"top": slice(0, 150), "rest": slice(150, 400), "inner": slice(100, 200)}
+    here, there = read_values(weight, parts), read_values(weight.to(device), parts)
+    for name, ours in here.items():
+        theirs = there[name]
+        np.testing.assert_array_equal(ours.counts, theirs.counts)
+        assert (ours.total, ours.zeros, ours.nans, ours.infs) == (theirs.total, theirs.zeros, theirs.nans, theirs.infs)
+        np.testing.assert_allclose(theirs.row_squares, ours.row_squares, rtol=1e-12)
+        np.testing.assert_allclose(theirs.column_squares, ours.column_squares, rtol=1e-12)
+        on_cpu, on_device = distribution_of(ours), distribution_of(theirs)
+        np.testing.assert_array_equal(on_cpu.counts, on_device.counts)
+        assert on_cpu.status == on_device.status
+        for column, value in on_cpu.columns.items():
+            same = value if isinstance(value, str) else pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True)
+            assert on_device.columns[column] == same, (name, column)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spoilt", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cuda_counts_the_same(dtype, spoilt, monkeypatch):
     weight = sample("student_t").to(dtype)
-    on_cpu = value_distribution(weight)["whole"]
-    on_cuda = value_distribution(weight.cuda())["whole"]
-    np.testing.assert_array_equal(on_cpu.counts, on_cuda.counts)
-    for name, value in on_cpu.columns.items():
-        same = value if isinstance(value, str) else pytest.approx(value, rel=1e-9, abs=1e-12)
-        assert on_cuda.columns[name] == same, name
+    if spoilt:
+        weight.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    device_and_cpu(weight, "cuda")
+    monkeypatch.setattr(counting, "CUDA_CHUNK_ELEMENTS", 5000)
+    device_and_cpu(weight, "cuda")
+
+
+@pytest.mark.gpu
+def test_cuda_counts_a_matrix_of_chatglm2s_width():
+    weight = torch.randn(4608, 4096, generator=torch.Generator().manual_seed(0)).mul_(0.02).half()
+    device_and_cpu(weight, "cuda")
