@@ -1,23 +1,29 @@
-"""The loop: every selected matrix is read once, measured, stored; then the tables are merged."""
+"""The loop: every selected matrix is read once, measured, stored; then the tables are merged.
+
+Three matrices are in work at a time: one is read from the disk, one computed on the device, and one, of which
+only numbers are left, summarised and written by the processor.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from glmspectra.checkpoint.fingerprint import WHOLE_UP_TO
 from glmspectra.errors import GlmspectraError
-from glmspectra.store import Measurement, Request, RunStore, Source
+from glmspectra.store import Request, RunStore, Source
 from glmspectra.sweep.cost import spectrum_cost, value_cost
 from glmspectra.sweep.device import choose_device
-from glmspectra.sweep.measure import Identity, measure_spectrum, measure_values, part_slices
+from glmspectra.sweep.measure import Identity, begin_spectrum, begin_values, part_slices
 from glmspectra.sweep.options import SweepOptions
 from glmspectra.sweep.processes import Processes, joined_processes, share_out
 from glmspectra.sweep.progress import SweepProgress
 from glmspectra.sweep.readahead import read_ahead
 
 if TYPE_CHECKING:
+    import torch
+
     from glmspectra.checkpoint import Checkpoint, TensorRecord
 
 
@@ -132,22 +138,44 @@ def _measure(
     quiet = options.quiet or processes.rank > 0
     with (
         SweepProgress(len(share), sum(costs.values()), quiet, label) as progress,
-        ThreadPoolExecutor(1, thread_name_prefix="glmspectra-values") as aside,
+        # Left in any way, even by Ctrl-C, it waits for what it holds: a matrix that was computed is written.
+        ThreadPoolExecutor(1, thread_name_prefix="glmspectra-finish") as aside,
     ):
+        finishing: Future[None] | None = None
         for record, weight in read_ahead(checkpoint, share, device):
-            wanted = {r.kind: r for r in requests if record.name in todo[r.key]}
-            arguments = (weight, record, identity, options)
-            values: Future[Measurement] | None = None
-            if "values" in wanted and device != "cpu":
-                # The fits of the distributions are the processor's work: the device computes spectra meanwhile.
-                values = aside.submit(measure_values, *arguments)
-            if "spectrum" in wanted:
-                store.write(wanted["spectrum"], *measure_spectrum(*arguments))
-            if "values" in wanted:
-                found = values.result() if values is not None else measure_values(*arguments)
-                store.write(wanted["values"], found)
-            del weight, arguments
-            progress.advance(record.nbytes, costs[record.name])
+            rest = [
+                _begin_one(request, weight, record, identity, options, store)
+                for request in requests
+                if record.name in todo[request.key]
+            ]
+            del weight
+            if finishing is not None:
+                finishing.result()  # one in flight; its error is raised here
+            finishing = aside.submit(_finish, rest, progress, record.nbytes, costs[record.name])
+        if finishing is not None:
+            finishing.result()
+
+
+def _begin_one(
+    request: Request,
+    weight: "torch.Tensor",
+    record: "TensorRecord",
+    identity: Identity,
+    options: SweepOptions,
+    store: RunStore,
+) -> Callable[[], None]:
+    """Do the device's share of one measurement; the processor's, and the writing, are left to what is returned."""
+    if request.kind == "values":
+        values = begin_values(weight, record, identity, options)
+        return lambda: store.write(request, values())
+    spectrum = begin_spectrum(weight, record, identity, options)
+    return lambda: store.write(request, *spectrum())
+
+
+def _finish(rest: list[Callable[[], None]], progress: SweepProgress, nbytes: int, cost: float) -> None:
+    for step in rest:
+        step()
+    progress.advance(nbytes, cost)
 
 
 def _merge(store: RunStore, seconds: float, processes: Processes) -> dict[str, Any]:
