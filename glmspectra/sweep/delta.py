@@ -15,7 +15,7 @@ import torch
 
 from glmspectra.checkpoint.factors import Factors
 from glmspectra.errors import CheckpointError, RequestError
-from glmspectra.spectra import spectra_of
+from glmspectra.spectra import NoiseBlock, spectra_of
 from glmspectra.spectra.intruders import (
     GramOfWeight,
     MergedSpectrum,
@@ -30,6 +30,7 @@ from glmspectra.sweep import delta_rows as rows
 from glmspectra.sweep.delta_plan import DeltaPlan, Place, State, cost_of
 from glmspectra.sweep.device import choose_device
 from glmspectra.sweep.known_base import KnownBase, known_base
+from glmspectra.sweep.measure import noise_blocks
 from glmspectra.sweep.progress import SweepProgress
 
 
@@ -126,7 +127,7 @@ class _Measure:
             if plan.options.against_base:
                 began = time.perf_counter()
                 gram = gram_of_weight(weight, device=self.device)
-                self._write_weight(place, gram, time.perf_counter() - began, unfinished)
+                self._write_weight(place, weight, gram, time.perf_counter() - began, unfinished)
         done = 0
         for index, state in enumerate(plan.states):
             keys = [self.requests[q, index].key for q in ("delta", "merged") if (q, index) in self.requests]
@@ -154,7 +155,7 @@ class _Measure:
         if merged is not None:
             spectrum = rows.gram_spectrum(merged.sigma, merged.error_bound, place.rows, place.cols)
             row = {**self._identity(place, "merged", state.where.step, 0.0), "method": "gram"}
-            row |= rows.known(dict(rows.summarize_spectrum(spectrum)))
+            row |= rows.known(dict(rows.summarize_spectrum(spectrum, blocks=self._blocks(place, weight))))
             self._write(("merged", index), place, row, (merged.sigma, merged.error_bound))
 
     def _from_factors(
@@ -203,7 +204,9 @@ class _Measure:
         spectrum = spectra_of(difference, device=self.device, vectors=vectors)["whole"]
         if spectrum.status != "ok":
             raise CheckpointError(f"{place.name}: {state.where.path} holds NaN or infinity there.")
-        columns |= {"method": spectrum.method} | rows.full_rank_columns(spectrum, allotted, floor)
+        columns |= {"method": spectrum.method} | rows.full_rank_columns(
+            spectrum, allotted, floor, self._blocks(place, difference)
+        )
         columns["relative_frobenius"] = float(
             torch.linalg.matrix_norm(difference) / torch.linalg.matrix_norm(weight.float())
         )
@@ -233,13 +236,26 @@ class _Measure:
         relative = {"relative_frobenius": delta.squared_frobenius**0.5 / norm} if norm > 0 else {}
         return relative | rows.against_base_columns(delta, weight, bases, floor)
 
-    def _write_weight(self, place: Place, gram: GramOfWeight, seconds: float, unfinished: dict[str, set[str]]) -> None:
+    def _blocks(self, place: Place, weight: torch.Tensor | None) -> list[NoiseBlock]:
+        """What tells the noise of a fused matrix: nothing where it is not one, or no weight was read."""
+        if weight is None or self.plan.base is None:
+            return []
+        return noise_blocks(weight, self.plan.base.tensors[place.name])
+
+    def _write_weight(
+        self,
+        place: Place,
+        weight: torch.Tensor,
+        gram: GramOfWeight,
+        seconds: float,
+        unfinished: dict[str, set[str]],
+    ) -> None:
         request = self.requests["weight", 0]
         if place.name not in unfinished[request.key]:
             return
         spectrum = rows.gram_spectrum(gram.sigma, gram.error_bound, place.rows, place.cols)
         row = {**self._identity(place, "weight", None, seconds), "method": "gram"}
-        row |= rows.known(dict(rows.summarize_spectrum(spectrum)))
+        row |= rows.known(dict(rows.summarize_spectrum(spectrum, blocks=self._blocks(place, weight))))
         self._write(("weight", 0), place, row, (gram.sigma, gram.error_bound))
 
     def _identity(self, place: Place, quantity: str, step: int | None, seconds: float) -> dict[str, Any]:

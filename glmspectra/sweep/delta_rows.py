@@ -14,13 +14,14 @@ of the
   intruder_cosines: what each of the 10 has at most in common with one of W's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from glmspectra.spectra import Spectrum, summarize_spectrum
+from glmspectra.spectra import NoiseBlock, Spectrum, summarize_spectrum
 from glmspectra.spectra.intruders import GramOfWeight, MergedSpectrum
 from glmspectra.spectra.lowrank import (
     LowRankSpectrum,
@@ -73,9 +74,11 @@ def low_rank_columns(found: LowRankSpectrum, allotted: int, floor: float) -> dic
     return known(summary) | _use(found.sigma, allotted, floor)
 
 
-def full_rank_columns(spectrum: Spectrum, allotted: int | None, floor: float) -> dict[str, Any]:
-    """Columns of a change that was had as a dense matrix."""
-    return known(dict(summarize_spectrum(spectrum))) | _use(spectrum.sigma, allotted, floor)
+def full_rank_columns(
+    spectrum: Spectrum, allotted: int | None, floor: float, blocks: Sequence[NoiseBlock] = ()
+) -> dict[str, Any]:
+    """Columns of a change that was had as a dense matrix; blocks: the scales of its parts where it is fused."""
+    return known(dict(summarize_spectrum(spectrum, blocks=blocks))) | _use(spectrum.sigma, allotted, floor)
 
 
 def _use(sigma: np.ndarray, allotted: int | None, floor: float) -> dict[str, Any]:
