@@ -1,5 +1,6 @@
 """`glmspectra delta BASE TUNED`: spectra of what training changed."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,6 +88,8 @@ def delta(
         fresh=fresh,
         quiet=quiet,
     )
+    if not result.first:  # process 0 says it
+        raise typer.Exit(1 if result.nonfinite else 0)
     similarity = _similarity(tuned, compare, initial) if compare is not None else {}
     index = None
     if not no_report:
@@ -103,6 +106,7 @@ def delta(
         "states": result.states,
         "measured": result.measured,
         "kinds": result.kinds,
+        "nonfinite": result.nonfinite,
         "seconds": round(result.seconds, 3),
         "device": result.device,
         "notes": result.notes,
@@ -111,6 +115,8 @@ def delta(
     if not as_json:
         stdout.print(_table(run))
     finish(facts, _lines(facts), as_json)
+    if result.nonfinite:
+        raise typer.Exit(1)
 
 
 def measure_changes(base: Path | None, tuned: Path, root: Path, **options: Any) -> "tuple[Run, DeltaResult]":
@@ -127,13 +133,14 @@ def measure_changes(base: Path | None, tuned: Path, root: Path, **options: Any) 
     asked = DeltaOptions(**options)
     plan = plan_delta(base, tuned, asked)
     try:
-        if plan.streams and not asked.quiet:
+        if plan.streams and not asked.quiet and int(os.environ.get("RANK", "0")) == 0:
             stderr.print(plan.sentence(choose_device(asked.device)), highlight=False, soft_wrap=True)
         result = measure_delta(plan, root / TABLES_FOLDER)
     finally:
         plan.close()
     run = read_run(result.folder)
-    write_delta_tables(run)
+    if result.first:
+        write_delta_tables(run)
     return run, result
 
 
@@ -199,6 +206,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     states = f" in {facts['states']} states" if facts["states"] > 1 else ""
     took = f"in {facts['seconds']:.1f} s on {facts['device']}"
     lines = [f"{facts['matrices']} matrices{states} ({', '.join(facts['kinds'])}), {took}."]
+    if facts["nonfinite"]:
+        shown = ", ".join(facts["nonfinite"][:5]) + (" ..." if len(facts["nonfinite"]) > 5 else "")
+        lines.append(f"{len(facts['nonfinite'])} of them hold NaN or Inf, in the base or after training: {shown}")
     lines += facts["notes"]
     if "similarity" in facts:
         values = [entry["cosine"] for entry in facts["similarity"].values()]

@@ -124,6 +124,7 @@ def gather(
             if not len(_rows(run, "delta", at)):
                 steps = sorted({int(s) for s in run.matrices["step"].dropna()})
                 raise RequestError(f"{run.folder} holds no delta of step {at}; its steps are {steps or 'not told'}.")
+            _refuse_broken(run, at)
         sigma["delta"] = mean_spectra([_above_floor(run, at) for run, at in chosen])
         statistics["delta"] = _rows(chosen[0][0], "delta", chosen[0][1])
     table = statistics["weight"] if "weight" in statistics else statistics["delta"]
@@ -209,6 +210,18 @@ def _above_floor(run: Run, step: int | None) -> dict[str, np.ndarray]:
     rows = _rows(run, "delta", step)
     floors = rows["noise_floor"].fillna(0.0) if "noise_floor" in rows else {}
     return {name: sigma[sigma > floors.get(name, 0.0)] for name, sigma in _sigma(run, "delta", step).items()}
+
+
+def _refuse_broken(run: Run, step: int | None) -> None:
+    """A change that is not finite would pass for none at all."""
+    frame = run.matrices
+    steps = frame["step"].isna() if step is None else frame["step"] == step
+    broken = frame[(frame["quantity"] == "delta") & (frame["status"] != "ok") & steps]
+    if len(broken):
+        raise RequestError(
+            f"{run.folder} holds NaN or infinity in the change of {broken['name'].iloc[0]}: the training diverged or the "
+            "base is damaged; take an earlier checkpoint with --step, or another run."
+        )
 
 
 def _base_of(base: Run | None, deltas: Sequence[Run]) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from glmspectra.checkpoint.factors import Factors
-from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.errors import CheckpointError
 from glmspectra.spectra import NoiseBlock, spectra_of
 from glmspectra.spectra.intruders import (
     GramOfWeight,
@@ -31,13 +31,15 @@ from glmspectra.sweep.delta_plan import DeltaPlan, Place, State, cost_of
 from glmspectra.sweep.device import choose_device
 from glmspectra.sweep.known_base import KnownBase, known_base
 from glmspectra.sweep.measure import noise_blocks
+from glmspectra.sweep.processes import Processes, joined_processes, share_out
 from glmspectra.sweep.progress import SweepProgress
 
 
 @dataclass(frozen=True)
 class DeltaResult:
     """folder: the run's tables. matrices, states: how many. measured: how many (matrix, state) pairs were
-    measured now.
+    measured now. nonfinite: names of the matrices whose base or change holds NaN or infinity. first: whether
+    this is process 0, which alone draws and talks.
     """
 
     folder: Path
@@ -48,6 +50,8 @@ class DeltaResult:
     device: str
     kinds: list[str]
     notes: list[str]
+    nonfinite: list[str]
+    first: bool
     manifest: dict[str, Any] = field(repr=False)
 
 
@@ -55,37 +59,62 @@ def measure_delta(plan: DeltaPlan, root: Path) -> DeltaResult:
     """Measure everything in the plan into root (`param_matrix`)/<run>; what is finished is reused.
 
     Rows of quantity 'delta' for every state; with against_base also 'merged' ones, and 'weight' ones of W
-    itself. Raises what reading and writing raise; what was finished is kept.
+    itself. NaN or infinity in the base or in a state gives rows of status 'nonfinite' without spectra, and the
+    run goes on. Under torchrun the matrices are shared out by cost and process 0 merges the tables. Raises what
+    reading and writing raise, in every process; what was finished is kept.
     """
     start = time.monotonic()
-    device = choose_device(plan.options.device)
-    store = RunStore.of(root, _with_known_base(root, plan.source))
-    if not (plan.options.against_base or plan.options.fresh) and _has_more(store, plan):
+    with joined_processes() as processes:
+        device = choose_device(plan.options.device, processes.local_rank)
+        store = processes.by_first(lambda: RunStore.of(root, _with_known_base(root, plan.source)))
         # What was measured against the base says all that would be measured now; it is not to be replaced by
         # less.
-        manifest = store.merge()
-        kinds = list(dict.fromkeys(state.kind for state in plan.states))
-        seconds = time.monotonic() - start
-        return DeltaResult(
-            store.folder, len(plan.places), len(plan.states), 0, seconds, device, kinds, plan.notes, manifest
+        reuse = not (plan.options.against_base or plan.options.fresh) and processes.by_first(
+            lambda: _has_more(store, plan)
         )
-    measure = _Measure(plan, store, device, known_base(root, plan.base))
-    todo = store.begin(measure.all_requests, device, fresh=plan.options.fresh)
+        measured = 0 if reuse else sum(_measure(plan, root, store, device, processes))
+        seconds = time.monotonic() - start
+        manifest = processes.by_first(lambda: store.merge() if reuse else store.merge(seconds))
+        asked = {place.name for place in plan.places}
+        return DeltaResult(
+            store.folder,
+            len(plan.places),
+            len(plan.states),
+            measured,
+            time.monotonic() - start,
+            device,
+            list(dict.fromkeys(state.kind for state in plan.states)),
+            plan.notes,
+            [name for name in manifest["nonfinite"] if name in asked],
+            processes.rank == 0,
+            manifest,
+        )
+
+
+def _measure(plan: DeltaPlan, root: Path, store: RunStore, device: str, processes: Processes) -> list[int]:
+    """Measure this process's share; how many (matrix, state) pairs each process measured."""
+    measure = _Measure(plan, store, device, processes.by_first(lambda: known_base(root, plan.base)))
+    todo = processes.by_first(
+        lambda: store.begin(measure.all_requests, device, processes.count, fresh=plan.options.fresh)
+    )
     unfinished = {key: set(names) for key, names in todo.items()}
     work = [place for place in plan.places if any(place.name in names for names in unfinished.values())]
-    measured = 0
-    total = sum(cost_of(place, plan.states, plan.options, device) for place in work)
-    with SweepProgress(len(work), total, plan.options.quiet, "changes") as progress:
-        for place in work:
-            measured += measure.place(place, unfinished)
-            nbytes = plan.base.tensors[place.name].nbytes if plan.streams and plan.base is not None else 0
-            progress.advance(nbytes, cost_of(place, plan.states, plan.options, device))
-    seconds = time.monotonic() - start
-    manifest = store.merge(seconds)
-    kinds = list(dict.fromkeys(state.kind for state in plan.states))
-    return DeltaResult(
-        store.folder, len(plan.places), len(plan.states), measured, seconds, device, kinds, plan.notes, manifest
-    )
+    costs = [cost_of(place, plan.states, plan.options, device) for place in work]
+    share = share_out(costs, processes.count)[processes.rank]
+    label = "changes" if processes.count == 1 else f"process 0 of {processes.count}"
+    quiet = plan.options.quiet or processes.rank > 0
+
+    def mine() -> int:
+        measured = 0
+        with SweepProgress(len(share), sum(costs[index] for index in share), quiet, label) as progress:
+            for index in share:
+                place = work[index]
+                measured += measure.place(place, unfinished)
+                nbytes = plan.base.tensors[place.name].nbytes if plan.streams and plan.base is not None else 0
+                progress.advance(nbytes, costs[index])
+        return measured
+
+    return processes.by_all(mine)
 
 
 # Columns, singular values with their error bounds, and the spectrum of the sum where that was asked for.
@@ -123,10 +152,10 @@ class _Measure:
         if plan.streams and plan.base is not None:
             weight = plan.base.read(place.name)
             if not torch.isfinite(weight).all():
-                raise CheckpointError(f"{place.name}: the base weight holds NaN or infinity.")
+                weight = None  # what factors alone tell is told nevertheless
             if plan.options.against_base:
                 began = time.perf_counter()
-                gram = gram_of_weight(weight, device=self.device)
+                gram = gram_of_weight(weight, device=self.device) if weight is not None else None
                 self._write_weight(place, weight, gram, time.perf_counter() - began, unfinished)
         done = 0
         for index, state in enumerate(plan.states):
@@ -134,7 +163,7 @@ class _Measure:
             if place.name in state.names and any(place.name in unfinished[key] for key in keys):
                 self._state(place, index, state, weight, gram)
                 done += 1
-        if weight is not None and plan.base is not None:
+        if plan.streams and plan.base is not None:
             plan.base.release(place.name)
         return done
 
@@ -142,21 +171,28 @@ class _Measure:
         self, place: Place, index: int, state: State, weight: torch.Tensor | None, gram: GramOfWeight | None
     ) -> None:
         began = time.perf_counter()
+        found: Measured | None
         if state.adapter is not None and not state.needs_base:
-            columns, sigma, merged = self._from_factors(
-                place, state.adapter.change(state.names[place.name]), weight, gram
-            )
+            factors = state.adapter.change(state.names[place.name])
+            finite = bool(torch.isfinite(factors.left).all() and torch.isfinite(factors.right).all())
+            found = self._from_factors(place, factors, weight, gram) if finite else None
         else:
-            columns, sigma, merged = self._dense(place, state, weight, gram)
+            found = self._dense(place, state, weight, gram)
         seconds = time.perf_counter() - began
+        columns, sigma, merged = found if found is not None else ({"status": "nonfinite"}, None, None)
         identity = self._identity(place, "delta", state.where.step, seconds)
         row = {**identity, "dtype": _dtype_of(state, place), **columns}
         self._write(("delta", index), place, row, sigma)
-        if merged is not None:
-            spectrum = rows.gram_spectrum(merged.sigma, merged.error_bound, place.rows, place.cols)
-            row = {**self._identity(place, "merged", state.where.step, 0.0), "method": "gram"}
-            row |= rows.known(dict(rows.summarize_spectrum(spectrum, blocks=self._blocks(place, weight))))
-            self._write(("merged", index), place, row, (merged.sigma, merged.error_bound))
+        if ("merged", index) not in self.requests:
+            return
+        row = self._identity(place, "merged", state.where.step, 0.0)
+        if merged is None:
+            self._write(("merged", index), place, row | {"status": "nonfinite"}, None)
+            return
+        spectrum = rows.gram_spectrum(merged.sigma, merged.error_bound, place.rows, place.cols)
+        row |= {"method": "gram"}
+        row |= rows.known(dict(rows.summarize_spectrum(spectrum, blocks=self._blocks(place, weight))))
+        self._write(("merged", index), place, row, (merged.sigma, merged.error_bound))
 
     def _from_factors(
         self, place: Place, factors: Factors, weight: torch.Tensor | None, gram: GramOfWeight | None
@@ -178,10 +214,13 @@ class _Measure:
             columns |= rows.intruder_columns(merged)
         return columns, (found.sigma, found.error_bound), merged
 
-    def _dense(self, place: Place, state: State, weight: torch.Tensor | None, gram: GramOfWeight | None) -> Measured:
-        """The same of a change of full rank: DoRA, LoftQ, or the difference of two checkpoints."""
+    def _dense(
+        self, place: Place, state: State, weight: torch.Tensor | None, gram: GramOfWeight | None
+    ) -> Measured | None:
+        """The same of a change of full rank: DoRA, LoftQ, or the difference of two checkpoints. None where the base
+        (weight is None) or the state holds NaN or infinity."""
         if weight is None:
-            raise RequestError(f"{place.name}: {state.kind} needs the base weights.")
+            return None
         allotted: int | None = None
         columns: dict[str, Any] = {}
         floor = 0.0
@@ -196,6 +235,9 @@ class _Measure:
                 raise CheckpointError(
                     f"{place.name}: the base has shape {place.shape}, {state.where.path} {tuple(merged_weight.shape)}."
                 )
+        if not torch.isfinite(merged_weight).all():
+            return None
+        if state.checkpoint is not None:
             noise = rounding_floor(weight, merged_weight)
             floor = noise.edge
             columns = {"share_unchanged": noise.share_unchanged}
@@ -203,7 +245,7 @@ class _Measure:
         vectors = self.plan.options.directions if gram is not None else 0
         spectrum = spectra_of(difference, device=self.device, vectors=vectors)["whole"]
         if spectrum.status != "ok":
-            raise CheckpointError(f"{place.name}: {state.where.path} holds NaN or infinity there.")
+            return None  # a difference that overflows float32
         columns |= {"method": spectrum.method} | rows.full_rank_columns(
             spectrum, allotted, floor, self._blocks(place, difference)
         )
@@ -245,16 +287,20 @@ class _Measure:
     def _write_weight(
         self,
         place: Place,
-        weight: torch.Tensor,
-        gram: GramOfWeight,
+        weight: torch.Tensor | None,
+        gram: GramOfWeight | None,
         seconds: float,
         unfinished: dict[str, set[str]],
     ) -> None:
         request = self.requests["weight", 0]
         if place.name not in unfinished[request.key]:
             return
+        row = self._identity(place, "weight", None, seconds)
+        if gram is None:
+            self._write(("weight", 0), place, row | {"status": "nonfinite"}, None)
+            return
         spectrum = rows.gram_spectrum(gram.sigma, gram.error_bound, place.rows, place.cols)
-        row = {**self._identity(place, "weight", None, seconds), "method": "gram"}
+        row |= {"method": "gram"}
         row |= rows.known(dict(rows.summarize_spectrum(spectrum, blocks=self._blocks(place, weight))))
         self._write(("weight", 0), place, row, (gram.sigma, gram.error_bound))
 
@@ -275,14 +321,17 @@ class _Measure:
             "status": "ok",
         }
 
-    def _write(self, key: tuple[str, int], place: Place, row: dict[str, Any], sigma: tuple) -> None:
+    def _write(
+        self,
+        key: tuple[str, int],
+        place: Place,
+        row: dict[str, Any],
+        sigma: tuple[np.ndarray, np.ndarray] | None,
+    ) -> None:
         request = self.requests[key]
-        self.store.write(
-            request,
-            Measurement(
-                "spectrum", request.quantity, request.step, place.name, place.position, [row], {"whole": sigma}
-            ),
-        )
+        found = {} if sigma is None else {"whole": sigma}
+        measurement = Measurement("spectrum", request.quantity, request.step, place.name, place.position, [row], found)
+        self.store.write(request, measurement)
 
 
 def _dtype_of(state: State, place: Place) -> str:

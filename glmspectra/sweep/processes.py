@@ -5,13 +5,15 @@ whatever the device; a process group that is already there (nccl, say) is used a
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch.distributed as dist
+
+from glmspectra.errors import GlmspectraError
 
 Value = TypeVar("Value")
 
@@ -42,6 +44,32 @@ class Processes:
         values: list = [None] * self.count
         dist.all_gather_object(values, value)
         return values
+
+    def by_first(self, work: Callable[[], Value]) -> Value:
+        """What `work` returns in process 0, which alone runs it, in every process; its error is raised in all."""
+        found: Value | GlmspectraError | None = None
+        if self.rank == 0:
+            try:
+                found = work()
+            except GlmspectraError as error:
+                found = error
+        found = self.from_first(found)
+        if isinstance(found, GlmspectraError):
+            raise found
+        return cast(Value, found)
+
+    def by_all(self, work: Callable[[], Value]) -> list[Value]:
+        """What `work` returns in each process, by rank; the first one's error is raised in all of them."""
+        found: Value | GlmspectraError
+        try:
+            found = work()
+        except GlmspectraError as error:
+            found = error
+        values = self.from_all(found)
+        for value in values:
+            if isinstance(value, GlmspectraError):
+                raise value
+        return cast(list[Value], values)
 
 
 @contextmanager
