@@ -130,7 +130,10 @@ COLUMNS = {
             "Singular values above the Marchenko-Pastur edge: directions that noise of this size cannot make.",
         ),
         Column(
-            "mp_edge", "Marchenko-Pastur edge", _WEIGHT, "Where the bulk would end if the entries were independent."
+            "mp_edge",
+            "Marchenko-Pastur edge",
+            _WEIGHT,
+            "Where the bulk would end if the entries were independent; parts of a fused weight may differ in scale.",
         ),
         Column("mp_sigma", "bulk noise level", _WEIGHT, "Standard deviation of the fitted noise."),
         Column(

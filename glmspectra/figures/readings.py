@@ -40,8 +40,8 @@ READINGS = {
         "Directions above noise",
         "Left: singular values above the Marchenko-Pastur edge, which a matrix of independent entries of the same "
         "spread would not have. Right: those above the Gavish-Donoho threshold, where keeping a direction begins to "
-        "lower the error of a denoised matrix. For fused weights read the parts: unequal scales make false spikes in "
-        "the whole.",
+        "lower the error of a denoised matrix. The edge of a fused weight is that of its parts stacked, whose scales "
+        "may differ; the threshold on the right knows one scale only, so read the parts there (--split).",
         "Above noise",
     ),
     "tails": Reading(
@@ -249,8 +249,9 @@ PARAGRAPHS = {
         "For each layer: the 20 largest singular values; the whole spectrum on logarithmic axes; and the density of "
         "the singular values of each matrix, on a logarithmic scale. In the densities the dashed curve is the "
         "Marchenko-Pastur law of a matrix of noise of the same level, and the vertical line is its edge: what lies "
-        "to the right of it cannot come from noise. For fused weights the pale area is the whole, and the lines are "
-        "its parts, each with its own edge."
+        "to the right of it cannot come from noise. For fused weights that were split the pale area is the whole, and "
+        "the lines are its parts, each with its own edge; for those that were not, the edge allows for parts of "
+        "unequal scale, the curve does not."
     ),
     "heads": ("One cell for each head, a row for each layer. Heads of one layer often differ more than layers do."),
 }

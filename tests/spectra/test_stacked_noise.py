@@ -123,3 +123,10 @@ def test_the_median_of_unequal_levels_is_that_of_a_sample(heights, levels, cols)
     assert stacked_bulk_median(levels, heights, cols) == pytest.approx(np.median(sigma) ** 2, rel=0.04)
     blocks = scaled_to_bulk([NoiseBlock(h, 10 * v) for h, v in zip(heights, levels, strict=True)], sigma, cols)
     assert [block.level for block in blocks] == pytest.approx(levels, rel=0.02)
+
+
+@pytest.mark.gpu
+def test_cuda_reads_the_same_scales():
+    weight = torch.randn(4608, 4096, generator=torch.Generator().manual_seed(7)).mul_(0.02).half()
+    parts = [slice(0, 4096), slice(4096, 4352), slice(4352, 4608)]
+    assert entry_scales(weight.cuda(), parts) == entry_scales(weight, parts)
