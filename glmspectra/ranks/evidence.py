@@ -219,8 +219,8 @@ def _refuse_broken(run: Run, step: int | None) -> None:
     broken = frame[(frame["quantity"] == "delta") & (frame["status"] != "ok") & steps]
     if len(broken):
         raise RequestError(
-            f"{run.folder} holds NaN or infinity in the change of {broken['name'].iloc[0]}: the training diverged or the "
-            "base is damaged; take an earlier checkpoint with --step, or another run."
+            f"{run.folder} holds NaN or infinity in the change of {broken['name'].iloc[0]}: the training diverged or "
+            "the base is damaged; take an earlier checkpoint with --step, or another run."
         )
 
 

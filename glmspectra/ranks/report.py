@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WITHOUT_DELTA = (
-    "No change of the weights was given; what a short pilot changes was the best guide in our measurements, and the "
-    "base's effective rank got at most half of its gain: train one of some 80 steps at three times the mean rank, and "
-    "name it with --delta."
+    "No change of the weights was given. What a short pilot changes told better ranks in our first measurements (few "
+    "seeds of one model; on another no choice of ranks made a difference), and the base's effective rank got at most "
+    "half of that: `--pilot 80` trains one, `--delta` takes an earlier training's."
 )
 
 

@@ -51,7 +51,7 @@ def test_a_broken_base_weight_costs_only_its_own_row(tmp_path):
         assert len(found) == 8, quantity
         assert [name for name, status in found.items() if status == "nonfinite"] == [BROKEN], quantity
     assert BROKEN not in set(run.singular_values["name"])
-    again, second = measured(tmp_path, base, merged, against_base=True)
+    _, second = measured(tmp_path, base, merged, against_base=True)
     assert (second.measured, second.nonfinite) == (0, [BROKEN]), "it is finished, and said again"
 
 
