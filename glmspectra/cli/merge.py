@@ -27,6 +27,7 @@ def merge(
     """
     from glmspectra.cli.console import finish
     from glmspectra.cli.model_choice import choose_model
+    from glmspectra.cli.libraries import hush
     from glmspectra.cli.progress_line import counting
     from glmspectra.errors import RequestError
     from glmspectra.tuning import merging
@@ -35,6 +36,7 @@ def merge(
         raise RequestError(f"--dtype {dtype}: write float32, bfloat16 or float16.")
     if shard_size <= 0:
         raise RequestError(f"--shard-size {shard_size}: write a number above 0.")
+    hush(quiet)
     import torch
 
     with counting(quiet) as progress:

@@ -124,9 +124,12 @@ def suggest_rank(
     if list_criteria:
         _list(as_json)
         return
+    from glmspectra.cli.libraries import hush
     from glmspectra.ranks import Limits
     from glmspectra.ranks.outcome import RankRequest, suggest_ranks
 
+    if pilot is not None or gradients is not None:
+        hush(quiet or as_json)
     root = out or Path()
     request = RankRequest(
         criterion,

@@ -221,8 +221,8 @@ def _copy_rest(source: Path, target: Path, checkpoint: Checkpoint, report: Merge
     """Configuration (without what says that the base was quantised), tokenizer and the like."""
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name != "config.json" and not path.name.endswith(NOT_COPIED):
-            if path.suffix == ".py":
-                continue  # code of the original model; the native one needs none
+            if path.suffix == ".py" or path.name == "trainer_state.json":
+                continue  # code of the original model, the native one needs none; steps of the base's own training
             shutil.copyfile(path, target / path.name)
     config = {key: value for key, value in checkpoint.config.items() if key not in ("quantization_config", "auto_map")}
     if "quantization_bit" in config:
