@@ -26,8 +26,8 @@ def merge(
     Example: glmspectra merge runs/train/final_adapter --model chatglm2-6b --out chatglm2-6b-tuned
     """
     from glmspectra.cli.console import finish
-    from glmspectra.cli.model_choice import choose_model
     from glmspectra.cli.libraries import hush
+    from glmspectra.cli.model_choice import choose_model
     from glmspectra.cli.progress_line import counting
     from glmspectra.errors import RequestError
     from glmspectra.tuning import merging
