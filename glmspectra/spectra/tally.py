@@ -127,20 +127,28 @@ def bin_counts(values: FloatArray, counts: IntArray, edges: FloatArray) -> IntAr
 def squared_norms(weight: torch.Tensor) -> tuple[FloatArray, FloatArray]:
     """Squared 2-norms of rows and of columns in float64, NaN and Inf taken as 0: shapes (rows,) and (cols,)."""
     columns = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
-    rows = torch.empty(weight.shape[0], dtype=torch.float64, device=weight.device)
+    rows = []
     buffer: torch.Tensor | None = None
-    start = 0
     for chunk in row_chunks(weight):
         if buffer is None:
             buffer = torch.empty(chunk.shape, dtype=torch.float64, device=weight.device)
-        squares = buffer[: chunk.shape[0]].copy_(chunk).square_()
-        sums = torch.sum(squares, 1, out=rows[start : start + chunk.shape[0]])
-        if not bool(torch.isfinite(sums).all()):
-            squares.copy_(chunk).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).square_()
-            torch.sum(squares, 1, out=sums)
-        columns += squares.sum(0)
-        start += chunk.shape[0]
-    return rows.cpu().numpy(), columns.cpu().numpy()
+        wide = buffer[: chunk.shape[0]].copy_(chunk)
+        of_rows, of_columns = _sums_of_squares(wide)
+        if not bool(torch.isfinite(of_rows).all()):
+            of_rows, of_columns = _sums_of_squares(wide.copy_(chunk).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))
+        rows.append(of_rows)
+        columns += of_columns
+    return torch.cat(rows).cpu().numpy(), columns.cpu().numpy()
+
+
+def _sums_of_squares(wide: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Along rows and along columns, float64; `wide` may be overwritten."""
+    if wide.is_cuda:
+        squares = wide.square_()
+        return squares.sum(1), squares.sum(0)
+    array = wide.numpy()  # one pass each, and no threads to wake for so little
+    sums = np.einsum("ij,ij->i", array, array), np.einsum("ij,ij->j", array, array)
+    return torch.from_numpy(sums[0]), torch.from_numpy(sums[1])
 
 
 def _special_values(counts: IntArray, values: FloatArray) -> tuple[int, int, int]:
