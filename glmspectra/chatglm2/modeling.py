@@ -38,80 +38,8 @@ from transformers.utils.output_capturing import capture_outputs
 from glmspectra.chatglm2.chat import ChatMixin
 from glmspectra.chatglm2.configuration import ChatGLMConfig
 from glmspectra.chatglm2.decode_graph import GraphedGeneration
+from glmspectra.chatglm2.layers import RMSNorm, RotaryEmbedding, rotate, swiglu
 from glmspectra.chatglm2.versions import CACHE
-
-
-class RotaryEmbedding(nn.Module):
-    """cos and sin of the RoPE angles, for heads of `kv_channels` of which the first half is turned.
-
-    `inv_freq` is here because the published checkpoint holds it: it is loaded, saved and never read, since a
-    cast of the model would round it. The frequencies in use are float32, one copy a device.
-    """
-
-    inv_freq: torch.Tensor
-
-    def __init__(self, config: ChatGLMConfig):
-        super().__init__()
-        self.turned = config.kv_channels // 2  # channels of a head that RoPE turns
-        self.kv_channels = config.kv_channels
-        self.theta = config.rope_theta
-        self.position_divisor = config.rope_position_divisor
-        self.register_buffer("inv_freq", self.frequencies())
-        self._signed: dict[torch.device, torch.Tensor] = {}
-
-    def frequencies(self, device: torch.device | None = None) -> torch.Tensor:
-        """theta^(-2i / turned) of each pair i: float32 [turned / 2], in radians a position."""
-        exponents = torch.arange(0, self.turned, 2, dtype=torch.float32, device=device) / self.turned
-        return 1.0 / (self.theta**exponents)
-
-    def _signed_frequencies(self, device: torch.device) -> torch.Tensor:
-        """(-f0, f0, -f1, f1, ..., 0, 0, ...): float32 [d].
-
-        With them cos(angle) and sin(angle) are what each channel and its partner in the pair are multiplied
-        by, and the second half of a head, at frequency 0, is multiplied by 1 and 0: one rule for the whole
-        head.
-        """
-        if device not in self._signed:
-            pairs = self.frequencies(device) / self.position_divisor
-            signed = torch.zeros(self.kv_channels, dtype=torch.float32, device=device)
-            signed[0 : self.turned : 2] = -pairs
-            signed[1 : self.turned : 2] = pairs
-            self._signed[device] = signed
-        return self._signed[device]
-
-    def forward(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """`position_ids` [b or 1, s] to cos and signed sin of float32 angles, both [b or 1, s, 1, d] in `dtype`."""
-        angles = position_ids[:, :, None, None].float() * self._signed_frequencies(position_ids.device)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn interleaved pairs: `heads` [b, s, any, d] by the `cos` and signed `sin` [b, s, 1, d] of the angles.
-
-    (x0, x1) becomes (x0 cos - x1 sin, x1 cos + x0 sin), without a fused multiply-add: float32 results are then the
-    published code's to the bit.
-    """
-    pairs = heads.view(*heads.shape[:-1], -1, 2)
-    partners = pairs.flip(-1).view(heads.shape)  # channels 1, 0, 3, 2, ...: the other one of each pair
-    return heads * cos + partners * sin
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, [..., e] to [..., e]; in float32 and rounded once, as in the published code."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if hidden_states.dtype == self.weight.dtype:  # one kernel, float32 inside
-            return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
-        normed = F.rms_norm(hidden_states.float(), self.weight.shape, self.weight.float(), self.eps)
-        return normed.to(hidden_states.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
 def eager_attention_forward(
@@ -126,13 +54,16 @@ def eager_attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(q k^T * scaling + mask) v with the softmax in float32.
 
-    `query` [b, H, s, d], `key` and `value` [b, G, k, d], additive mask [b, 1, s, k]; returns the mixture
-    [b, s, H, d] and the weights [b, H, s, k]. Query heads of a group lie together: head h reads group h // (H / G).
+    `query` [b, H, s, d], `key` and `value` [b, G, k, d], mask [b, 1, s, k], either added or, of type bool, true where
+    a key is seen; returns the mixture [b, s, H, d] and the weights [b, H, s, k]. Query heads of a group lie together:
+    head h reads group h // (H / G).
     """
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
         scores = scores + attention_mask
     wide = torch.promote_types(scores.dtype, torch.float32)
     weights = F.softmax(scores, dim=-1, dtype=wide).to(query.dtype)
@@ -201,8 +132,7 @@ class MLP(nn.Module):
         self.dense_4h_to_h = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        gate, up = self.dense_h_to_4h(hidden_states).chunk(2, dim=-1)
-        return self.dense_4h_to_h(F.silu(gate) * up)
+        return self.dense_4h_to_h(swiglu(self.dense_h_to_4h(hidden_states)))
 
 
 class GLMBlock(GradientCheckpointingLayer):
@@ -313,6 +243,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`, or the cache under both names.
+            TypeError: the cache is no `Cache`: the published code's tuples of keys and values are not taken.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds.")
@@ -321,6 +252,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embedding.word_embeddings(input_ids)
         cache = past_key_values if cache is None else cache
+        if cache is not None and not isinstance(cache, Cache):
+            raise TypeError(f"the cache must be a Cache of transformers, as DynamicCache, not {type(cache).__name__}.")
 
         attention_mask = create_causal_mask(
             config=self.config,

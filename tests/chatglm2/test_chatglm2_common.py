@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, StaticCache
 
 from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMModel
+from glmspectra.chatglm2.layers import swiglu
 from glmspectra.chatglm2.versions import CACHE
 
 VOCABULARY = 61
@@ -228,10 +229,60 @@ def test_flex_attention(model):
         assert torch.allclose(model(ids, position_ids=positions).logits, expected, atol=1e-5)
 
 
-def test_a_four_dimensional_mask_is_taken_as_it_stands(model):
-    ids = random_ids(1, 6)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_four_dimensional_mask_is_taken_as_it_stands(model, attention):
+    """Added to the scores, or of type bool and true where a key is seen; a row that sees nothing stays finite."""
+    model.set_attn_implementation(attention)
+    ids = random_ids(2, 6)
     mask = torch.full((1, 1, 6, 6), torch.finfo(torch.float32).min).triu(1)
-    assert torch.allclose(model(ids, attention_mask=mask).logits, model(ids).logits, atol=1e-6)
+    expected = model(ids).logits
+    assert torch.allclose(model(ids, attention_mask=mask).logits, expected, atol=1e-6)
+    seen = torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
+    assert torch.allclose(model(ids, attention_mask=seen).logits, expected, atol=1e-6)
+    seen[0, :, :3] = False
+    found = model(ids, attention_mask=seen).logits
+    assert torch.isfinite(found).all()
+    assert torch.allclose(found[1], expected[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_row_of_padding_alone_harms_nothing(model, attention):
+    """A batch filled up with empty rows: the others' logits, loss and gradients are theirs."""
+    model.set_attn_implementation(attention)
+    ids = random_ids(1, 7)
+    batch = torch.cat([ids, torch.zeros_like(ids)])
+    mask = torch.tensor([[1] * 7, [0] * 7])
+    output = model(batch, attention_mask=mask, labels=torch.where(mask.bool(), batch, -100))
+    output.loss.backward()
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    model.zero_grad()
+    alone = model(ids, labels=ids)
+    alone.loss.backward()
+    assert torch.allclose(output.logits[:1], alone.logits, atol=1e-5)
+    assert torch.allclose(output.loss, alone.loss, atol=1e-6)
+    for name, weight in model.named_parameters():
+        assert torch.allclose(found[name], weight.grad, atol=1e-5), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_swiglu_is_autograds_to_the_bit_and_keeps_its_input_alone(dtype):
+    torch.manual_seed(2)
+    x = torch.randn(2, 5, 24).to(dtype).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = swiglu(x)
+    assert [tensor.data_ptr() for tensor in kept] == [x.data_ptr()]
+    twin = x.detach().clone().requires_grad_()
+    gate, up = twin.chunk(2, dim=-1)
+    expected = torch.nn.functional.silu(gate) * up
+    direction = torch.randn_like(y)
+    y.backward(direction)
+    expected.backward(direction)
+    assert torch.equal(y, expected)
+    assert torch.equal(x.grad, twin.grad)
+    with torch.no_grad():
+        assert torch.equal(swiglu(x), expected)
+    assert torch.autograd.gradcheck(swiglu, torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True))
 
 
 def test_loss(model):
@@ -301,6 +352,11 @@ def test_one_graph_without_a_break(model):
     ids = random_ids(2, 8)
     with torch.no_grad():
         assert torch.allclose(compiled(ids, use_cache=False).logits, model(ids).logits, atol=1e-5)
+    compiled(ids, labels=ids, use_cache=False).loss.backward()  # and with its way back
+    found = model.transformer.encoder.layers[0].mlp.dense_h_to_4h.weight.grad.clone()
+    model.zero_grad()
+    model(ids, labels=ids).loss.backward()
+    assert torch.allclose(model.transformer.encoder.layers[0].mlp.dense_h_to_4h.weight.grad, found, atol=1e-5)
 
 
 def test_biases_in_all_linear_layers(tmp_path):

@@ -124,6 +124,8 @@ def test_the_cache_is_a_cache_object(model):
         assert torch.allclose(more.logits, whole, atol=1e-5)
     with pytest.raises(ValueError, match="give the cache once"):
         model(torch.tensor([[6]]), cache=output[CACHE], past_key_values=output[CACHE])
+    with pytest.raises(TypeError, match="must be a Cache of transformers, as DynamicCache, not tuple"):
+        model(torch.tensor([[6]]), past_key_values=((torch.zeros(3, 1, 2, 16), torch.zeros(3, 1, 2, 16)),) * 2)
 
 
 def test_masks_of_every_integer_type(model):
