@@ -126,6 +126,43 @@ def test_the_copy_is_a_copy_and_keeps_type_and_generation(tmp_path):
     assert torch.equal(loaded(ids).logits, glm(ids).logits)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_every_way_of_generating_is_glms(attention):
+    """A left-padded batch with and without position ids: greedy, beams, draws, a static cache, prompt lookup."""
+    model = random_model(tiny(num_layers=3, hidden_size=40, kv_channels=12, num_attention_heads=6), 1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.mul_(3)  # logits far apart: no draw hangs on a rounding
+    glm = to_glm(model)
+    for either in (model, glm):
+        either.set_attn_implementation(attention)
+    ids = torch.randint(3, 50, (3, 11), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[0] * (11 - length) + [1] * length for length in (7, 11, 2)])
+    positions = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    common = {"attention_mask": mask, "max_new_tokens": 8, "eos_token_id": None, "pad_token_id": 0}
+    for ways in (
+        {"do_sample": False},
+        {"do_sample": False, "num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "num_return_sequences": 2, "top_p": 0.9},
+        {"do_sample": False, "cache_implementation": "static", "disable_compile": True},
+        {"do_sample": False, "use_cache": False},
+    ):
+        outputs = []
+        for either, further in ((glm, {}), (model, {}), (model, positions)):
+            torch.manual_seed(0)
+            outputs.append(either.generate(ids, **common, **ways, **further))
+        assert torch.equal(outputs[0], outputs[1]), ways
+        assert torch.equal(outputs[0], outputs[2]), ways
+    one = {"input_ids": ids[1:2].repeat(1, 2), "max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    expected = glm.generate(**one)
+    assert torch.equal(model.generate(**one, prompt_lookup_num_tokens=3), expected)
+    assert torch.equal(model.generate(**one, assistant_model=model), expected)
+    embeds = model.get_input_embeddings()(ids)
+    found = model.generate(inputs_embeds=embeds, **common, do_sample=False)
+    assert torch.equal(found, glm.generate(ids, **common, do_sample=False)[:, 11:])
+
+
 def test_gradients_agree():
     model = random_model(tiny(), 4)
     glm = to_glm(model)
