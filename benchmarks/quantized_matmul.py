@@ -55,10 +55,8 @@ def main() -> int:
         f"{name}, {options.dtype}; a copy moves {copied / 1e9:.0f} GB/s; Triton kernels: {'yes' if kernels else 'no'}"
     )
     print(
-        print(
-            f"{'matrix':17}{'bits':>5}{'tokens':>7}{'error':>10}{'us':>9}{'torch us':>10}{'full us':>9}"
-            f"{'nf4 us':>9}{'GB/s':>7}{'of copy':>9}"
-        )
+        f"{'matrix':17}{'bits':>5}{'tokens':>7}{'error':>10}{'us':>9}{'torch us':>10}{'full us':>9}"
+        f"{'nf4 us':>9}{'GB/s':>7}{'of copy':>9}"
     )
     rows = []
     for matrix, shape in SHAPES.items():
