@@ -23,7 +23,7 @@ from scipy import optimize
 from glmspectra.spectra.marchenko_pastur import TRACY_WIDOM_99
 from glmspectra.spectra.spectrum import FloatArray
 
-# Entries of a part that its scale is read from: it is then known to 0.2 %, well inside the width of the edge.
+# Entries of a part that its scale is read from: it is then known to 0.2 %, within the width of an edge of order 4096.
 SAMPLE = 1 << 18
 # Places at which the density is computed; the median is good to 1e-4.
 GRID = 1500
