@@ -7,7 +7,8 @@
 Settings: `ours` is what `glmspectra train` runs. `study` is the original study's way: everything computed in
 float32, eager attention over a padded batch, logits of all tokens, no grouping by length. `plain` is
 transformers' GlmForCausalLM under PEFT as it comes, in bfloat16 with sdpa, LoRA of equal rank on q, k and v
-apart. All train LoRA of rank 12 with dropout 0.05 by AdamW. Rates are over the steps after the warm-up;
+apart. All train LoRA of rank 12 with dropout 0.05 by AdamW. On rows of real lengths all get the same rows: `plain` in the
+very batches of `ours`, `study` in the file's order, `packed` several rows each. Rates are over the steps after the warm-up;
 `real` tokens are those that are not padding; MFU counts 4 N flops a (padded) token, without what
 checkpointing computes again.
 """
@@ -24,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 RANK, ALPHA, DROPOUT = 12, 24, 0.05
+SEED = 42
 TOKENS_PER_CHARACTER = 0.65  # ChatGLM2's tokenizer on Chinese medical text, where no tokenizer is given
 
 
@@ -301,7 +303,12 @@ def load(setting: Setting, options: argparse.Namespace, dtype: Any) -> Any:
     from glmspectra.tuning.preparation import load_base
 
     if not native:
-        raise SystemExit("the setting plain makes its own random Glm; run it without --model")
+        from glmspectra.chatglm2 import to_glm
+
+        model = to_glm(load_base(options.model, Precision(dtype, dtype, None), torch.device(options.device), None))
+        if setting.four_bit:
+            quantize(model, dtype, options.device)
+        return model.requires_grad_(False)
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
@@ -411,6 +418,7 @@ def write_args(folder: Path, setting: Setting, options: argparse.Namespace) -> P
         "finetune_args": {
             "dataset_path": "unused",
             "model_path": "random",
+            "seed": SEED,
             "method": "qlora" if setting.four_bit else "lora",
             "max_length": length_of(setting, options),
             "packing": setting.packing,
@@ -454,6 +462,11 @@ def run_plain(setting: Setting, options: argparse.Namespace, rows: list[dict[str
         torch.cuda.reset_peak_memory_stats()
     counted: dict[str, Any] = {"tokens": 0, "real": 0}
     started = 0.0
+    if setting.rows and not study:
+        from glmspectra.tuning.sampling import EpochSampler
+
+        order = EpochSampler([row["length"] for row in rows], setting.batch, SEED, "group_by_length")
+        rows = [rows[index] for index in order]
     for step in range(options.warmup + options.steps):
         if step == options.warmup:
             sync(options.device)
