@@ -214,6 +214,7 @@ def add_adapter(model: Any, settings: Any, total_steps: int) -> PeftModel:
             raise ConfigError(f"modules_to_save names {name}, and the model has no such module.")
     start_ranks = resolve_names("start_ranks", lora.start_ranks, targets) if settings.adaptive else {}
     config = adapter_config(settings, targets, total_steps)
+    config.base_model_name_or_path = model.name_or_path  # what PEFT writes in any case, with a warning when it differs
     if isinstance(config, AdaLoraConfig):
         wrapped = adalora.add_adalora(model, config, lora.adapter_name, start_ranks)
     else:

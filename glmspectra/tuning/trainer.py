@@ -3,6 +3,7 @@ trouble."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -225,7 +226,9 @@ class AdapterTrainer(Trainer):
                 if parameter.requires_grad and ".lora_" not in name
             }
             torch.save(state, folder / adalora.STATE_FILE)
-        torch.save(self.args, folder / "training_args.bin")
+        arguments = copy.copy(self.args)
+        arguments.hub_token = None  # a secret, and the file is one that people share
+        torch.save(arguments, folder / "training_args.bin")
 
     def save_adapter(self, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
         """Write adapter_model.safetensors and adapter_config.json into `folder`, as PEFT does for a default
