@@ -5,31 +5,43 @@ The shares are those of `glmspectra suggest-rank`, so that what is tested is wha
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 
 from glmspectra.ranks.evidence import Target
 from glmspectra.ranks.sharing import Limits, share_by_threshold, share_gains, share_real, share_scores
+from rank_study.moving_ranks import MOVERS
 
 Ranks = dict[str, int]
 
 
+PILOT = 80  # steps of the pilots of all arms whose name tells no other
+PILOT_LENGTHS = (20, 40, 80, 160)
+
+
 @dataclass
 class Facts:
-    """What arms may look at. targets: the adapted layers. delta: sigma of delta-W by module, a list over pilot
-    seeds. effective_rank: of the base weights. input_variance: explained-variance ratios of each layer's inputs,
-    descending, and `input_directions` the directions (count, in) that belong to them."""
+    """What arms may look at. targets: the adapted layers. delta: steps of the pilots -> sigma of delta-W by module, a
+    list over pilot seeds; preconditioned: the same in AdamW's metric. effective_rank: of the base weights.
+    input_variance: explained-variance ratios of each layer's inputs, descending, and `input_directions` the directions
+    (count, in) that belong to them."""
 
     targets: list[Target]
-    delta: list[Mapping[str, np.ndarray]] = field(default_factory=list)
+    delta: Mapping[int, list[Mapping[str, np.ndarray]]] = field(default_factory=dict)
+    preconditioned: Mapping[int, list[Mapping[str, np.ndarray]]] = field(default_factory=dict)
     effective_rank: Mapping[str, float] = field(default_factory=dict)
     input_variance: Mapping[str, np.ndarray] = field(default_factory=dict)
     input_directions: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
-    def mean_delta(self, pilots: int | None = None) -> dict[str, np.ndarray]:
-        chosen = self.delta[:pilots]
-        return {name: np.mean([one[name] for one in chosen], axis=0) for name in chosen[0]}
+    def mean_delta(self, pilots: int | None = None, steps: int = PILOT) -> dict[str, np.ndarray]:
+        return mean_of(self.delta[steps][:pilots])
+
+
+def mean_of(seeds: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Mean over pilots, index by index."""
+    return {name: np.mean([one[name] for one in seeds], axis=0) for name in seeds[0]}
 
 
 def targets_of(shapes: Mapping[str, tuple[int, int]]) -> list[Target]:
@@ -64,12 +76,20 @@ def effective_rank(facts: Facts, budget: int, seed: int) -> Ranks:
     return by_module(share_scores(facts.targets, by_weight(facts.effective_rank), budget, Limits()).ranks)
 
 
-def delta_threshold(facts: Facts, budget: int, seed: int, pilots: int | None = None) -> Ranks:
-    return by_module(share_by_threshold(facts.targets, by_weight(facts.mean_delta(pilots)), budget, Limits()).ranks)
+def delta_threshold(facts: Facts, budget: int, seed: int, pilots: int | None = None, steps: int = PILOT) -> Ranks:
+    sizes = by_weight(facts.mean_delta(pilots, steps))
+    return by_module(share_by_threshold(facts.targets, sizes, budget, Limits()).ranks)
 
 
-def delta_threshold_one_pilot(facts: Facts, budget: int, seed: int) -> Ranks:
-    return delta_threshold(facts, budget, seed, pilots=1)
+def preconditioned(facts: Facts, budget: int, seed: int) -> Ranks:
+    """One global threshold on delta-W in AdamW's metric (`facts.adam_metric`): what a step of the optimizer weighs."""
+    sizes = by_weight(mean_of(facts.preconditioned[PILOT]))
+    return by_module(share_by_threshold(facts.targets, sizes, budget, Limits()).ranks)
+
+
+def wider(factor: float) -> "Arm":
+    """Uniform at `factor` times the budget: where an arm begins whose ranks move (`moving_ranks`)."""
+    return lambda facts, budget, seed: uniform(facts, round(factor * budget), seed)
 
 
 def delta_energy(facts: Facts, budget: int, seed: int) -> Ranks:
@@ -99,7 +119,9 @@ def eva(facts: Facts, budget: int, seed: int) -> Ranks:
     return by_module(share_by_threshold(facts.targets, by_weight(facts.input_variance), budget, Limits()).ranks)
 
 
-ARMS: dict[str, Callable[[Facts, int, int], Ranks]] = {
+Arm = Callable[[Facts, int, int], Ranks]
+
+ARMS: dict[str, Arm] = {
     "uniform": uniform,
     "delta-threshold": delta_threshold,
     "effective-rank": effective_rank,
@@ -107,8 +129,13 @@ ARMS: dict[str, Callable[[Facts, int, int], Ranks]] = {
     "random": random_ranks,
     "delta-energy": delta_energy,
     "delta-and-effective-rank": delta_and_effective,
-    "delta-threshold-one-pilot": delta_threshold_one_pilot,
+    "delta-threshold-one-pilot": partial(delta_threshold, pilots=1),
+    **{f"delta-threshold-{steps}": partial(delta_threshold, steps=steps) for steps in PILOT_LENGTHS if steps != PILOT},
+    "delta-preconditioned": preconditioned,
     "eva": eva,
+    **{name: wider(start) for name, (_, start) in MOVERS.items()},
 }
 # What was declared before the confirming runs; the others are screened only.
 CONFIRMED = ("uniform", "delta-threshold", "effective-rank", "type-alone", "random")
+# Arms whose learning rate is tuned for themselves; the others take delta-threshold's.
+TUNED = (*CONFIRMED, *MOVERS)

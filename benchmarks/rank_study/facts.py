@@ -1,6 +1,7 @@
 """Measures what the arms look at: pilots' delta-W, effective ranks of the base, variance of the layers' inputs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,23 @@ import torch
 from rank_study.arms import Facts, targets_of
 from rank_study.bases import Base
 from rank_study.many_adapters import ManyAdapters
+from rank_study.moving_ranks import Mover
 from rank_study.tasks import Rows
 
 PILOT_SEEDS = (900, 901, 902)
 
 
 def train_jobs(
-    base: Base, rows: Rows, ranks: list, rates: list[float], seeds: list[int], steps: int, batch: int, starts=None
-):
+    base: Base,
+    rows: Rows,
+    ranks: list,
+    rates: list[float],
+    seeds: list[int],
+    steps: int,
+    batch: int,
+    starts=None,
+    movers: Sequence[Mover] = (),
+) -> ManyAdapters:
     """Train jobs side by side; job j draws its rows by its own seed, so that paired arms see the same data."""
     device = str(next(base.model.parameters()).device)
     adapters = ManyAdapters(base.model, base.modules, ranks, rates, seeds, starts=starts)
@@ -26,26 +36,56 @@ def train_jobs(
         orders = [
             torch.cat([o, torch.randperm(len(rows), generator=g)]) for o, g in zip(orders, generators, strict=True)
         ]
+
+    def watch(adapters: ManyAdapters, grad: torch.Tensor) -> None:
+        for mover in movers:
+            mover(adapters, grad)
+
     for step in range(steps):
         index = torch.cat([order[step * batch : (step + 1) * batch] for order in orders])
-        adapters.step(rows.take(index, device), step / steps)
+        adapters.step(rows.take(index, device), step / steps, watch=watch if movers else None)
     return adapters
 
 
 def pilot_spectra(
     base: Base, rows: Rows, rank: int, rate: float, steps: int, batch: int
-) -> list[dict[str, np.ndarray]]:
-    """Singular values of delta-W of short uniform runs, a mapping a pilot seed: QR of B and A^T, then an R x R SVD."""
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Singular values of short uniform runs, a mapping a pilot seed: 'plain' of delta-W, 'preconditioned' of delta-W
+    in AdamW's metric. By QR of B and A^T, then an R x R SVD, in float64."""
     ranks = [dict.fromkeys(base.modules, rank)] * len(PILOT_SEEDS)
     adapters = train_jobs(base, rows, ranks, [rate] * len(PILOT_SEEDS), list(PILOT_SEEDS), steps, batch)
-    spectra: list[dict[str, np.ndarray]] = [{} for _ in PILOT_SEEDS]
+    spectra: dict[str, list[dict[str, np.ndarray]]] = {
+        kind: [{} for _ in PILOT_SEEDS] for kind in ("plain", "preconditioned")
+    }
     for name, up, down in adapters.factors():
-        left = torch.linalg.qr(up.double(), mode="r").R
-        right = torch.linalg.qr(down.double().transpose(1, 2), mode="r").R
-        for job, sigma in enumerate(torch.linalg.svdvals(left @ right.transpose(1, 2)).cpu().numpy()):
-            spectra[job][name] = sigma
+        up, down = up.double(), down.double()
+        high, low = adam_metric(*adapters.of(adapters.second.double(), name), down)
+        for kind, left, right in (
+            ("plain", up, down),
+            ("preconditioned", up * high[:, :, None], down * low[:, None, :]),
+        ):
+            left = torch.linalg.qr(left, mode="r").R
+            right = torch.linalg.qr(right.transpose(1, 2), mode="r").R
+            for job, sigma in enumerate(torch.linalg.svdvals(left @ right.transpose(1, 2)).cpu().numpy()):
+                spectra[kind][job][name] = sigma
     adapters.remove()
     return spectra
+
+
+def adam_metric(
+    second_a: torch.Tensor, second_b: torch.Tensor, down: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fourth roots of V's row and column factors, (J, out) and (J, in), for a metric in which a direction counts as
+    AdamW on W itself would weigh it: ||D||^2 = sum_ij sqrt(V_ij) D_ij^2.
+
+    V, the second moment of dL/dW, is taken for separable as in Adafactor (Shazeer & Stern 2018). dL/dB = G A^T gives
+    its rows, mean over R of B's second moments (J, out, R) over the mean of A^2; dL/dA = B^T G the shape of its
+    columns, A's second moments (J, R, in), taken to mean 1.
+    """
+    rows = second_b.mean(2) / down.square().mean(dim=(1, 2)).clamp(min=1e-30)[:, None] / down.shape[2]
+    columns = second_a.mean(1)
+    columns = columns / columns.mean(1, keepdim=True).clamp(min=1e-30)
+    return rows.clamp(min=0) ** 0.25, columns.clamp(min=0) ** 0.25
 
 
 def effective_ranks(base: Base) -> dict[str, float]:
@@ -93,17 +133,42 @@ def input_variances(base: Base, rows: Rows, most: int, batches: int = 8, batch: 
     return ratios, directions
 
 
-def gather_facts(base: Base, rows: Rows, rate: float, steps: int, rank: int, batch: int, cache: Path) -> Facts:
-    """Facts of a base and task; the pilots' spectra are kept in `cache` and read from there the next time."""
+def pilots(base: Base, rows: Rows, rate: float, steps: int, rank: int, batch: int, cache: Path) -> dict:
+    """`pilot_spectra`, kept in `cache` and read from there the next time."""
     if cache.is_file():
         kept = json.loads(cache.read_text())
-        delta = [{name: np.array(values) for name, values in one.items()} for one in kept["delta"]]
+        if set(kept) == {"delta"}:  # a cache of the first runs: without the metric, which only some arms need
+            kept = {"plain": kept["delta"]}
     else:
-        delta = pilot_spectra(base, rows, rank, rate, steps, batch)
+        found = pilot_spectra(base, rows, rank, rate, steps, batch)
+        kept = {
+            kind: [{name: [float(f"{v:.6g}") for v in values] for name, values in one.items()} for one in seeds]
+            for kind, seeds in found.items()
+        }
         cache.parent.mkdir(parents=True, exist_ok=True)
-        kept = {"delta": [{name: [float(f"{v:.6g}") for v in values] for name, values in one.items()} for one in delta]}
         partial = cache.with_suffix(".partial")
         partial.write_text(json.dumps(kept))
         partial.replace(cache)
+    return {
+        kind: [{name: np.array(values) for name, values in one.items()} for one in seeds]
+        for kind, seeds in kept.items()
+    }
+
+
+def gather_facts(
+    base: Base, rows: Rows, rate: float, lengths: Sequence[int], rank: int, batch: int, folder: Path, task: str
+) -> Facts:
+    """Facts of a base and task, with pilots of these lengths in steps; what pilots found is kept in `folder`."""
+    found = {
+        steps: pilots(base, rows, rate, steps, rank, batch, folder / f"pilots-{base.name}-{task}-{steps}.json")
+        for steps in lengths
+    }
     variance, directions = input_variances(base, rows, most=rank)
-    return Facts(targets_of(base.shapes()), delta, effective_ranks(base), variance, directions)
+    return Facts(
+        targets_of(base.shapes()),
+        {steps: one["plain"] for steps, one in found.items()},
+        {steps: one["preconditioned"] for steps, one in found.items() if "preconditioned" in one},
+        effective_ranks(base),
+        variance,
+        directions,
+    )

@@ -8,10 +8,13 @@ directions:
 
     y = x W^T + scale * ((x A_j^T) * mask_j) B_j^T          A_j: (R, in), B_j: (out, R), mask_j: (R,)
 
-Notation: J jobs, b rows a job, s positions, R the largest rank.
+All adapters of a job lie in one row of one float32 matrix (J, P), so that clipping, AdamW and the copy in the model's
+type are a few kernels a step, not a few for each of 210 layers: with small jobs a step is bound by launches.
+
+Notation: J jobs, b rows a job, s positions, R the largest rank of a layer, P the directions of all layers.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -19,36 +22,21 @@ from torch.nn import functional as F
 
 
 class ManyLoraLinear(nn.Module):
-    """A frozen linear layer with J adapters, one for each block of rows of its input."""
+    """A frozen linear layer with J adapters, one for each block of rows of its input.
 
-    def __init__(
-        self,
-        base: nn.Linear,
-        ranks: torch.Tensor,
-        seeds: list[int],
-        name: str,
-        scale: float,
-        starts: dict[int, torch.Tensor] | None = None,
-    ):
+    down: masked A, (J, R, in); up: B, (J, out, R); both in the type of the weight, and leaves of the graph.
+    """
+
+    def __init__(self, base: nn.Linear, down: torch.Tensor, up: torch.Tensor, scale: float):
         super().__init__()
-        jobs, width = len(seeds), max(1, int(ranks.max()))
-        self.base, self.scale = base, scale
-        device = base.weight.device
-        down = torch.stack([initial_down(name, seed, width, base.in_features) for seed in seeds])
-        for job, start in (starts or {}).items():  # (at least the job's rank, in): its first rows are taken
-            down[job, : int(ranks[job])] = start[: int(ranks[job])]
-        self.down = nn.Parameter(down.to(device))  # A: (J, R, in)
-        self.up = nn.Parameter(torch.zeros(jobs, base.out_features, width, device=device))  # B: (J, out, R)
-        mask = (torch.arange(width)[None, :] < ranks[:, None]).float()
-        self.register_buffer("mask", mask.to(device), persistent=False)  # (J, R)
+        self.base, self.down, self.up, self.scale = base, down, up, scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (J*b, s, in) -> (J*b, s, out)
         jobs = self.down.shape[0]
-        rows = x.reshape(jobs, -1, x.shape[-1])  # (J, b*s, in)
-        down = (self.down * self.mask[:, :, None]).to(x.dtype)
-        low = torch.bmm(rows, down.transpose(1, 2))  # (J, b*s, R)
-        change = torch.bmm(low, self.up.to(x.dtype).transpose(1, 2))  # (J, b*s, out)
-        return self.base(x) + self.scale * change.view(*x.shape[:-1], -1)
+        plain = self.base(x)
+        low = torch.bmm(x.reshape(jobs, -1, x.shape[-1]), self.down.transpose(1, 2))  # (J, b*s, R)
+        flat = plain.reshape(jobs, -1, plain.shape[-1])
+        return torch.baddbmm(flat, low, self.up.transpose(1, 2), alpha=self.scale).view(plain.shape)
 
 
 def initial_down(name: str, seed: int, width: int, columns: int) -> torch.Tensor:
@@ -63,12 +51,17 @@ def initial_down(name: str, seed: int, width: int, columns: int) -> torch.Tensor
     return torch.stack([torch.rand(columns, generator=generator) * 2 * bound - bound for _ in range(width)])
 
 
+Watch = Callable[["ManyAdapters", torch.Tensor], None]
+
+
 class ManyAdapters:
     """Puts J adapters on the named linear layers of a model and trains them.
 
     `ranks`: for each job a mapping module name -> rank; a module that is absent or 0 for a job adds nothing to it.
     `rates`: a learning rate a job. AdamW (0.9, 0.999, 1e-8, no decay) with linear warm-up and linear decay, as PEFT
     users run it; gradients are clipped to norm 1 job by job. `starts`: module name -> job -> rows that A_j starts from.
+
+    master, first, second: A and B of all layers and AdamW's moments, float32 (J, P). mask: 1 where a direction is kept.
     """
 
     def __init__(
@@ -81,25 +74,73 @@ class ManyAdapters:
         scale: float = 2.0,
         starts: Mapping[str, dict[int, torch.Tensor]] | None = None,
     ):
-        self.model, self.jobs = model, len(seeds)
+        self.model, self.jobs, self.scale = model, len(seeds), scale
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        widths = {name: max(job.get(name, 0) for job in ranks) for name in modules}
+        linears = {name: model.get_submodule(name) for name, width in widths.items() if width > 0}
+        self.places: dict[str, tuple[slice, slice, int]] = {}  # columns of A, of B, and R
+        end = 0
+        for name, linear in linears.items():
+            width = widths[name]
+            down, up = width * linear.in_features, width * linear.out_features
+            self.places[name] = (slice(end, end + down), slice(end + down, end + down + up), width)
+            end += down + up
+        first = next(iter(linears.values())).weight
+        self.master = torch.zeros(self.jobs, end, device=first.device)
+        self.mask = torch.ones_like(self.master)
+        self.work = torch.zeros(self.jobs, end, device=first.device, dtype=first.dtype)
         self.layers: dict[str, ManyLoraLinear] = {}
-        for name in modules:
-            of_jobs = torch.tensor([job.get(name, 0) for job in ranks])
-            if int(of_jobs.max()) == 0:
-                continue
-            parent = model.get_submodule(name.rpartition(".")[0])
-            layer = ManyLoraLinear(
-                getattr(parent, name.rpartition(".")[2]), of_jobs, seeds, name, scale, (starts or {}).get(name)
-            )
-            setattr(parent, name.rpartition(".")[2], layer)
+        self.leaves: list[torch.Tensor] = []
+        for name, linear in linears.items():
+            width = widths[name]
+            begin = torch.stack([initial_down(name, seed, width, linear.in_features) for seed in seeds])
+            for job, start in (starts or {}).get(name, {}).items():  # (at least the job's rank, in)
+                own = ranks[job].get(name, 0)
+                begin[job, :own] = start[:own]
+            self.of(self.master, name)[0].copy_(begin)
+            kept = torch.tensor([job.get(name, 0) for job in ranks])
+            self.keep(name, torch.arange(width)[None, :] < kept[:, None])
+            leaves = [view.detach().requires_grad_() for view in self.of(self.work, name)]
+            self.leaves += leaves
+            layer = ManyLoraLinear(linear, *leaves, scale)
+            setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer)
             self.layers[name] = layer
-        self.parameters = [p for layer in self.layers.values() for p in (layer.down, layer.up)]
-        self.rates = torch.tensor(rates, device=self.parameters[0].device)
-        self.first = [torch.zeros_like(p) for p in self.parameters]
-        self.second = [torch.zeros_like(p) for p in self.parameters]
-        self.steps = 0
+        self.rates = torch.tensor(rates, device=first.device)
+        self.first, self.second = torch.zeros_like(self.master), torch.zeros_like(self.master)
+        self.steps = torch.zeros(self.jobs, 1, device=first.device)  # of each job: one may begin its moments anew
+        self.refresh()
+
+    def of(self, flat: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The part of a (J, P) matrix that belongs to a layer's A, as (J, R, in), and B, as (J, out, R): views."""
+        down, up, width = self.places[name]
+        return flat[:, down].view(len(flat), width, -1), flat[:, up].view(len(flat), -1, width)
+
+    def keep(self, name: str, kept: torch.Tensor, jobs: slice | list[int] = slice(None)) -> None:
+        """Keep those directions of a layer, bool (jobs, R), and no others; from the next step on."""
+        down, up = self.of(self.mask, name)
+        kept = kept.to(down)
+        down[jobs] = kept[:, :, None].expand_as(down[jobs])
+        up[jobs] = kept[:, None, :].expand_as(up[jobs])
+
+    def kept(self, name: str) -> torch.Tensor:
+        """Which directions of a layer are kept, bool (J, R)."""
+        return self.of(self.mask, name)[0][:, :, 0] > 0
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Bring the copy that the model computes with up to date."""
+        self.work.copy_(self.master * self.mask)
+
+    @torch.no_grad()
+    def restart(self, job: int, factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Go on from other factors, module -> B (out, R) without the scale, A (R, in), with fresh moments."""
+        for name, (up, down) in factors.items():
+            mine = self.of(self.master, name)
+            mine[0][job], mine[1][job] = down.to(mine[0]), up.to(mine[1])
+        for moment in (self.first, self.second, self.steps):
+            moment[job] = 0
+        self.refresh()
 
     def remove(self) -> None:
         """Put the plain layers back."""
@@ -107,12 +148,16 @@ class ManyAdapters:
             setattr(self.model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer.base)
 
     def losses(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed cross entropy (nats) and number of supervised tokens, each (J,), of a batch of J*b rows."""
+        """Summed cross entropy (nats) and number of supervised tokens, each (J,), of a batch of J*b rows.
+
+        batch: input_ids, attention_mask, labels, and if known learnt, (2, N), rows and positions of what is learnt
+        after the shift by one: told by the CPU, no step need wait for the device.
+        """
         labels = batch["labels"][:, 1:]
         hidden = self.model.get_decoder()(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
         )[0]
-        row, position = (labels != -100).nonzero(as_tuple=True)
+        row, position = batch["learnt"] if "learnt" in batch else (labels != -100).nonzero(as_tuple=True)
         logits = self.model.get_output_embeddings()(hidden[row, position])
         each = F.cross_entropy(logits.float(), labels[row, position], reduction="none")
         job = row // (labels.shape[0] // self.jobs)
@@ -120,25 +165,33 @@ class ManyAdapters:
         count = torch.zeros(self.jobs, device=each.device).index_add(0, job, torch.ones_like(each))
         return total, count
 
-    def step(self, batch: Mapping[str, torch.Tensor], progress: float, warmup: float = 0.05) -> torch.Tensor:
-        """One optimizer step of all jobs, `progress` in [0, 1) of the way through the schedule; losses, (J,)."""
+    def step(
+        self,
+        batch: Mapping[str, torch.Tensor],
+        progress: float,
+        warmup: float = 0.05,
+        watch: Watch | None = None,
+    ) -> torch.Tensor:
+        """One optimizer step of all jobs, `progress` in [0, 1) of the way through the schedule; losses, (J,).
+
+        watch: shown the gradient (J, P) of this step, before it is clipped and used.
+        """
         total, count = self.losses(batch)
         loss = total / count.clamp(min=1)
-        grads = torch.autograd.grad(loss.sum(), self.parameters)  # jobs share no parameter: the sum mixes nothing
-        norm = torch.stack([g.square().sum(dim=(1, 2)) for g in grads]).sum(0).sqrt()  # (J,)
-        clip = (1.0 / (norm + 1e-6)).clamp(max=1.0)
-        self.steps += 1
-        now = self.rates * min(progress / warmup if warmup else 1.0, (1 - progress) / (1 - warmup), 1.0)
+        grads = torch.autograd.grad(loss.sum(), self.leaves)  # jobs share no parameter: the sum mixes nothing
         with torch.no_grad():
-            clipped = torch._foreach_mul(grads, [clip[:, None, None]] * len(grads))
-            torch._foreach_lerp_(self.first, clipped, 1 - 0.9)
-            torch._foreach_mul_(self.second, 0.999)
-            torch._foreach_addcmul_(self.second, clipped, clipped, 1 - 0.999)
-            size = torch._foreach_sqrt(torch._foreach_div(self.second, 1 - 0.999**self.steps))
-            torch._foreach_add_(size, 1e-8)
-            change = torch._foreach_div(torch._foreach_div(self.first, 1 - 0.9**self.steps), size)
-            torch._foreach_mul_(change, [now[:, None, None]] * len(change))
-            torch._foreach_sub_(self.parameters, change)
+            grad = torch.cat([g.reshape(self.jobs, -1) for g in grads], dim=1).float() * self.mask
+            if watch is not None:
+                watch(self, grad)
+            norm = grad.square().sum(1, keepdim=True).sqrt()
+            grad *= (1.0 / (norm + 1e-6)).clamp(max=1.0)
+            self.steps += 1
+            now = self.rates[:, None] * min(progress / warmup if warmup else 1.0, (1 - progress) / (1 - warmup), 1.0)
+            self.first.lerp_(grad, 1 - 0.9)
+            self.second.mul_(0.999).addcmul_(grad, grad, value=1 - 0.999)
+            size = (self.second / (1 - 0.999**self.steps)).sqrt_().add_(1e-8)
+            self.master -= (self.first / (1 - 0.9**self.steps)).div_(size).mul_(now)
+            self.refresh()
         return loss.detach()
 
     @torch.no_grad()
@@ -147,7 +200,7 @@ class ManyAdapters:
         total = torch.zeros(self.jobs, dtype=torch.float64)
         count = torch.zeros(self.jobs, dtype=torch.float64)
         for batch in batches:
-            repeated = {key: value.repeat(self.jobs, 1) for key, value in batch.items()}
+            repeated = {key: value.repeat(self.jobs, 1) for key, value in batch.items() if key != "learnt"}
             summed, tokens = self.losses(repeated)
             total += summed.double().cpu()
             count += tokens.double().cpu()
@@ -155,5 +208,6 @@ class ManyAdapters:
 
     def factors(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         """Module name, B (J, out, R) with scale and masks in it, A (J, R, in): delta-W of job j is B[j] @ A[j]."""
-        for name, layer in self.layers.items():
-            yield name, (layer.scale * layer.up * layer.mask[:, None, :]).detach(), layer.down.detach()
+        for name in self.layers:
+            down, up = self.of(self.master, name)
+            yield name, self.scale * up * self.kept(name)[:, None, :], down.clone()

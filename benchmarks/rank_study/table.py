@@ -5,19 +5,26 @@ from collections.abc import Sequence
 import numpy as np
 
 from rank_study.arms import CONFIRMED
-from rank_study.plan import SETTINGS
+from rank_study.plan import CONFIRM_SEEDS, SETTINGS, best_rate
 from rank_study.statistics import holm, not_worse, paired, uniform_rank_of_equal_loss
 
 MARGIN = 0.002  # nats a token: what 'no worse than uniform' is tested against
 
 
 def losses_of(lines: Sequence[dict], base: str, task: str, arm: str, budget: int) -> dict[int, float]:
-    wanted = (base, task, arm, budget, "test")
-    return {
+    """Seed -> loss on the test part, at the rate that tuning chose: with fresh seeds where there are any."""
+    try:
+        rate = best_rate(lines, base, task, arm, budget)
+    except SystemExit:
+        return {}
+    wanted = (base, task, arm, budget, "test", rate)
+    found = {
         line["seed"]: line["loss"]
         for line in lines
-        if (line["base"], line["task"], line["arm"], line["budget"], line["part"]) == wanted
+        if (line["base"], line["task"], line["arm"], line["budget"], line["part"], line["rate"]) == wanted
     }
+    fresh = {seed: loss for seed, loss in found.items() if seed in CONFIRM_SEEDS}
+    return fresh or found
 
 
 def curve_of(lines: Sequence[dict], base: str, task: str) -> tuple[list[int], list[float]]:
@@ -27,8 +34,10 @@ def curve_of(lines: Sequence[dict], base: str, task: str) -> tuple[list[int], li
     found = {rank: seeds for rank, seeds in found.items() if seeds}
     if not found:
         return [], []
-    shared = set.intersection(*(set(seeds) for seeds in found.values()))
-    return list(found), [float(np.mean([seeds[s] for s in sorted(shared)])) for seeds in found.values()]
+    shared = sorted(set.intersection(*(set(seeds) for seeds in found.values())))
+    if not shared:
+        return [], []
+    return list(found), [float(np.mean([seeds[seed] for seed in shared])) for seeds in found.values()]
 
 
 def rows(lines: Sequence[dict]) -> list[dict]:
@@ -47,7 +56,7 @@ def rows(lines: Sequence[dict]) -> list[dict]:
                 a, u = np.array([own[s] for s in seeds]), np.array([uniform[s] for s in seeds])
                 row = {"base": base, "task": task, "budget": budget, "arm": arm, "uniform": float(u.mean())}
                 row |= {"paired": paired(a, u), "not_worse_p": not_worse(a, u, MARGIN)}
-                if len(ranks) > 2:
+                if len(ranks) > 2 and budget in ranks:
                     at = curve[ranks.index(budget)] + float((a - u).mean())
                     row["worth"] = uniform_rank_of_equal_loss(ranks, curve, at)
                     row["curve_end"] = row["worth"] in (float(ranks[0]), float(ranks[-1]))

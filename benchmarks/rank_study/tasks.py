@@ -24,15 +24,24 @@ class Rows:
         return self.input_ids.shape[0]
 
     def take(self, index: torch.Tensor, device: str) -> dict[str, torch.Tensor]:
-        return {
-            "input_ids": self.input_ids[index].to(device),
-            "attention_mask": self.attention_mask[index].to(device),
-            "labels": self.labels[index].to(device),
+        """Those rows on the device, cut to the longest of them; learnt: rows and positions of what is learnt, (2, N),
+        after the shift by one."""
+        mask = self.attention_mask[index]
+        end = int(mask.sum(1).max())  # rows are padded on the right
+        labels = self.labels[index, :end]
+        found = {
+            "input_ids": self.input_ids[index, :end],
+            "attention_mask": mask[:, :end],
+            "labels": labels,
+            "learnt": torch.stack((labels[:, 1:] != -100).nonzero(as_tuple=True)),
         }
+        return {name: value.to(device, non_blocking=True) for name, value in found.items()}
 
     def batches(self, size: int, device: str) -> Iterator[dict[str, torch.Tensor]]:
+        """All rows, of like lengths together."""
+        order = torch.argsort(self.attention_mask.sum(1), stable=True, descending=True)
         for start in range(0, len(self), size):
-            yield self.take(torch.arange(start, min(start + size, len(self))), device)
+            yield self.take(order[start : start + size], device)
 
 
 def medical_pairs(path: Path) -> list[tuple[str, str]]:
