@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 from transformers.tokenization_utils_base import BatchEncoding
 
 from glmspectra.chatglm2.streaming import stream_tokens
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from glmspectra.chatglm2.tokenization import ChatGLMTokenizer
 
 History = list[tuple[str, str]]  # (question, answer) of each round
+NEXT_ROUND = "\n\n[Round "  # a model that was not taught to end an answer goes on with the next question
+MARK_TOKENS = 16  # no tokenizer of the family takes more for NEXT_ROUND
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,29 @@ class ReadableTokens(LogitsProcessor):
         return readable
 
 
+class NextRound(StoppingCriteria):
+    """Ends a row once its answer has run on into the next round.
+
+    The published model ends its answers itself; a base model, or one that was tuned on single questions, may not.
+    """
+
+    def __init__(self, tokenizer: "ChatGLMTokenizer", prompt_length: int):
+        self.tokenizer = tokenizer
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
+        start = max(self.prompt_length, input_ids.shape[1] - MARK_TOKENS)
+        ended = [NEXT_ROUND in str(self.tokenizer.decode(row)) for row in input_ids[:, start:].tolist()]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+
+
+def answer_so_far(text: str) -> str:
+    """What of a growing text is certainly the answer: up to the next round, or up to what may yet become its mark."""
+    answer, _, _ = text.partition(NEXT_ROUND)
+    held = next((size for size in range(len(NEXT_ROUND) - 1, 0, -1) if answer.endswith(NEXT_ROUND[:size])), 0)
+    return answer[: len(answer) - held]
+
+
 class ChatMixin:
     """`chat`, `stream_chat` and `quantize` of `ChatGLMForConditionalGeneration`."""
 
@@ -75,7 +101,7 @@ class ChatMixin:
         logits_processor: LogitsProcessorList | None = None,
         **kwargs: Any,
     ) -> tuple[str, History]:
-        """Answer `query`.
+        """Answer `query`. An answer that runs on into a next round of its own ends where that begins.
 
         Args:
             history: (question, answer) pairs of the rounds before.
@@ -93,7 +119,7 @@ class ChatMixin:
         settings = _settings(tokenizer, inputs, max_length, do_sample, top_p, temperature, logits_processor, kwargs)
         output = self.generate(**inputs, **settings, num_beams=num_beams)  # type: ignore[attr-defined]
         new_tokens = output[0, inputs["input_ids"].shape[1] :].tolist()
-        response = self.process_response(str(tokenizer.decode(new_tokens)))
+        response = self.process_response(str(tokenizer.decode(new_tokens)).partition(NEXT_ROUND)[0])
         return response, [*history, (query, response)]
 
     def stream_chat(
@@ -136,15 +162,21 @@ class ChatMixin:
             text = str(tokenizer.decode(tokens))
             if text.endswith("\ufffd"):  # in the middle of a character of several bytes
                 continue
-            response = self.process_response(text)
+            response = self.process_response(answer_so_far(text))
             grown = [*history, (query, response)]
             yield (response, grown, None) if return_past_key_values else (response, grown)
+        # Cut short, it may end in half a character, or in what looked like the start of a next round.
+        complete = self.process_response(str(tokenizer.decode(tokens)).partition(NEXT_ROUND)[0])
+        grown = [*history, (query, complete)]
         if return_past_key_values:
-            ids = inputs["input_ids"][0].tolist() + tokens
-            if ids[-1] == tokenizer.get_command("<eos>"):
-                ids.pop()
-            state = ChatState(cache=result["output"][CACHE], token_ids=ids)
-            yield response, [*history, (query, response)], state
+            ids = inputs["input_ids"][0].tolist() + _of_the_answer(tokenizer, tokens)
+            cache = result["output"][CACHE]
+            beyond = cache.get_seq_length() - len(ids)
+            if beyond > 0:
+                cache.crop(-beyond)
+            yield complete, grown, ChatState(cache=cache, token_ids=ids)
+        elif complete != response:
+            yield complete, grown
 
     def _build_stream_inputs(
         self, tokenizer: "ChatGLMTokenizer", query: str, history: History, state: ChatState
@@ -166,6 +198,15 @@ class ChatMixin:
         return self
 
 
+def _of_the_answer(tokenizer: "ChatGLMTokenizer", tokens: list[int]) -> list[int]:
+    """`tokens` without the end and without a next round."""
+    kept = tokens[:-1] if tokens and tokens[-1] == tokenizer.get_command("<eos>") else list(tokens)
+    length = len(str(tokenizer.decode(kept)).partition(NEXT_ROUND)[0])
+    while len(str(tokenizer.decode(kept))) > length:
+        kept.pop()
+    return kept
+
+
 def _settings(
     tokenizer: "ChatGLMTokenizer",
     inputs: BatchEncoding,
@@ -178,8 +219,12 @@ def _settings(
 ) -> dict[str, Any]:
     """Arguments of `generate` for one round."""
     length = inputs["input_ids"].shape[1]
+    further = dict(further)
     settings: dict[str, Any] = {
         "do_sample": do_sample,
+        "stopping_criteria": StoppingCriteriaList(
+            [*further.pop("stopping_criteria", []), NextRound(tokenizer, length)]
+        ),
         "logits_processor": LogitsProcessorList([ReadableTokens(len(tokenizer)), *(logits_processor or [])]),
     }
     if do_sample:

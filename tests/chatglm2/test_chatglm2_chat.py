@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LogitsProcessorList
+from transformers import AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
 from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmspectra.chatglm2.chat import ReadableTokens
@@ -67,6 +67,54 @@ def test_going_on_from_the_state_of_the_last_round(model, tokenizer):
     assert longer == [("头晕怎么办？", response), ("要吃药吗？", second)]
     ids = tokenizer(tokenizer.build_prompt("要吃药吗？", history))["input_ids"]
     assert later.token_ids[: len(ids)] == ids  # the state holds the conversation as it would be encoded anew
+
+
+class Script(LogitsProcessor):
+    """Has the model say these tokens, and then the first of them for ever."""
+
+    def __init__(self, tokens, prompt_length):
+        self.tokens, self.prompt_length = tokens, prompt_length
+
+    def __call__(self, input_ids, scores):
+        said = input_ids.shape[1] - self.prompt_length
+        token = self.tokens[said] if said < len(self.tokens) else self.tokens[0]
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([token]), 0.0)
+
+
+def script(tokenizer, answer, query, history=None):
+    prompt = tokenizer.build_prompt(query, history)
+    start = len(tokenizer(prompt)["input_ids"])
+    return Script(tokenizer(prompt + answer)["input_ids"][start:], start)
+
+
+def test_an_answer_ends_where_the_next_round_begins(model, tokenizer):
+    """For a model that was not taught to end; every way of asking, and what is kept to go on from."""
+    said = {"do_sample": False, "max_new_tokens": 200}
+    ran_on = script(tokenizer, "多休息。\n\n多喝水。\n\n[Round 2]\n\n问：还有吗？", "头晕怎么办？")
+    answer, history = model.chat(tokenizer, "头晕怎么办？", logits_processor=[ran_on], **said)
+    assert answer == "多休息。\n\n多喝水。"
+    assert history == [("头晕怎么办？", answer)]
+    answers = list(model.stream_chat(tokenizer, "头晕怎么办？", logits_processor=[ran_on], **said))
+    assert answers[-1] == (answer, history)
+    assert all(answer.startswith(text) for text, _ in answers)  # nothing of the mark was ever shown
+    assert len(answers) < 30
+
+    *_, (_, _, state) = model.stream_chat(
+        tokenizer, "头晕怎么办？", logits_processor=[ran_on], return_past_key_values=True, **said
+    )
+    ids = tokenizer(tokenizer.build_prompt("头晕怎么办？") + answer)["input_ids"]
+    assert state.token_ids == ids
+    assert state.cache.get_seq_length() <= len(ids)
+    *_, (second, _) = model.stream_chat(tokenizer, "要吃药吗？", history, past_key_values=state, **GREEDY)
+    assert second == model.chat(tokenizer, "要吃药吗？", history, **GREEDY)[0]
+
+
+def test_what_only_looks_like_a_next_round_stays(model, tokenizer):
+    text = "见\n\n[Ro"
+    processor = script(tokenizer, text, "头晕")
+    said = {"do_sample": False, "max_new_tokens": len(processor.tokens), "logits_processor": [processor]}
+    assert model.chat(tokenizer, "头晕", **said)[0] == text
+    assert list(model.stream_chat(tokenizer, "头晕", **said))[-1][0] == text
 
 
 def test_an_abandoned_stream_ends(model, tokenizer):
