@@ -5,11 +5,10 @@ from typing import Any
 
 from transformers.generation.logits_process import LogitsProcessorList
 
-from glmspectra.chatglm2.chat import ReadableTokens
+from glmspectra.chatglm2.chat import NEXT_ROUND, ReadableTokens, answer_so_far
+from glmspectra.chatglm2.decode_graph import graph_settings
 from glmspectra.chatglm2.streaming import stream_tokens
 from glmspectra.errors import RequestError
-
-NEXT_ROUND = "\n\n[Round "  # a model that was not taught to end an answer goes on with the next question
 
 
 class Conversation:
@@ -68,6 +67,7 @@ class Conversation:
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self.tokenizer.eos_token_id,
             logits_processor=LogitsProcessorList([ReadableTokens(len(self.tokenizer))]),
+            **graph_settings(self.model, length + self.max_new_tokens),
             **self.sampling,
         )
         for token in stream:
@@ -88,11 +88,7 @@ class Conversation:
 
     def _shown(self, text: str) -> str:
         """What of the text so far is the answer: up to the next round, or up to what may yet become its mark."""
-        if self.template != "chat":
-            return text.strip()
-        answer, _, _ = text.partition(NEXT_ROUND)
-        held = next((size for size in range(len(NEXT_ROUND) - 1, 0, -1) if answer.endswith(NEXT_ROUND[:size])), 0)
-        return answer[: len(answer) - held].strip()
+        return (answer_so_far(text) if self.template == "chat" else text).strip()
 
     def clear(self) -> None:
         """Forget the rounds so far."""

@@ -14,6 +14,18 @@ from transformers.cache_utils import Cache, StaticLayer
 from glmspectra.chatglm2.versions import CACHE
 
 KEPT_OUTPUTS = ("output_attentions", "output_hidden_states")
+# Every step attends to all positions of a static cache, masked where nothing is yet: dear when it is long and empty.
+LONGEST = 4096
+
+
+def graph_settings(model: Any, positions: int) -> dict[str, Any]:
+    """Arguments of `generate` with which `model` decodes up to `positions` tokens through a CUDA graph; none where it
+    cannot: on a CPU, over several devices, another model."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    devices = set(getattr(base, "hf_device_map", {}).values())
+    if isinstance(base, GraphedGeneration) and model.device.type == "cuda" and len(devices) <= 1:
+        return {"cache_implementation": "static"} if positions <= LONGEST else {}
+    return {}
 
 
 def can_be_recorded(device: torch.device, cache: Any) -> bool:
@@ -29,6 +41,7 @@ def can_be_recorded(device: torch.device, cache: Any) -> bool:
 class DecodeGraph:
     """Calls `model`, from the second call of one shape on by replaying the first.
 
+    A model whose step cannot be recorded (it waits for the device, as some quantised layers do) is called each time.
     It lives for one call of `generate`: a graph that outlived it would miss adapters that are switched in between.
     The output of a replay is overwritten by the next one.
     """
@@ -36,6 +49,7 @@ class DecodeGraph:
     def __init__(self, model: Any):
         self.model = model
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.refused = False
         self.inputs: dict[str, torch.Tensor] = {}
         self.rest: dict[str, Any] = {}
         self.output: Any = None
@@ -44,8 +58,15 @@ class DecodeGraph:
     def __call__(self, **inputs: Any) -> Any:
         tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         rest = {name: value for name, value in inputs.items() if name not in tensors}
-        if self.graph is None and self._is_a_step(tensors, rest):
-            self._record(tensors, rest)
+        if self.graph is None and not self.refused and self._is_a_step(tensors, rest):
+            counts = [layer.cumulative_length.clone() for layer in rest[CACHE].layers]
+            try:
+                self._record(tensors, rest)
+            except RuntimeError:
+                self.graph, self.refused = None, True
+                for layer, count in zip(rest[CACHE].layers, counts, strict=True):
+                    layer.cumulative_length.copy_(count)
+                return self.model(**inputs)
         elif not self._is_the_recorded_step(tensors, rest):
             return self.model(**inputs)
         for name, tensor in tensors.items():
@@ -94,7 +115,12 @@ class DecodeGraph:
         for layer, length in zip(layers, seen, strict=True):
             layer.cumulative_length.copy_(length)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        # The stream in use is named, so that it is again the one in use when recording fails half way.
+        with (
+            torch.cuda.device(device),
+            torch.cuda.stream(torch.cuda.current_stream(device)),
+            torch.cuda.graph(self.graph, capture_error_mode="thread_local"),
+        ):
             self.output = self.model(**self.inputs, **rest)
 
 

@@ -5,8 +5,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, StaticCache
 
-from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
-from glmspectra.chatglm2.decode_graph import DecodeGraph, can_be_recorded
+from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration, decode_graph
+from glmspectra.chatglm2.decode_graph import LONGEST, DecodeGraph, can_be_recorded, graph_settings
 from glmspectra.chatglm2.versions import CACHE
 
 GREEDY = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None}
@@ -50,6 +50,52 @@ def test_generation_on_a_cpu_neither_compiles_nor_records(model):
     ids = torch.tensor([[5, 6, 7]])
     expected = model.generate(ids, **GREEDY)
     assert torch.equal(model.generate(ids, cache_implementation="static", **GREEDY), expected)
+
+
+def test_a_step_that_cannot_be_recorded_is_taken_as_it_is(model, monkeypatch):
+    """The recording fails after it has stored keys once: nothing of that is left, and no second try is made."""
+    tries = []
+
+    def fails(self, tensors, rest):
+        tries.append(1)
+        self.model(**tensors, **rest)  # the pass before the recording
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(decode_graph, "can_be_recorded", lambda device, cache: isinstance(cache, StaticCache))
+    monkeypatch.setattr(DecodeGraph, "_record", fails)
+    found, expected = [], []
+    for call, logits in ((DecodeGraph(model), found), (model, expected)):
+        cache = StaticCache(config=model.config, max_cache_len=8)
+        for position, token in enumerate((5, 6, 7)):
+            seen = (torch.arange(8) <= position).view(1, 1, 1, 8)
+            logits.append(call(input_ids=torch.tensor([[token]]), attention_mask=seen, **{CACHE: cache}).logits)
+        assert cache.get_seq_length() == 3
+    assert torch.equal(torch.cat(found), torch.cat(expected))
+    assert tries == [1]
+
+
+def test_where_a_conversation_decodes_through_a_graph(model):
+    assert graph_settings(model, 100) == {}  # on a CPU
+
+    class OnCuda(ChatGLMForConditionalGeneration):
+        device = torch.device("cuda")
+
+    on_cuda = OnCuda(model.config)
+    assert graph_settings(on_cuda, LONGEST) == {"cache_implementation": "static"}
+    assert graph_settings(on_cuda, LONGEST + 1) == {}
+    assert graph_settings(get_peft_model(on_cuda, LoraConfig(r=2, target_modules=["dense"])), 100) != {}
+    on_cuda.hf_device_map = {"transformer.embedding": 0, "transformer.encoder": 1}
+    assert graph_settings(on_cuda, 100) == {}
+
+
+@pytest.mark.gpu
+def test_a_model_that_waits_for_the_device_generates_too(model):
+    model = model.cuda()
+    ids = torch.arange(5, 14)[None].cuda()
+    expected = model.generate(ids, **GREEDY)
+    model.transformer.encoder.layers[1].register_forward_pre_hook(lambda _, inputs: inputs[0].sum().item() and None)
+    for _ in range(2):  # and what comes after is not harmed
+        assert torch.equal(model.generate(ids, cache_implementation="static", **GREEDY), expected)
 
 
 @pytest.mark.gpu
