@@ -7,10 +7,10 @@
 Settings: `ours` is what `glmspectra train` runs. `study` is the original study's way: everything computed in
 float32, eager attention over a padded batch, logits of all tokens, no grouping by length. `plain` is
 transformers' GlmForCausalLM under PEFT as it comes, in bfloat16 with sdpa, LoRA of equal rank on q, k and v
-apart. All train LoRA of rank 12 with dropout 0.05 by AdamW. On rows of real lengths all get the same rows: `plain` in the
-very batches of `ours`, `study` in the file's order, `packed` several rows each. Rates are over the steps after the warm-up;
-`real` tokens are those that are not padding; MFU counts 4 N flops a (padded) token, without what
-checkpointing computes again.
+apart. All train LoRA of rank 12 with dropout 0.05 by AdamW. On rows of real lengths all get the same rows:
+`plain` in the very batches of `ours`, `study` in the file's order, `packed` more of them, several in one. Rates
+are over the steps after the warm-up; `real` tokens are those that are not padding; MFU counts 4 N flops a
+(padded) token, without what checkpointing computes again.
 """
 
 import argparse

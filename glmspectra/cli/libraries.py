@@ -12,6 +12,8 @@ def hush(quiet: bool) -> None:
     warnings.filterwarnings("ignore", message=r"The PEFT config's `base_model_name_or_path` was renamed")
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(transformers|peft|pyarrow|torch)\b")
+    # PEFT takes AdaLoRA's masks for LoRA's patterns first and then uses them as what they are.
+    warnings.filterwarnings("ignore", message=r"The following rank_pattern keys did not match.*\.lora_E'")
     if quiet:
         from transformers.utils import logging as bars
 

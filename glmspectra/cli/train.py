@@ -61,15 +61,15 @@ def train(
     from glmspectra.cli.libraries import hush
     from glmspectra.tuning.settings import load_settings
 
-    settings = load_settings(
-        args, [*settings_options(model, out, resume, on_bad_data, columns), *(overrides or [])], ranks
-    )
     main = os.environ.get("RANK", "0") == "0"
     silent = quiet or not main
     hush(silent)
+    settings = load_settings(
+        args, [*settings_options(model, out, resume, on_bad_data, columns), *(overrides or [])], ranks
+    )
     if not silent:
         for note in settings.notes:
-            stderr.print(note, highlight=False, markup=False)
+            stderr.print(note, highlight=False, markup=False, soft_wrap=True)
     if dry_run:
         result, lines = _dry_run(settings, device)
     elif find_lr:
@@ -112,6 +112,8 @@ def settings_options(
         "finetune.columns": columns,
     }
     found = [f"{key}={json.dumps(str(value))}" for key, value in values.items() if value is not None]
+    if out is not None:  # all of the run goes there, and no adapter of another run is overwritten
+        found.append("finetune.final_model_path=null")
     if resume is not None:
         found.append(f"finetune.resume_from_checkpoint={'true' if resume == 'true' else json.dumps(resume)}")
     return found
@@ -125,7 +127,7 @@ def _train(settings: "Settings", device: str, report: bool, silent: bool) -> tup
     run = prepare_run(settings, device, draw=write_training_curves if report else None, quiet=silent)
     if not silent:
         for line in [*run.data.report.lines(), *run.notes]:
-            stderr.print(line, highlight=False, markup=False)
+            stderr.print(line, highlight=False, markup=False, soft_wrap=True)
     result = train(run)
     if report and run.trainer.args.should_save:
         result["report"] = str(write_training_report([run.output_dir], Path("reports") / run.output_dir.name))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import PrinterCallback, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 
 from glmspectra.checkpoint import open_checkpoint
 from glmspectra.errors import ConfigError, TrainingError
@@ -187,10 +188,20 @@ def training_arguments(settings: Settings, precision: Precision, device: torch.d
     if device.type == "cpu":
         more["dataloader_pin_memory"] = False
     arguments = settings.training_arguments(**more)
+    check_trackers(arguments.report_to)
     if device.type == "cuda" and arguments.world_size == 1:
         torch.cuda.set_device(device)
         arguments._n_gpu = 1  # without a launcher the Trainer would spread a batch over all cards by DataParallel
     return arguments
+
+
+def check_trackers(names: list[str]) -> None:
+    """Stop when `report_to` names what the Trainer does not know or what is not installed. Raises ConfigError."""
+    try:
+        for tracker in get_reporting_integration_callbacks(names):
+            tracker()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"train_args.json: report_to {', '.join(names)} cannot be used: {error}") from error
 
 
 def count_steps(arguments: Any, rows: int) -> int:

@@ -1,5 +1,7 @@
 """Float16 with loss scaling, as GPUs before Ampere get it: on the CPU by torch's own scaler, and on a GPU as it is."""
 
+import itertools
+
 import pytest
 import torch
 from tiny_run import ADALORA, make_run, write_args, write_data, write_model
@@ -73,7 +75,7 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(tmp_path, model, data, 
     run.trainer.add_callback(watch)
     result = train(run)
     scales = [2.0**21, *(scale for scale, _ in watch.seen)]
-    skipped = [after < before for before, after in zip(scales, scales[1:], strict=False)]
+    skipped = [after < before for before, after in itertools.pairwise(scales)]
     assert skipped[0]
     assert not skipped[-1]
     assert [same for _, same in watch.seen] == skipped

@@ -2,17 +2,18 @@
 
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_run import make_run, write_data, write_model
+from tiny_run import make_run, write_args, write_data, write_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from glmspectra.checkpoint import open_checkpoint
-from glmspectra.cli.train import only_card
+from glmspectra.cli.train import only_card, settings_options
 from glmspectra.errors import ConfigError, RequestError, TrainingError
 from glmspectra.tuning.adapter_products import InputTypedLinear, follow_input_dtype
 from glmspectra.tuning.checkpoints import prune
@@ -112,8 +113,6 @@ def test_pattern_keys_that_change_nothing_stop(llama):
 
 
 def settings(tmp_path, model, data, **finetune):
-    from tiny_run import write_args
-
     return load_settings(write_args(tmp_path / "args", model, data, finetune))
 
 
@@ -315,6 +314,14 @@ def test_ranks_of_another_checkpoint_and_missing_rows_are_refused(tmp_path, mode
     run.settings.train.eval_strategy = "steps"
     with pytest.raises(ConfigError, match="no rows to evaluate on"):
         build_run(run.settings, run.device, run.precision, run.tokenizer, run.data, None)
+
+
+def test_out_takes_the_adapter_too(tmp_path, model, data):
+    args = write_args(tmp_path / "args", model, data, {"final_model_path": "runs/first/final_adapter"})
+    assert load_settings(args).final_adapter == Path("runs/first/final_adapter")
+    out = settings_options(None, Path("runs/second"), None, None, None)
+    assert load_settings(args, out).final_adapter == Path("runs/second/final_adapter")
+    assert load_settings(args, [*out, "finetune.final_model_path=there"]).final_adapter == Path("there")
 
 
 def test_one_card_is_made_the_only_one(monkeypatch):

@@ -1,5 +1,6 @@
 """The trainer against a plain loop, against full logits, against accumulation and against two processes."""
 
+import importlib.util
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, set_seed
 
 from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
+from glmspectra.errors import ConfigError
 from glmspectra.tuning import token_loss as token_loss_module
 from glmspectra.tuning.batching import right_padded
 from glmspectra.tuning.data import PackedCollator, PaddingCollator
@@ -178,7 +180,7 @@ def test_evaluation_is_over_tokens_not_batches(tmp_path, model, data):
 def test_a_run_on_the_real_data_equals_a_plain_loop(tmp_path, shared):
     # Real tokenizer, real medical rows, real vocabulary, a small ChatGLM2 shape.
     config = ChatGLMConfig(
-        num_layers=2, hidden_size=64, ffn_hidden_size=128, num_attention_heads=4, kv_channels=16,
+        num_layers=4, hidden_size=256, ffn_hidden_size=688, num_attention_heads=8, kv_channels=32,
         multi_query_group_num=2, seq_length=512,
     )  # fmt: skip
     set_seed(0)
@@ -272,6 +274,25 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, model, data):
         found = [entry[key] for entry in history if key in entry]
         assert found == pytest.approx(logged(one, key), abs=1e-6), key
     assert {entry["eval_tokens"] for entry in history if "eval_tokens" in entry} == set(logged(one, "eval_tokens"))
+
+
+def test_tensorboard_gets_what_is_logged(tmp_path, model, data, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    run = make_run(tmp_path, model, data, train={"report_to": "tensorboard", "max_steps": 3})
+    train(run)
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(logged(run), rel=1e-6)
+
+
+def test_a_tracker_that_is_not_installed_is_a_wrong_request(tmp_path, model, data):
+    if importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    with pytest.raises(ConfigError, match=r"report_to.*wandb"):
+        make_run(tmp_path, model, data, train={"report_to": "wandb", "max_steps": 3})
 
 
 # Rates

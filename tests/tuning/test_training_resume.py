@@ -71,8 +71,11 @@ def test_resumed_run_equals_the_uninterrupted_one_bitwise(tmp_path, model, data,
 
 
 def test_a_checkpoint_of_other_ranks_is_refused(tmp_path, model, data):
-    run = make_run(tmp_path, model, data, train={"max_steps": 2, "save_steps": 2})
+    secret = "hf_" + "x" * 30
+    run = make_run(tmp_path, model, data, train={"max_steps": 2, "save_steps": 2, "hub_token": secret})
     train(run)
+    assert run.trainer.args.hub_token == secret
+    assert not [file for file in run.output_dir.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()]
     assert {path.name for path in (run.output_dir / "checkpoint-2").iterdir()} == {
         "LoraAdapter", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "training_args.bin",
         "README.md", "progress.json",
