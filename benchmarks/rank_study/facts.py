@@ -122,7 +122,7 @@ def input_variances(base: Base, rows: Rows, most: int, batches: int = 8, batch: 
         index = torch.arange(number * batch, (number + 1) * batch) % len(rows)
         taken = rows.take(index, device)
         keep["mask"] = taken["attention_mask"].bool()
-        base.model.get_decoder()(input_ids=taken["input_ids"], attention_mask=taken["attention_mask"], use_cache=False)
+        base.model.get_decoder()(input_ids=taken["input_ids"], use_cache=False)
     for handle in handles:
         handle.remove()
     ratios, directions = {}, {}

@@ -31,6 +31,16 @@ def tiny_llama():
     return LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).eval()
 
 
+def tiny_chatglm2():
+    from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 48, "kv_channels": 8, "num_attention_heads": 4}
+    groups = {"multi_query_attention": True, "multi_query_group_num": 2, "padded_vocab_size": 64, "seq_length": 64}
+    config = ChatGLMConfig(**sizes, **groups, add_qkv_bias=True, add_bias_linear=False, rmsnorm=True)
+    return ChatGLMForConditionalGeneration(config).eval()
+
+
 def names(model):
     return [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.rpartition(".")[2] in MODULES]
 
@@ -113,6 +123,25 @@ def test_removing_the_adapters_gives_the_base_back():
     adapters.remove()
     assert not any(isinstance(module, ManyLoraLinear) for module in model.modules())
     torch.testing.assert_close(model(input_ids=batch_of(0)["input_ids"]).logits, before)
+
+
+@pytest.mark.parametrize("kind", ["llama", "chatglm"])
+def test_padding_on_the_right_needs_no_mask(kind):
+    model = tiny_llama() if kind == "llama" else tiny_chatglm2()
+    linears = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".layers." in n]
+    rows = encode([("abc", "xyzxyz"), ("ab", "z"), ("q", "xy")], lambda t: [ord(c) - 90 for c in t], [1], 2, 16)
+    whole = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(
+        whole.detach().transpose(1, 2), rows.labels[:, 1:], reduction="none", ignore_index=-100
+    ).sum(1)
+    adapters = ManyAdapters(model, linears, [dict.fromkeys(linears, 1)] * 3, [1e-3] * 3, [0, 1, 2])
+    for batch in (rows.take(torch.arange(3), "cpu"), {"input_ids": rows.input_ids, "labels": rows.labels}):
+        total, count = adapters.losses(batch)
+        torch.testing.assert_close(total, expected, atol=1e-5, rtol=1e-5)
+        assert count.tolist() == [7, 2, 3]
+    assert adapters.evaluate(rows.batches(2, "cpu")).tolist() == pytest.approx(
+        [float(expected.sum()) / 12] * 3, rel=1e-6
+    )
 
 
 def test_rows_mask_the_prompt_and_learn_the_end():
