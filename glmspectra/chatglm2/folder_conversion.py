@@ -1,6 +1,7 @@
 """Rewrites a checkpoint folder between the ChatGLM2 and the Glm form, tensor by tensor, without holding the model."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,15 +55,21 @@ def convert_folder(
                 "convert exactly: take the unquantised checkpoint."
             )
         config, origins = _plan(checkpoint, source)
-        partial = out.with_name(out.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = out.with_name(f"{out.name}.{os.getpid()}.partial")  # of this process alone
         partial.mkdir(parents=True)
-        _write_shards(checkpoint, origins, partial, shard_bytes, on_bytes)
-        config.save_pretrained(partial)
-        for name in ALIKE:
-            if (checkpoint.folder / name).is_file():
-                _copy(checkpoint.folder / name, partial / name)
-    partial.rename(out)
+        try:
+            _write_shards(checkpoint, origins, partial, shard_bytes, on_bytes)
+            config.save_pretrained(partial)
+            for name in ALIKE:
+                if (checkpoint.folder / name).is_file():
+                    _copy(checkpoint.folder / name, partial / name)
+            partial.rename(out)
+        except OSError as error:
+            raise CheckpointError(
+                f"{error.filename or out} cannot be written ({error.strerror}): make room and run the same again."
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

@@ -1,4 +1,4 @@
-"""`glmspectra convert`: .bin shards become safetensors shards, without holding the model."""
+"""`glmspectra convert`: .bin shards become safetensors shards, or the Glm form, without holding the model."""
 
 from typing import Annotated
 
@@ -6,10 +6,20 @@ import typer
 
 from glmspectra.cli.options import Json, Model, Out, Quiet
 
+FORMS = ("safetensors", "glm", "chatglm")
+
 
 def convert(
     model: Model = None,
     out: Out = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="safetensors: the same tensors. glm: a ChatGLM2 as transformers' GlmForCausalLM, which vLLM and "
+            "llama.cpp read. chatglm: the way back.",
+        ),
+    ] = "safetensors",
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -26,7 +36,7 @@ def convert(
 
     Tensors go from file to file one at a time and are read back and compared. The new folder appears under
     its name when all is done; interrupted, the same command goes on. Without --out it is NAME-safetensors in
-    this folder.
+    this folder, or NAME-glm, NAME-chatglm.
 
     Example: glmspectra convert --model chatglm2-6b --out chatglm2-6b-safetensors
     """
@@ -35,6 +45,7 @@ def convert(
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from glmspectra.checkpoint import open_checkpoint
+    from glmspectra.checkpoint.convert import INDEX, Conversion
     from glmspectra.checkpoint.convert import convert as rewrite
     from glmspectra.cli.console import finish, stderr
     from glmspectra.cli.model_choice import choose_model
@@ -42,20 +53,35 @@ def convert(
 
     if shard_size <= 0:
         raise RequestError(f"--shard-size {shard_size:g} is no size: give gigabytes above 0.")
+    if to not in FORMS:
+        raise RequestError(f"--to {to}: write {', '.join(FORMS)}.")
+    if to != "safetensors" and dtype is not None:
+        raise RequestError(f"--to {to} keeps every value as it is: leave --dtype out, or cast by a conversion before.")
     columns = (TextColumn("converting"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with open_checkpoint(choose_model(model)) as checkpoint:
-        target = out if out is not None else Path(f"{checkpoint.name}-safetensors")
+        target = out if out is not None else Path(f"{checkpoint.name}-{to}")
         total = sum(record.nbytes for record in checkpoint.tensors.values())
+        kind = checkpoint.config.get("model_type")
+        if to != "safetensors" and kind != (wanted := "chatglm" if to == "glm" else "glm"):
+            raise RequestError(f"--to {to} takes a checkpoint of model_type {wanted}, and {checkpoint.path} is {kind}.")
         with Progress(*columns, console=stderr, transient=True, disable=quiet) as progress:
             task = progress.add_task("converting", total=None if dtype else total)
-            done = rewrite(
-                checkpoint, target, dtype, round(shard_size * 1e9), lambda count: progress.advance(task, count)
-            )
+            size = round(shard_size * 1e9)
+            if to == "safetensors":
+                done = rewrite(checkpoint, target, dtype, size, lambda count: progress.advance(task, count))
+            else:
+                from glmspectra.chatglm2 import convert_folder
+
+                convert_folder(checkpoint.folder, target, size, lambda count: progress.advance(task, count))
+                shards = {path.name: path.stat().st_size for path in sorted(target.glob("*.safetensors"))}
+                others = {path.name for path in target.iterdir()} - shards.keys()
+                done = Conversion(target, shards, sorted(others - {INDEX, "config.json"}))
         result = {
             "checkpoint": checkpoint.name,
             "from": str(checkpoint.path),
             "form": checkpoint.form,
             "out": str(done.out),
+            "to": to,
             "dtype": dtype,
             "shards": done.shards,
             "bytes": sum(done.shards.values()),

@@ -1,10 +1,12 @@
 """The same logits as transformers' own GlmForCausalLM, on random configurations."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, GlmForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GlmForCausalLM
 
 from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmspectra.chatglm2.conversion import chatglm_config, correspondences, from_glm, glm_config, to_glm
@@ -218,6 +220,44 @@ def test_folders_there_and_back(tmp_path, changes, shard_bytes):
     for name, weight in model.named_parameters():
         assert torch.equal(weight, dict(back.named_parameters())[name]), name
     assert back.config.rope_theta == model.config.rope_theta
+
+
+def test_the_command_converts_there_and_back(tmp_path, capsys, monkeypatch):
+    """`glmspectra convert --to glm` on the embedded model: a folder that transformers reads alone, and its return."""
+    from glmspectra.checkpoint import EMBEDDED_MODEL
+    from glmspectra.cli.main import main
+
+    def run(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as ended:
+            main(["convert", *arguments])
+        return int(ended.value.code or 0)
+
+    monkeypatch.chdir(tmp_path)
+    assert run("--model", "nano", "--to", "glm", "--json") == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["to"], done["out"], list(done["shards"])) == ("glm", "nano-glm", ["model.safetensors"])
+    nano = AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32)
+    glm = AutoModelForCausalLM.from_pretrained("nano-glm", dtype=torch.float32)
+    assert type(glm) is GlmForCausalLM
+    tokenizer = AutoTokenizer.from_pretrained("nano-glm")
+    inputs = tokenizer(["头晕怎么办？"], return_tensors="pt")
+    with torch.no_grad():
+        expected = nano(**inputs).logits
+        assert (glm(**inputs).logits - expected).abs().max() < 1e-5
+    assert run("--model", "nano-glm", "--to", "chatglm", "--out", "back", "--quiet") == 0
+    back = AutoModelForCausalLM.from_pretrained("back", dtype=torch.float32)
+    assert all(torch.equal(weight, dict(back.named_parameters())[name]) for name, weight in nano.named_parameters())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "nano-glm"]  # nothing unfinished beside them
+
+    capsys.readouterr()
+    for arguments, sentence in (
+        (("--model", "nano", "--to", "gguf"), "--to gguf: write safetensors, glm, chatglm"),
+        (("--model", "nano", "--to", "glm", "--dtype", "float16"), "--to glm keeps every value"),
+        (("--model", "nano", "--to", "chatglm"), "--to chatglm takes a checkpoint of model_type glm"),
+        (("--model", "nano", "--to", "glm"), "nano-glm is there already"),
+    ):
+        assert run(*arguments) == 2
+        assert sentence in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_folders_that_cannot_be_converted(tmp_path):
