@@ -6,7 +6,7 @@ Several families of checkpoints say `model_type: chatglm`. What their configurat
 |------------------------|---------------------------------------------|-----------------------------------------|
 | ChatGLM-6B             | `position_encoding_2d`, `inner_hidden_size` | refused: another architecture           |
 | ChatGLM2-6B, ChatGLM3  | no `rope_ratio`                             | run as it is                            |
-| ChatGLM2-6B-32k        | `rope_ratio` 16                             | run: positions divided by the ratio     |
+| ChatGLM2-6B-32k        | `rope_ratio` up to 16                       | run: positions divided by the ratio     |
 | ChatGLM3-32k, GLM-4-9b | `rope_ratio` 50, 500, 10000                 | run: base 10000 multiplied by the ratio |
 | GLM-4V                 | `vision_config`                             | refused: has an image encoder           |
 """
@@ -185,7 +185,8 @@ class ChatGLMConfig(PreTrainedConfig):
 def _scaled_by(rope_ratio: float, other_keys: dict[str, Any]) -> str:
     """Tell ChatGLM2-6B-32k, which divides positions by its ratio, from later models, which multiply the base.
 
-    The published 32k configuration of ChatGLM2 has ratio 16; those of ChatGLM3 and GLM-4 have 50, 500 or 10000 and the
-    key `classifier_dropout`.
+    Interpolated positions (Chen et al. 2023, arXiv:2306.15595) bring 32768 down to the 8192 or 2048 that the model had
+    learnt, by 4 or 16. The later models' ratios are 50, 500 and 10000, and their configurations have the key
+    `classifier_dropout`.
     """
-    return "positions" if rope_ratio == 16 and "classifier_dropout" not in other_keys else "base"
+    return "positions" if 1 < rope_ratio <= 16 and "classifier_dropout" not in other_keys else "base"

@@ -85,7 +85,10 @@ def test_the_published_configuration_is_the_default(tmp_path):
     [
         ({"seq_length": 8192}, 10000.0, 1.0),  # ChatGLM3-6B
         ({"rope_ratio": 16, "_name_or_path": "THUDM/chatglm2-6b-32k"}, 10000.0, 16.0),
+        ({"rope_ratio": 4}, 10000.0, 4.0),
         ({"rope_ratio": 50, "classifier_dropout": None}, 500000.0, 1.0),  # ChatGLM3-6B-32k
+        ({"rope_ratio": 50}, 500000.0, 1.0),
+        ({"rope_ratio": 4, "classifier_dropout": None}, 40000.0, 1.0),
         (GLM4, 5000000.0, 1.0),
         ({**GLM4, "rope_ratio": 10000, "multi_query_group_num": 4, "seq_length": 1048576}, 1e8, 1.0),
         ({"rope_ratio": 16, "rope_ratio_scales": "base"}, 160000.0, 1.0),
