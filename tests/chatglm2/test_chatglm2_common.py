@@ -6,6 +6,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM,
 
 from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMModel
 from glmspectra.chatglm2.layers import swiglu
+from glmspectra.chatglm2.modeling import eager_attention_forward
 from glmspectra.chatglm2.versions import CACHE
 
 VOCABULARY = 61
@@ -154,6 +155,18 @@ def test_attention_implementations_agree(model):
             model.set_attn_implementation(attention)
             logits[attention] = model(ids, attention_mask=mask).logits[mask.bool()]
     assert torch.allclose(logits["sdpa"], logits["eager"], atol=1e-5)
+
+
+def test_eager_scores_stay_within_float16(model):
+    """Products of query and key beyond 65504 that the scale brings back: the published code scales in the product."""
+    attention = model.transformer.encoder.layers[0].self_attention
+    torch.manual_seed(4)
+    key = torch.randn(1, 2, 5, 8).half() + 95
+    query = torch.randn(1, 4, 5, 8).half() + 95  # 8 x 95 x 95 is 72200, and 25500 once scaled
+    value = torch.randn(1, 2, 5, 8).half()
+    mixed, weights = eager_attention_forward(attention, query, key, value, None, attention.scaling)
+    assert torch.isfinite(mixed).all()
+    assert torch.allclose(weights.sum(-1), torch.ones(1, 4, 5).half(), atol=1e-2)
 
 
 def test_attention_weights_and_hidden_states(model):
