@@ -2,20 +2,17 @@
 
 import sys
 import threading
-import weakref
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_checkpoint import matrix, write_small_checkpoint
 
 from glmspectra.checkpoint import open_checkpoint, select
-from glmspectra.errors import CheckpointError, StoreError
+from glmspectra.errors import StoreError
 from glmspectra.store import RunStore, read_run
 from glmspectra.sweep import SweepOptions, source_of, sweep
-from glmspectra.sweep.lanes import in_lanes
 
 # By name: the package offers the function under the module's name.
 SWEEP = "glmspectra.sweep.sweep"
@@ -142,70 +139,3 @@ def test_a_fused_matrix_has_an_edge_of_its_parts_with_and_without_split(tmp_path
         assert (found[split]["mp_spikes"] <= 1).all()
     np.testing.assert_allclose(found["no"]["mp_edge"], found["parts"]["mp_edge"], rtol=0.05)
     np.testing.assert_allclose(found["no"]["mp_sigma"], 0.02 * np.sqrt(5), rtol=0.1)
-
-
-def in_two_lanes(monkeypatch):
-    """As on a CUDA device."""
-    monkeypatch.setattr(sys.modules[SWEEP], "lanes_of", lambda device: 2)
-
-
-def test_two_lanes_give_the_tables_of_one_in_the_same_order(model, tmp_path, monkeypatch):
-    one = run_sweep(model, tmp_path / "one", values=True, split="parts")
-    in_two_lanes(monkeypatch)
-    watch = Watch(monkeypatch)
-    two = run_sweep(model, tmp_path / "two", values=True, split="parts")
-    assert watch.written == [name for name in NAMES for _ in ("values", "spectrum")]
-    pd.testing.assert_frame_equal(one.matrices.drop(columns="seconds"), two.matrices.drop(columns="seconds"))
-    pd.testing.assert_frame_equal(one.singular_values, two.singular_values)
-    pd.testing.assert_frame_equal(one.histograms, two.histograms)
-
-
-def test_two_lanes_keep_what_came_before_an_error(model, tmp_path, monkeypatch):
-    in_two_lanes(monkeypatch)
-
-    def fail(name):
-        if name == NAMES[3]:
-            raise CheckpointError("the fourth is truncated.")
-
-    watch = Watch(monkeypatch, before_compute=fail)
-    with pytest.raises(CheckpointError, match="the fourth is truncated"):
-        run_sweep(model, tmp_path)
-    assert watch.written == NAMES[:3]
-
-
-def numbers_then_error(count):
-    yield from range(count)
-    raise CheckpointError("no more can be read.")
-
-
-@pytest.mark.parametrize("lanes", [1, 2, 3])
-def test_lanes_keep_the_order_and_raise_a_readers_error_last(lanes):
-    found = []
-    with pytest.raises(CheckpointError, match="no more can be read"):
-        for square in in_lanes(numbers_then_error(7), lambda number: number**2, "cpu", lanes):
-            found.append(square)
-    assert found == [number**2 for number in range(7)]
-
-
-def test_lanes_work_at_the_same_time():
-    barrier = threading.Barrier(2, timeout=30)  # one alone would never pass
-    passed = list(in_lanes(iter(range(4)), lambda number: barrier.wait() >= 0, "cpu", 2))
-    assert passed == [True] * 4
-
-
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_no_job_is_held_beyond_its_time(lanes):
-    """A weight that is done must not lie beside the next two."""
-    alive = weakref.WeakSet()
-    most = []
-
-    def jobs():
-        for _ in range(6):
-            tensor = torch.zeros(3)
-            alive.add(tensor)
-            most.append(len(alive))
-            yield tensor
-            del tensor
-
-    assert len(list(in_lanes(jobs(), lambda tensor: float(tensor.sum()), "cpu", lanes))) == 6
-    assert max(most) <= lanes + 1 if lanes > 1 else max(most) == 1
