@@ -18,6 +18,9 @@ SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffi
 NOT_WEIGHTS = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*)\.(bin|pt|pth)$")
 
 
+LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS leaves in place of a large file
+
+
 @dataclass(frozen=True)
 class Located:
     """Files of weights in reading order.
@@ -74,7 +77,16 @@ def locate(path: Path) -> Located:
             return Located(path, form, tuple(files))
     found = sorted(p.name for p in path.iterdir())
     what = f"holds only {', '.join(found[:8])}{' ...' if len(found) > 8 else ''}" if found else "is empty"
-    raise CheckpointError(f"{path} {what}: no safetensors, .bin or GGUF file is there to read.")
+    raise CheckpointError(f"{path} {what}: give a folder that holds safetensors, .bin or GGUF files.")
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise CheckpointError where Git LFS left its pointer in place of the weights."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise CheckpointError(
+                f"{path} is a pointer of Git LFS, not the weights: fetch them with `git lfs pull` in that folder."
+            )
 
 
 def _from_index(index: Path, form: str) -> Located:

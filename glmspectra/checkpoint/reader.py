@@ -19,7 +19,7 @@ import torch
 from glmspectra.checkpoint import mapped, quantized
 from glmspectra.checkpoint.fingerprint import fingerprint_file, fingerprint_set
 from glmspectra.checkpoint.heads import fused_parts, head_parts, heads_of
-from glmspectra.checkpoint.locate import Located, locate
+from glmspectra.checkpoint.locate import Located, locate, refuse_pointer
 from glmspectra.checkpoint.names import IN_LAYERS, Place, place_of
 from glmspectra.checkpoint.quantized import Logical
 from glmspectra.checkpoint.records import FileRecord, StoredTensor, TensorRecord
@@ -182,6 +182,7 @@ class Checkpoint:
 
 
 def _open_file(path: Path) -> WeightFile:
+    refuse_pointer(path)
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
     if path.suffix == ".gguf":
@@ -199,7 +200,7 @@ def _merge(located: Located, files: Mapping[str, WeightFile]) -> dict[str, Store
             if name in stored:
                 raise CheckpointError(
                     f"Tensor {name} is in {stored[name].file} and in {entry.file} of {located.folder}: "
-                    "which one counts cannot be told."
+                    "which one counts cannot be told; leave only the files of one version in the folder."
                 )
             stored[name] = entry
     for name, promised in located.promised.items():

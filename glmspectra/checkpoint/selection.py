@@ -34,7 +34,8 @@ def select(
         exclude: globs on full names; what matches one of them is left out.
 
     Raises:
-        RequestError: a malformed selection, or one that matches nothing; the message lists what there is.
+        RequestError: a malformed selection, or one that matches nothing, or of which one name does; the message
+            lists what there is.
     """
     candidates = [record for record in checkpoint.tensors.values() if record.is_matrix]
     if not candidates:
@@ -42,6 +43,11 @@ def select(
             f"{checkpoint.path} holds no matrix of floating point numbers: {_what_there_is(checkpoint, [])}."
         )
     names = _names(matrices)
+    for name in names or ():
+        if not any(_is_named(record, name) for record in candidates):
+            raise RequestError(
+                f"'{name}' in --matrices is no matrix of {checkpoint.path}: {_what_there_is(checkpoint, candidates)}."
+            )
     wanted_layers = parse_layers(layers, {r.layer for r in candidates if r.layer is not None})
     include, exclude = tuple(include), tuple(exclude)
     chosen = [
@@ -58,7 +64,7 @@ def select(
             f", {word} {' '.join(globs)}" for word, globs in (("include", include), ("exclude", exclude)) if globs
         )
         raise RequestError(
-            f"No matrix of {checkpoint.path} matches ({asked}): {_what_there_is(checkpoint, candidates)}."
+            f"no matrix of {checkpoint.path} matches ({asked}): {_what_there_is(checkpoint, candidates)}."
         )
     return chosen
 
@@ -70,6 +76,8 @@ def parse_layers(text: str, existing: set[int]) -> set[int] | None:
     """
     if text.strip() == "all":
         return None
+    if not text.strip():
+        raise RequestError("--layers is empty: write all, or numbers and ranges such as 0-3,7,-1.")
     count = max(existing, default=-1) + 1
     wanted: set[int] = set()
     for piece in text.split(","):
@@ -80,8 +88,10 @@ def parse_layers(text: str, existing: set[int]) -> set[int] | None:
             )
         first = _from_end(int(found[1]), count)
         last = first if found[2] is None else _from_end(int(found[2]), count)
+        if last < first:
+            raise RequestError(f"'{piece.strip()}' in --layers {text} runs backwards: write the lower layer first.")
         numbers = set(range(first, last + 1))
-        if not numbers or not numbers <= existing:
+        if not numbers <= existing:
             there = f"layers 0 to {count - 1}" if count else "no layers"
             raise RequestError(f"'{piece.strip()}' in --layers {text} is not there: the checkpoint has {there}.")
         wanted |= numbers
@@ -105,8 +115,11 @@ def _names(matrices: str | Sequence[str] | None) -> list[str] | None:
 def _wanted(record: TensorRecord, names: list[str] | None, explicit: bool) -> bool:
     if names is None:
         return explicit or record.is_layer_matrix or not record.is_recognised
-    last = record.matrix.rpartition(".")[2]
-    return any(name == "all" or name == last or fnmatchcase(record.matrix, name) for name in names)
+    return any(_is_named(record, name) for name in names)
+
+
+def _is_named(record: TensorRecord, name: str) -> bool:
+    return name == "all" or name == record.matrix.rpartition(".")[2] or fnmatchcase(record.matrix, name)
 
 
 def _what_there_is(checkpoint: "Checkpoint", candidates: list[TensorRecord]) -> str:

@@ -49,7 +49,9 @@ def _load(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(4)
     if start[:2] not in (b"PK", b"\x80\x02"):
-        raise CheckpointError(f"{path} is not a file of torch.save: it begins with neither a zip archive nor a pickle.")
+        raise CheckpointError(
+            f"{path} is not a file of torch.save: it begins with neither a zip archive nor a pickle; fetch it again."
+        )
     try:
         return torch.load(path, map_location="cpu", mmap=start[:2] == b"PK", weights_only=True)
     except pickle.UnpicklingError as error:

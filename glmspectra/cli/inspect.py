@@ -101,8 +101,9 @@ def _summary(result: dict[str, Any]) -> str:
 def _cost_lines(cost: "SpectrumCost", where: str, available: int | None) -> str:
     beside = f" of {_bytes(available)} free" if available is not None else ""
     parts = f" ({cost.spectra} spectra with parts)" if cost.spectra != cost.matrices else ""
+    matrices = "1 matrix" if cost.matrices == 1 else f"{cost.matrices} matrices"
     lines = (
-        f"svd over this selection: {cost.matrices} matrices{parts}, {_bytes(cost.nbytes)} to read, "
+        f"svd over this selection: {matrices}{parts}, {_bytes(cost.nbytes)} to read, "
         f"{_flop(cost.flops)}flop in float64, {_bytes(cost.memory)} of memory on {where}{beside} "
         f"at the largest ({cost.largest})."
     )
@@ -158,12 +159,12 @@ def _table(*columns: str) -> "Table":
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         if column in NUMBERS:
             table.add_column(column, justify="right", no_wrap=True)
-        else:
-            table.add_column(column, overflow="fold", no_wrap=column not in ("name", "file"))
+        else:  # names are broken where the window is narrow, numbers never cut
+            table.add_column(column, overflow="fold", no_wrap=column not in ("matrix", "name", "file"))
     return table
 
 

@@ -1,6 +1,7 @@
 """Composes the commands and turns an error into one sentence and an exit status."""
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -44,22 +45,32 @@ def root(
         raise typer.Exit
 
 
+
+def flowing(text: str | None) -> str:
+    """A docstring with each paragraph on one line: Typer keeps line breaks, which a narrow terminal breaks again."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (text or "").split("\n\n"))
+
+
+def add(command: Callable[..., None]) -> None:
+    app.command(help=flowing(command.__doc__))(command)
+
+
 # One line a command, in the order of the design page; each module holds one function of the command's name.
-app.command()(init)
-app.command()(inspect)
-app.command()(convert)
-app.command()(values)
-app.command()(svd)
-app.command()(delta)
-app.command()(suggest_rank)
-app.command()(train)
-app.command()(evaluate)
-app.command()(merge)
-app.command()(chat)
-app.command()(infer)
-app.command()(report)
-app.command()(loop)
-app.command()(demo)
+add(init)
+add(inspect)
+add(convert)
+add(values)
+add(svd)
+add(delta)
+add(suggest_rank)
+add(train)
+add(evaluate)
+add(merge)
+add(chat)
+add(infer)
+add(report)
+add(loop)
+add(demo)
 
 
 def main(arguments: list[str] | None = None) -> None:

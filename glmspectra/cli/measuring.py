@@ -37,7 +37,7 @@ def measure(
     told. Under torchrun all but process 0 are silent. Raises typer.Exit(1) where a matrix holds NaN or Inf.
     """
     try:
-        result, folder = _sweep(model, out, options, layers, matrices, include, exclude)
+        result, folder = _sweep(model, out, options, layers, matrices, include, exclude, export_jsonl)
     except GlmspectraError as error:
         if int(os.environ.get("RANK", "0")) > 0:  # process 0 says it
             raise typer.Exit(error.exit_status) from error
@@ -56,14 +56,26 @@ def _sweep(
     matrices: str | None,
     include: Sequence[str],
     exclude: Sequence[str],
+    export_jsonl: bool,
 ) -> tuple["SweepResult", Path]:
     from glmspectra.checkpoint import open_checkpoint, select
     from glmspectra.cli.model_choice import choose_model
-    from glmspectra.store import RunStore
+    from glmspectra.store import RunStore, check_jsonl
     from glmspectra.sweep import source_of, sweep
 
     with open_checkpoint(choose_model(model)) as checkpoint:
         records = select(checkpoint, layers, matrices, include, exclude)
+        if export_jsonl:
+            pairs = {(record.layer, record.matrix) for record in records if record.layer is not None}
+            check_jsonl(pairs, "this selection")
+        if checkpoint.form == "adapter" and not options.quiet:
+            stderr.print(
+                f"{checkpoint.name} is an adapter: its factors are measured one by one; `glmspectra delta` gives the "
+                "spectra of the change that they make together.",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
         store = RunStore.of((out or Path()) / TABLES_FOLDER, source_of(checkpoint))
         return sweep(checkpoint, records, options, store), store.folder
 
@@ -152,10 +164,10 @@ def summary_table(run: "Run", columns: Mapping[str, str]) -> Any:
     shown = [column for column in columns if weights[column].notna().any()]
     title = f"{run.name}: medians over the layers"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("matrix", no_wrap=True)
-    table.add_column("layers", justify="right")
+    table.add_column("matrix", overflow="fold")  # a long name is broken in a narrow window, a number never cut
+    table.add_column("layers", justify="right", no_wrap=True)
     for column in shown:
-        table.add_column(columns[column], justify="right", min_width=6)
+        table.add_column(columns[column], justify="right", min_width=6, no_wrap=True)
     for (matrix, part), group in weights.groupby(["matrix", "part"], sort=False):
         medians = group[shown].median()
         if medians.notna().any():  # parts that only the other command measured have nothing to show here

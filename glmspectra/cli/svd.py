@@ -21,9 +21,9 @@ from glmspectra.cli.selection_options import (
 # Column of the summary at the end -> its heading.
 SUMMARY = {
     "spectral_norm": "sigma 1",
-    "stable_rank": "stable rank",
-    "effective_rank": "eff. rank",
-    "energy_rank_90": "90 % energy",
+    "stable_rank": "stable\nrank",
+    "effective_rank": "eff.\nrank",
+    "energy_rank_90": "90 %\nenergy",
     "mp_spikes": "spikes",
     "alpha": "alpha",
 }

@@ -19,8 +19,8 @@ SUMMARY = {
     "std": "std",
     "excess_kurtosis": "kurtosis",
     "abs_max": "largest",
-    "share_beyond_6_sigma": "> 6 sigma",
-    "normal_ks": "from normal",
+    "share_beyond_6_sigma": "> 6\nsigma",
+    "normal_ks": "from\nnormal",
 }
 
 

@@ -3,7 +3,7 @@
 Written atomically, resumable, merged once a run is done.
 """
 
-from glmspectra.store.export import export_jsonl
+from glmspectra.store.export import check_jsonl, export_jsonl
 from glmspectra.store.manifest import Request, Source, read_manifest, run_name
 from glmspectra.store.measurement import Measurement
 from glmspectra.store.run import RunStore
@@ -16,6 +16,7 @@ __all__ = [
     "Run",
     "RunStore",
     "Source",
+    "check_jsonl",
     "export_jsonl",
     "list_runs",
     "read_manifest",

@@ -5,6 +5,7 @@ four keys holds all singular values of one matrix, descending.
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from glmspectra.errors import RequestError
@@ -22,6 +23,24 @@ MATRIX_OF_KEY = {
 }
 
 
+def check_jsonl(measured: Collection[tuple[int, str]], where: str) -> None:
+    """Raise RequestError unless every layer among the pairs of layer and matrix has the four matrices of the form.
+
+    A sweep may take hours: ask before it, not after. where: what is looked at, for the message.
+    """
+    needed = f"{FILE_NAME} has one line a layer with the spectra of {', '.join(MATRIX_OF_KEY.values())}"
+    layers = sorted({layer for layer, _ in measured})
+    if not {matrix for _, matrix in measured} & set(MATRIX_OF_KEY.values()):
+        raise RequestError(f"{needed}, and {where} holds none of them: leave --export-jsonl.")
+    for layer in layers:
+        missing = [matrix for matrix in MATRIX_OF_KEY.values() if (layer, matrix) not in measured]
+        if missing:
+            raise RequestError(
+                f"{needed}; layer {layer} of {where} lacks {', '.join(missing)}: measure those too, or leave "
+                "--export-jsonl."
+            )
+
+
 def export_jsonl(run: Run, path: Path | None = None) -> Path:
     """Write `singular_value.jsonl` from the tables of `run` (to its folder unless `path` says otherwise);
     return the path.
@@ -32,18 +51,11 @@ def export_jsonl(run: Run, path: Path | None = None) -> Path:
     table = run.singular_values
     table = table[(table["quantity"] == "weight") & (table["part"] == "whole") & table["layer"].notna()]
     spectra = {key: group["sigma"].tolist() for key, group in table.groupby(["layer", "matrix"], sort=True)}
-    lines = []
-    for layer in sorted({layer for layer, _ in spectra}):
-        missing = [matrix for matrix in MATRIX_OF_KEY.values() if (layer, matrix) not in spectra]
-        if missing:
-            raise RequestError(
-                f"{FILE_NAME} has one line a layer with the spectra of "
-                f"{', '.join(MATRIX_OF_KEY.values())}; layer {layer} of the "
-                f"run {run.name} lacks {', '.join(missing)}: measure those too, or leave --export-jsonl."
-            )
-        lines.append(json.dumps({key: spectra[layer, matrix] for key, matrix in MATRIX_OF_KEY.items()}))
-    if not lines:
-        raise RequestError(f"the run {run.name} holds no spectra of layer matrices to write to {FILE_NAME}.")
+    check_jsonl(spectra.keys(), f"the run {run.name}")
+    lines = [
+        json.dumps({key: spectra[layer, matrix] for key, matrix in MATRIX_OF_KEY.items()})
+        for layer in sorted({layer for layer, _ in spectra})
+    ]
     path = run.folder / FILE_NAME if path is None else Path(path)
     write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
     return path

@@ -35,7 +35,7 @@ def test_nothing_there(tmp_path):
 
 
 def test_empty_folder(tmp_path):
-    assert refusal(tmp_path) == f"{tmp_path} is empty: no safetensors, .bin or GGUF file is there to read."
+    assert refusal(tmp_path) == f"{tmp_path} is empty: give a folder that holds safetensors, .bin or GGUF files."
 
 
 def test_folder_without_weights_says_what_it_has(tmp_path):
@@ -238,3 +238,10 @@ def test_file_that_may_not_be_read(tmp_path, monkeypatch):
 def test_adapter_folder_without_its_weights(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "adapter_model.safetensors, adapter_model.bin" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_of_git_lfs_is_called_by_its_name(tmp_path, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1949337704\n"
+    (tmp_path / name).write_text(pointer)
+    assert "git lfs pull" in refusal(tmp_path)

@@ -116,7 +116,10 @@ def test_nan_gives_exit_status_1_and_is_named(capfd, tmp_path):
     [
         (("--layers", "0-1,x"), "'x' in --layers"),
         (("--layers", "7"), "the checkpoint has layers 0 to 1"),
-        (("--matrices", "nothing"), "No matrix of"),
+        (("--layers", "1-0"), "runs backwards"),
+        (("--layers", ""), "--layers is empty"),
+        (("--matrices", "nothing"), "'nothing' in --matrices is no matrix of"),
+        (("--matrices", "dense,dens"), "'dens' in --matrices is no matrix of"),
         (("--method", "fast"), "--method is exact or topk, not 'fast'"),
         (("--rtol", "2"), "--rtol is 2.0"),
         (("--device", "gpu"), "--device gpu is not a device"),
@@ -194,3 +197,28 @@ def test_a_full_disk_keeps_what_was_finished_and_the_same_command_goes_on(capfd,
         assert (status, json.loads(out)["reused"]) == (0, finished)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_form_of_the_study_is_refused_before_anything_is_measured(capfd, model, tmp_path):
+    asked = ("--matrices", "dense", "--export-jsonl", "--no-report")
+    status, _, err = run(capfd, "svd", "--model", model, "--out", tmp_path, *asked)
+    assert status == 2
+    assert "layer 0 of this selection lacks query_key_value, dense_h_to_4h, dense_4h_to_h" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_the_summary_are_never_cut_in_a_narrow_window(monkeypatch):
+    import pandas as pd
+    from rich.console import Console
+
+    from glmspectra.cli.measuring import summary_table
+    from glmspectra.cli.svd import SUMMARY
+
+    row = {"quantity": "weight", "matrix": "some.very.long.name.of_a_matrix.lora_A", "part": "whole"}
+    table = pd.DataFrame([{**row, **dict.fromkeys(SUMMARY, 1.2345e-5)}])
+    stored = type("Stored", (), {"matrices": table, "name": "run"})
+    console = Console(width=80, file=open("/dev/null", "w"), record=True)  # noqa: SIM115
+    console.print(summary_table(stored, SUMMARY))
+    text = console.export_text()
+    assert text.count("1.234e-05") == len(SUMMARY)
+    assert "…" not in text
