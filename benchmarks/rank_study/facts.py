@@ -137,8 +137,6 @@ def pilots(base: Base, rows: Rows, rate: float, steps: int, rank: int, batch: in
     """`pilot_spectra`, kept in `cache` and read from there the next time."""
     if cache.is_file():
         kept = json.loads(cache.read_text())
-        if set(kept) == {"delta"}:  # a cache of the first runs: without the metric, which only some arms need
-            kept = {"plain": kept["delta"]}
     else:
         found = pilot_spectra(base, rows, rank, rate, steps, batch)
         kept = {

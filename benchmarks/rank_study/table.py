@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rank_study.arms import CONFIRMED
-from rank_study.plan import CONFIRM_SEEDS, SETTINGS, best_rate
+from rank_study.arms import ARMS, CONFIRMED
+from rank_study.plan import CONFIRM_SEEDS, MIDDLE, SCREEN_SEEDS, SETTINGS, best_rate
 from rank_study.statistics import holm, not_worse, paired, uniform_rank_of_equal_loss
 
 MARGIN = 0.002  # nats a token: what 'no worse than uniform' is tested against
@@ -66,7 +66,29 @@ def rows(lines: Sequence[dict]) -> list[dict]:
     return table
 
 
+def screened(lines: Sequence[dict]) -> list[dict]:
+    """One row a setting and arm that was screened: mean difference from uniform on the development part, and the seeds.
+
+    Two seeds choose what to confirm; they are no evidence."""
+    table = []
+    for base, task in SETTINGS:
+        found: dict[str, dict[int, float]] = {}
+        for line in lines:
+            where = (line["base"], line["task"], line["budget"], line["part"])
+            if where == (base, task, MIDDLE, "development") and line["seed"] in SCREEN_SEEDS:
+                found.setdefault(line["arm"], {})[line["seed"]] = line["loss"]
+        for arm in ARMS:
+            seeds = sorted(set(found.get(arm, {})) & set(found.get("uniform", {})))
+            if arm != "uniform" and seeds:
+                gaps = [found[arm][seed] - found["uniform"][seed] for seed in seeds]
+                table.append(
+                    {"base": base, "task": task, "arm": arm, "mean": float(np.mean(gaps)), "seeds": len(seeds)}
+                )
+    return table
+
+
 def markdown(lines: Sequence[dict]) -> str:
+    """The confirmed arms, and below them the screening where there was one."""
     text = [
         "| base, task | budget | arm | loss - uniform's (95 %) | seeds | p (Holm) | p, worse by "
         f"{MARGIN} | uniform rank of equal loss |",
@@ -80,4 +102,11 @@ def markdown(lines: Sequence[dict]) -> str:
             f"{one.mean:+.4f} ({one.low:+.4f} .. {one.high:+.4f}) | {one.seeds} | {row['holm_p']:.2g} | "
             f"{row['not_worse_p']:.2g} | {worth} |"
         )
+    rows_of_screen = screened(lines)
+    if rows_of_screen:
+        text += ["", f"| screened at r {MIDDLE}: base, task | arm | loss - uniform's | seeds |", "|---|---|---|---|"]
+        text += [
+            f"| {row['base']}, {row['task']} | {row['arm']} | {row['mean']:+.4f} | {row['seeds']} |"
+            for row in rows_of_screen
+        ]
     return "\n".join(text)

@@ -175,6 +175,8 @@ def _where_criteria_disagree(suggestions: Mapping[str, Suggestion]) -> list[str]
     table = disagreement({name: suggestions[name] for name in names})
     pairs = [(float(table.loc[a, b]), a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     far, near = max(pairs), min(pairs)
+    if far[0] == 0:
+        return ["All criteria give the same ranks: limits and budget leave them no choice."]
     targets = next(iter(suggestions.values())).targets
     spread = {t.name: [suggestions[name].ranks[t.name] for name in names] for t in targets}
     widest = max(spread, key=lambda name: max(spread[name]) - min(spread[name]))

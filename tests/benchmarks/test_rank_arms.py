@@ -18,7 +18,7 @@ from rank_study.facts import adam_metric, gather_facts, train_jobs
 from rank_study.many_adapters import ManyAdapters
 from rank_study.moving_ranks import AdaLora, Reshared, thin_svd
 from rank_study.plan import CONFIRM_SEEDS, Job, best_rate, groups_of, jobs_of, plan, rates_wanted
-from rank_study.table import losses_of
+from rank_study.table import losses_of, markdown
 from rank_study.tasks import encode
 from test_rank_study import tiny_llama
 
@@ -183,6 +183,14 @@ def test_the_table_reads_the_chosen_rate_and_fresh_seeds_first():
     assert losses_of(lines, *where) == {100: 1.0}
     lines.append(line(8e-3, 0.9, seed=CONFIRM_SEEDS[0], part="test"))
     assert losses_of(lines, *where) == {CONFIRM_SEEDS[0]: 0.9}
+
+
+def test_the_screening_is_printed_apart_from_the_evidence():
+    lines = [line(4e-3, 1.2), line(8e-3, 1.1)]
+    assert "screened" not in markdown(lines)
+    for seed, gap in ((20, -0.02), (21, -0.04)):
+        lines += [line(8e-3, 1.0, "uniform", seed=seed), line(8e-3, 1.0 + gap, "adalora", seed=seed)]
+    assert markdown(lines).splitlines()[-1] == "| smollm2, medical | adalora | -0.0300 | 2 |"
 
 
 def test_the_plan_counts_what_is_open():

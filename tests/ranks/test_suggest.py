@@ -194,6 +194,15 @@ def test_side_by_side_and_in_words(evidence):
     )
 
 
+def test_where_limits_leave_no_choice_no_disagreement_is_made_up(evidence):
+    budget = parse_budget("like:r=5", evidence)
+    limits = Limits(min_rank=4, max_rank=4)
+    suggestions = suggest_all(evidence, "delta-threshold", budget, limits)
+    said = lines(suggestions, evidence, budget_curve(evidence, "delta-threshold", budget, limits), {})
+    assert "All criteria give the same ranks: limits and budget leave them no choice." in said
+    assert not any("disagree" in line for line in said)
+
+
 def test_stability_between_pilots():
     base = base_run()
     alike = [delta_run(seed=seed, noise=0.02) for seed in (1, 2, 3)]
