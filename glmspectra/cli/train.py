@@ -52,7 +52,9 @@ def train(
 
     Example: glmspectra train --args args_file --set finetune.method=qadalora --ranks ranks.json
 
-    On several GPUs: torchrun --nproc-per-node 8 -m glmspectra train ...
+    On several GPUs: torchrun --nproc-per-node 8 -m glmspectra train ... (or accelerate launch -m glmspectra train ...).
+    On several machines, the same on each: torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint
+    HOST:29500 -m glmspectra train ... with --out in a folder that all of them see.
     """
     import os
 

@@ -45,6 +45,8 @@ class RateSearch:
         for rate, loss in zip(self.rates, self.losses, strict=True):
             mark = "  <- lowest" if rate == self.best else ""
             lines.append(f"  {rate:.0e}  {'diverged' if loss is None else f'{loss:.4f}'}{mark}")
+        if self.best == max(self.rates):
+            lines.append("the lowest loss is that of the highest rate tried; a higher one may learn faster still")
         lines.append(f"advised: --set train.learning_rate={self.advised:g}")
         return lines
 

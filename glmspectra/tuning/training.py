@@ -189,6 +189,11 @@ def training_arguments(settings: Settings, precision: Precision, device: torch.d
         more["dataloader_pin_memory"] = False
     arguments = settings.training_arguments(**more)
     check_trackers(arguments.report_to)
+    if arguments.fsdp and (device.type != "cuda" or arguments.world_size == 1):
+        raise ConfigError(
+            "train_args.json: fsdp is given and would do nothing here: it shards over GPUs under a launcher "
+            "(torchrun --nproc-per-node 8 -m glmspectra train ...); leave fsdp out, or start the run so."
+        )
     if device.type == "cuda" and arguments.world_size == 1:
         torch.cuda.set_device(device)
         arguments._n_gpu = 1  # without a launcher the Trainer would spread a batch over all cards by DataParallel

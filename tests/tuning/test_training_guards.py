@@ -324,6 +324,12 @@ def test_out_takes_the_adapter_too(tmp_path, model, data):
     assert load_settings(args, [*out, "finetune.final_model_path=there"]).final_adapter == Path("there")
 
 
+def test_fsdp_that_would_do_nothing_is_refused(tmp_path, model, data):
+    # On CPUs accelerate would train without sharding and not say so.
+    with pytest.raises(ConfigError, match="fsdp is given and would do nothing here"):
+        make_run(tmp_path, model, data, train={"fsdp": "full_shard auto_wrap"})
+
+
 def test_one_card_is_made_the_only_one(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
