@@ -23,12 +23,17 @@ class Column:
 _DIRECTIONS = "directions"
 _WEIGHT = "units of the weight"
 _NONE = "no unit"
+_QUANTILES = {
+    **{"0001": "0.01", "001": "0.1", "01": "1", "05": "5", "25": "25", "50": "50"},
+    **{"75": "75", "95": "95", "99": "99", "999": "99.9", "9999": "99.99"},
+}
 
 COLUMNS = {
     column.name: column
     for column in (
         Column("rows", "rows", "", "Output features of the weight."),
         Column("cols", "columns", "", "Input features of the weight."),
+        Column("count", "size", "entries", "Number of entries of the weight."),
         Column("mean", "mean weight", _WEIGHT, "Mean of all entries; far from zero is unusual.", signed=True),
         Column("std", "standard deviation", _WEIGHT, "Spread of the entries."),
         Column("skewness", "skewness", _NONE, "Zero for a symmetric distribution.", signed=True),
@@ -41,6 +46,20 @@ COLUMNS = {
         Column(
             "abs_max", "largest |weight|", _WEIGHT, "The entry farthest from zero; it sets the scale of int4 and int8."
         ),
+        Column("min", "smallest weight", _WEIGHT, "The lowest entry.", signed=True),
+        Column("max", "highest weight", _WEIGHT, "The highest entry.", signed=True),
+        *(
+            Column(
+                f"q_{digits}",
+                f"{percent} % quantile",
+                _WEIGHT,
+                f"{percent} % of the entries are at or below this value.",
+                signed=True,
+            )
+            for digits, percent in _QUANTILES.items()
+        ),
+        Column("share_nan", "entries that are NaN", "", "Share of entries that are no number.", share=True),
+        Column("share_inf", "entries that are infinite", "", "Share of infinite entries.", share=True),
         Column("share_zero", "entries that are zero", "", "Share of exact zeros.", share=True),
         Column("share_beyond_3_sigma", "entries beyond 3 std", "", "0.27 % for a normal distribution.", share=True),
         Column("share_beyond_4_sigma", "entries beyond 4 std", "", "0.0063 % for a normal distribution.", share=True),
@@ -54,6 +73,33 @@ COLUMNS = {
             _NONE,
             "Kolmogorov-Smirnov distance from the fitted normal distribution.",
         ),
+        Column(
+            "laplace_ks",
+            "distance from Laplace",
+            _NONE,
+            "Kolmogorov-Smirnov distance from the fitted Laplace distribution.",
+        ),
+        Column(
+            "student_t_ks",
+            "distance from Student-t",
+            _NONE,
+            "Kolmogorov-Smirnov distance from the fitted Student-t distribution.",
+        ),
+        Column(
+            "normal_wasserstein",
+            "Wasserstein distance from normal",
+            _NONE,
+            "Mean distance by which the entries, in standard deviations, would have to move to be normal.",
+        ),
+        Column("row_norm_median", "median row norm", _WEIGHT, "Median of the Euclidean norms of the rows (outputs)."),
+        Column(
+            "col_norm_median", "median column norm", _WEIGHT, "Median of the Euclidean norms of the columns (inputs)."
+        ),
+        Column(
+            "abs_max_in_std", "largest |weight|", "standard deviations", "The entry farthest from zero over the spread."
+        ),
+        Column("row_peak", "largest over median row norm", _NONE, "1 where all rows (outputs) are alike."),
+        Column("column_peak", "largest over median column norm", _NONE, "1 where all columns (inputs) are alike."),
         Column(
             "student_t_df",
             "Student-t degrees of freedom",
@@ -127,15 +173,22 @@ COLUMNS = {
             "mp_spikes",
             "spikes beyond the bulk edge",
             _DIRECTIONS,
-            "Singular values above the Marchenko-Pastur edge: directions that noise of this size cannot make.",
+            "Singular values above the Marchenko-Pastur edge: directions that noise of this size hardly ever makes.",
         ),
         Column(
             "mp_edge",
             "Marchenko-Pastur edge",
             _WEIGHT,
-            "Where the bulk would end if the entries were independent; parts of a fused weight may differ in scale.",
+            "Noise of the bulk's level goes beyond it once in a hundred matrices; parts of a fused weight may differ "
+            "in scale.",
         ),
-        Column("mp_sigma", "bulk noise level", _WEIGHT, "Standard deviation of the fitted noise."),
+        Column("mp_sigma", "bulk noise level", _WEIGHT, "Standard deviation of the entries of the fitted noise."),
+        Column(
+            "gavish_donoho_threshold",
+            "Gavish-Donoho threshold",
+            _WEIGHT,
+            "Singular values below it cost more noise than they give signal (Gavish and Donoho 2014).",
+        ),
         Column(
             "gavish_donoho_rank", "Gavish-Donoho rank", _DIRECTIONS, "Singular values above the optimal hard threshold."
         ),
@@ -151,7 +204,15 @@ COLUMNS = {
             _NONE,
             "Kolmogorov-Smirnov distance of the tail fit; above 0.1 the exponent says little.",
         ),
+        Column(
+            "alpha_xmin", "start of the power-law tail", "squared units of the weight", "The eigenvalue it begins at."
+        ),
+        Column("alpha_tail", "size of the power-law tail", _DIRECTIONS, "Eigenvalues from the start of the tail on."),
         Column("alpha_weighted", "weighted α", _NONE, "α times log10 of the largest eigenvalue."),
+        Column("log_norm", "log10 of squared Frobenius norm", _NONE, "log10 of the sum of the eigenvalues of W^T W."),
+        Column(
+            "log_spectral_norm", "log10 of squared spectral norm", _NONE, "log10 of the largest eigenvalue of W^T W."
+        ),
         Column("hill_alpha", "Hill estimate of α", _NONE, "The tail exponent by Hill's estimator."),
         Column(
             "relative_frobenius",
@@ -166,6 +227,31 @@ COLUMNS = {
         Column("rank", "rank in use", _DIRECTIONS, "Directions of ΔW above the rounding floor."),
         Column("allotted_rank", "rank allotted", _DIRECTIONS, "Rank of the adapter's factors."),
         Column("noise_floor", "rounding floor", _WEIGHT, "Largest singular value that rounding can have made."),
+        Column(
+            "share_of_rank_in_use",
+            "share of the allotted rank in use",
+            "",
+            "Directions of ΔW above the rounding floor over the rank of the adapter.",
+            share=True,
+        ),
+        Column(
+            "effective_rank_above_floor",
+            "effective rank above the floor",
+            _DIRECTIONS,
+            "Effective rank of ΔW from the singular values above the rounding floor alone.",
+        ),
+        Column(
+            "share_unchanged", "entries unchanged", "", "Share of entries that training left as they were.", share=True
+        ),
+        Column(
+            "overlap_directions", "directions compared", _DIRECTIONS, "How many leading directions the overlaps are of."
+        ),
+        Column(
+            "gradient_importance",
+            "importance by gradients",
+            _WEIGHT,
+            "Mean of |weight times gradient| over the entries.",
+        ),
         Column("amplification", "amplification factor", _NONE, "Size of ΔW over that of W in the directions of ΔW."),
     )
 }

@@ -111,6 +111,8 @@ def draw_by_depth(matrices: pd.DataFrame, measures: Sequence[Measure]) -> Figure
     layers = layers_of(rows)
     for ax, (measure, chunk) in zip(axes, cells, strict=True):
         _lines(ax, rows, measure, chunk, looks, layers)
+        if chunk[0] in parts:
+            ax.set_title(f"{measure.title}, parts", fontsize=8.5)
     style.key(figure, [Line2D([], [], **looks[name].line()) for name in order], order, per_row=per_row)
     return figure
 
@@ -159,6 +161,7 @@ def _lines(ax: Axes, rows: pd.DataFrame, measure: Measure, names: Sequence[str],
                 va="bottom",
                 fontsize=7.5,
                 color=style.GREY,
+                bbox=style.HALO,
             )
     if described.share:
         style.percent_axis(ax)
@@ -218,6 +221,7 @@ def draw_energy_ranks(matrices: pd.DataFrame) -> Figure | None:
             va="top",
             fontsize=7,
             color=style.GREY,
+            bbox=style.HALO,
         )
         ax.set_ylim(0, ceiling * 1.06)
         style.linear_axis(ax, "y", 5, whole=True)

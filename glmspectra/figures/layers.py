@@ -23,6 +23,7 @@ from glmspectra.figures.tables import (
 
 TOP = 20  # the original study drew this many
 MOST_LINES = 14  # more lines on one pair of axes cannot be told apart
+MOST_PANELS = 4 * MOST_LINES
 
 NUMBER_LABEL = "singular value number (1 = largest)"
 SIGMA_LABEL = "singular value σ (units of the weight)"
@@ -134,7 +135,7 @@ def draw_sheet(spectra: Spectra, what: str = "top") -> Figure:
             fontsize=8,
             weight="bold",
             color="#20242a",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.8},
+            bbox=style.HALO,
         )
     first = axes[0]
     if what == "top":
@@ -155,7 +156,7 @@ def draw_sheet(spectra: Spectra, what: str = "top") -> Figure:
 
 def draw_spectra_by_matrix(spectra: Spectra) -> Figure:
     """A panel for each series, in it one line a layer, dark (near the input) to light."""
-    names = list(spectra.order)[: 4 * MOST_LINES]
+    names = list(spectra.order)[:MOST_PANELS]
     columns = style.grid_columns(len(names))
     panel = (2.1, 2.0) if columns == 4 else (2.7, 2.2)
     figure, axes = style.panels(

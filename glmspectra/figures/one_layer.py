@@ -153,7 +153,8 @@ def _draw_bulk(ax: Axes, name: str, row: pd.Series, look: style.Stroke, parts: b
         bulk = marchenko_pastur_density(grid, int(longer), int(shorter), scale)
         inside = bulk > 0
         dashed = (0, (3, 1.2))
-        ax.plot(grid[inside], bulk[inside], color=_INK, linewidth=0.9, linestyle=dashed, gid=slug(f"bulk-{name}"))
+        ink = style.GREY if parts else _INK  # a part may itself be black and dashed
+        ax.plot(grid[inside], bulk[inside], color=ink, linewidth=0.9, linestyle=dashed, gid=slug(f"bulk-{name}"))
     if edge > 0:
         line: dict[str, Any] = {"color": _INK, "linestyle": "-"}
         if parts:

@@ -97,13 +97,16 @@ class Album:
         title: str = "",
         reading: str = "",
         short: str = "",
+        note: str = "",
     ) -> None:
         """Save `figure` as name.svg and hang it in `section`; None becomes a note that it was not measured.
 
-        title, reading, short: the words of `readings` for this name, where they are not given.
+        title, reading, short: the words of `readings` for this name, where they are not given. note: a sentence on this
+        very figure, after them.
         """
         words = READINGS.get(name, Reading(title, reading))
         title, reading, short = title or words.title, reading or words.text, short or words.short
+        reading = f"{reading} {note.strip()}" if note else reading
         if figure is None:
             section.notes.append(f"{title}: not drawn, this run did not measure it.")
             return

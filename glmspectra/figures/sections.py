@@ -8,10 +8,10 @@ import pandas as pd
 from glmspectra.errors import RequestError
 from glmspectra.figures import depth, heatmaps, layers, training, values
 from glmspectra.figures.columns import COLUMNS, column
-from glmspectra.figures.one_layer import draw_layer
+from glmspectra.figures.one_layer import MOST_DENSITIES, draw_layer
 from glmspectra.figures.page import Album, Grid, Section, cell_text
 from glmspectra.figures.readings import PARAGRAPHS, READINGS
-from glmspectra.figures.tables import Tables, has, in_layers
+from glmspectra.figures.tables import Tables, has, in_layers, series_order
 
 # Column of matrices.parquet -> its head in the summary, where the words for an axis are too long.
 SUMMARY_HEADS = {
@@ -52,6 +52,16 @@ def extremes(rows: pd.DataFrame, name: str) -> str:
         return f"{cell_text(float(row[name]) * factor)}{unit} ({row['series']}, layer {int(row['layer'])})"
 
     return f"highest {at(high)}, lowest {at(low)}"
+
+
+def left_out(drawn: int, there: int, which: str) -> str:
+    """What a figure says that shows only `drawn` of `there` lines or panels; nothing where it shows all.
+
+    which: those that are shown, in words.
+    """
+    if there <= drawn:
+        return ""
+    return f"Of {there} only {drawn} are drawn here, {which}; the table holds all."
 
 
 def summary_section(run: Tables) -> Section:
@@ -112,17 +122,24 @@ def analysis_sections(
 def _by_depth(matrices: pd.DataFrame, album: Album, progress: Progress) -> Section:
     section = Section("depth", "Spectra by depth")
     progress("figures by depth")
+    note = _depth_note(matrices)
     for name, measures in (("top12", depth.TOP12), ("ranks", depth.RANKS)):
-        album.add(section, name, depth.draw_by_depth(matrices, measures), _depth_alt(matrices, measures[0].column))
+        alt = _depth_alt(matrices, measures[0].column)
+        album.add(section, name, depth.draw_by_depth(matrices, measures), alt, note=note)
     figure = depth.draw_energy_ranks(matrices)
-    album.add(section, "energy_ranks", figure, _depth_alt(matrices, "energy_rank_90"))
+    album.add(section, "energy_ranks", figure, _depth_alt(matrices, "energy_rank_90"), note=note)
     for name, measures in (("edges", depth.EDGES), ("tails", depth.TAILS), ("norms", depth.NORMS)):
-        album.add(section, name, depth.draw_by_depth(matrices, measures), _depth_alt(matrices, measures[0].column))
+        alt = _depth_alt(matrices, measures[0].column)
+        album.add(section, name, depth.draw_by_depth(matrices, measures), alt, note=note)
     return section
 
 
 def _depth_alt(matrices: pd.DataFrame, name: str) -> str:
     return f"Lines by layer, one for each matrix type; {column(name).label}: {extremes(matrices, name)}."
+
+
+def _depth_note(matrices: pd.DataFrame) -> str:
+    return left_out(depth.MOST_SERIES, len(series_order(in_layers(matrices))), "the first in the order of the layers")
 
 
 def _sheets(run: Tables, spectra: layers.Spectra, album: Album, progress: Progress) -> Section:
@@ -131,14 +148,21 @@ def _sheets(run: Tables, spectra: layers.Spectra, album: Album, progress: Progre
     if spectra.sigma:
         count, names = len(spectra.layers), ", ".join(list(spectra.order)[:8])
         figure = layers.draw_spectra_by_matrix(spectra)
-        album.add(section, "spectra_by_matrix", figure, f"Log-log spectra of {count} layers, a panel each for {names}.")
-        figure = layers.draw_sheet(spectra, "top")
-        album.add(section, "sheet_top20", figure, f"{count} panels with the 20 largest singular values of {names}.")
-        figure = layers.draw_sheet(spectra, "spectrum")
-        album.add(section, "sheet_spectra", figure, f"{count} panels with the whole spectra of {names}.")
+        note = left_out(layers.MOST_PANELS, len(spectra.order), "the first in the order of the layers")
+        alt = f"Log-log spectra of {count} layers, a panel each for {names}."
+        album.add(section, "spectra_by_matrix", figure, alt, note=note)
+        fullest = max(len(spectra.of_layer(layer)) for layer in spectra.layers)
+        note = left_out(layers.MOST_LINES, fullest, "those of the largest first singular value in each layer")
+        alt = f"{count} panels with the 20 largest singular values of {names}."
+        album.add(section, "sheet_top20", layers.draw_sheet(spectra, "top"), alt, note=note)
+        alt = f"{count} panels with the whole spectra of {names}."
+        album.add(section, "sheet_spectra", layers.draw_sheet(spectra, "spectrum"), alt, note=note)
     outside = layers.draw_outside(run)
     if outside is not None:
-        album.add(section, "outside_layers", outside, "Log-log spectra of the matrices that lie in no layer.")
+        alone = run.singular_values[run.singular_values["layer"].isna()]["name"].nunique()
+        note = left_out(layers.MOST_LINES, alone, "those of the largest first singular value")
+        alt = "Log-log spectra of the matrices that lie in no layer."
+        album.add(section, "outside_layers", outside, alt, note=note)
     return section
 
 
@@ -146,10 +170,13 @@ def _values(run: Tables, matrices: pd.DataFrame, album: Album, progress: Progres
     section = Section("values", "Values of the weights")
     progress("distributions of values")
     alt = "Ridges of weight histograms, a panel for each matrix type, a ridge for each layer."
-    album.add(section, "histograms", values.draw_value_ridges(run), alt)
-    album.add(section, "spread", depth.draw_by_depth(matrices, depth.SPREAD), _depth_alt(matrices, "std"))
+    panels = len(series_order(run.histograms)) if len(run.histograms) else 0
+    note = left_out(values.MOST_PANELS, panels, "the first in the order of the layers")
+    album.add(section, "histograms", values.draw_value_ridges(run), alt, note=note)
+    figure, note = depth.draw_by_depth(matrices, depth.SPREAD), _depth_note(matrices)
+    album.add(section, "spread", figure, _depth_alt(matrices, "std"), note=note)
     figure = depth.draw_by_depth(matrices, depth.OUTLIERS)
-    album.add(section, "outliers", figure, _depth_alt(matrices, "excess_kurtosis"))
+    album.add(section, "outliers", figure, _depth_alt(matrices, "excess_kurtosis"), note=note)
     return section
 
 
@@ -201,8 +228,12 @@ def _layers(spectra: layers.Spectra, album: Album, progress: Progress) -> Sectio
             reading += f" Directions beyond the bulk edge: {', '.join(spikes)}."
         firsts = "; ".join(f"{name} {cell_text(float(sigma[0]))}" for name, sigma in list(series.items())[:8])
         alt = f"Spectra of layer {layer}. First singular values: {firsts}."
+        note = left_out(layers.MOST_LINES, len(series), "those of the largest first singular value")
+        densities = len({name.split(" ")[0] for name in layers.drawable(series)})
+        if densities > MOST_DENSITIES:
+            note += f" Densities are drawn of the first {MOST_DENSITIES} of {densities} matrices."
         figure = draw_layer(spectra, layer)
-        album.add(section, f"layer_{layer:02d}", figure, alt, f"Layer {layer}", reading, str(layer))
+        album.add(section, f"layer_{layer:02d}", figure, alt, f"Layer {layer}", reading, str(layer), note)
     return section
 
 

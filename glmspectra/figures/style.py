@@ -31,6 +31,9 @@ DASHES = ("-", (0, (5, 1.5)), (0, (4, 1.2, 1, 1.2)), (0, (1, 1.1)), (0, (8, 1.5)
 GREY = "#5f6670"
 PALE = "#d5d9de"
 
+# Behind words that may meet a line.
+HALO = {"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.8}
+
 # For one line per layer: cividis keeps its order in grey print and for every kind of colour blindness.
 DEPTH_MAP = "cividis"
 HEAT_MAP = "cividis"

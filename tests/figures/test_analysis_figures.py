@@ -17,6 +17,7 @@ from glmspectra.figures.one_layer import draw_layer
 from glmspectra.figures.page import Album, Section
 from glmspectra.figures.sections import analysis_sections
 from glmspectra.figures.tables import Tables, pick, thin
+from glmspectra.store.schema import MATRICES
 
 SVG = "{http://www.w3.org/2000/svg}"
 LLAMA = {name: ((24, 20), {}) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")}
@@ -326,3 +327,24 @@ def test_no_figure_is_left_in_pyplot(run):
     heatmaps.draw_heatmap(run.matrices, "std")
     assert plt.get_fignums() == []
     assert matplotlib.rcParams["svg.fonttype"] == "none"
+
+
+def test_every_number_of_the_table_has_a_meaning():
+    """A heat map can be asked of any column, and its paragraph must say more than the column's name."""
+    numbers = {field.name for field in MATRICES if str(field.type) in ("double", "int64")}
+    assert {"mp_edge", "q_0001", "intruders"} <= numbers
+    for name in numbers - {"step", "layer", "seconds"} | {"abs_max_in_std", "row_peak", "column_peak"}:
+        assert name in COLUMNS, name
+
+
+def test_a_figure_that_leaves_lines_out_says_so(tmp_path):
+    shapes = {f"matrix_{i:02d}": ((6, 5), {}) for i in range(layers.MOST_LINES + 2)}
+    album = Album(tmp_path)
+    sections = analysis_sections(pick(make_tables(1, shapes), "weight"), album)
+    said = {drawing.file: drawing.reading for section in sections for drawing in section.drawings}
+    assert "Of 16 only 14 are drawn here" in said["layer_00.svg"]
+    assert "Densities are drawn of the first 8 of 14 matrices." in said["layer_00.svg"]
+    assert "Of 16 only 14 are drawn here" in said["sheet_top20.svg"]
+    assert "are drawn here" not in said["top12.svg"], "16 lines go to three rows of panels"
+    few = analysis_sections(pick(make_tables(1, dict(list(shapes.items())[:3])), "weight"), Album(tmp_path))
+    assert not any("are drawn here" in drawing.reading for section in few for drawing in section.drawings)
