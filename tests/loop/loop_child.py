@@ -69,8 +69,12 @@ def arm(stage: str) -> None:
     stages.STAGES[stage] = armed
 
 
-def run_in(out: Path, stage: str | None) -> None:
-    """Begin the loop in `out`, or go on with it; with a stage, die in it."""
+def run_in(out: Path, stage: str | None, reports: bool) -> None:
+    """Begin the loop in `out`, or go on with it; with a stage, die in it. reports: draw those of the runs too."""
+    if not reports:
+        import glmspectra.figures as figures
+
+        figures.write_report = lambda folder, out: out
     begun = (out / "loop.json").is_file() or (out / "data").is_dir()
     args = out / "args_file" if begun else small_settings(out)
     if stage is not None:
@@ -89,14 +93,14 @@ def run_in(out: Path, stage: str | None) -> None:
     )
 
 
-def forked(out: Path, stage: str | None) -> int:
+def forked(out: Path, stage: str | None, reports: bool = False) -> int:
     """The exit status of `run_in` in a process of its own; minus the signal where one ended it."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            run_in(out, stage)
+            run_in(out, stage, reports)
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -124,7 +128,7 @@ def main() -> None:
     for stage in stages.STAGES:
         statuses.append(forked(broken, stage))
         kept.append(kept_stages(broken))
-    statuses.append(forked(broken, None))
+    statuses.append(forked(broken, None, reports=True))
     print(json.dumps({"statuses": statuses, "kept": kept}))
 
 
