@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from made_runs import random_factors, write_adapter, write_base, write_merged
@@ -111,5 +112,6 @@ def test_two_processes_share_a_delta_and_give_the_same_tables(tmp_path):
     assert facts["measured"] == 12
     two = read_run(out / "param_matrix" / facts["run"])
     for table in ("matrices", "singular_values"):
-        left, right = getattr(one, table), getattr(two, table)
-        assert left.drop(columns="seconds", errors="ignore").equals(right.drop(columns="seconds", errors="ignore"))
+        left, right = (getattr(run, table).drop(columns="seconds", errors="ignore") for run in (one, two))
+        # On another number of threads sums are rounded in another order.
+        pd.testing.assert_frame_equal(left, right, check_exact=False, rtol=1e-6, atol=1e-12)
