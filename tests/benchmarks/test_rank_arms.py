@@ -17,7 +17,7 @@ from rank_study.bases import Base, layer_linears
 from rank_study.facts import adam_metric, gather_facts, train_jobs
 from rank_study.many_adapters import ManyAdapters
 from rank_study.moving_ranks import AdaLora, Reshared, thin_svd
-from rank_study.plan import CONFIRM_SEEDS, Job, best_rate, groups_of, jobs_of, plan, rates_wanted
+from rank_study.plan import CONFIRM_SEEDS, Job, best_rate, groups_of, jobs_of, plan, rates_wanted, read_lines
 from rank_study.table import losses_of, markdown
 from rank_study.tasks import encode
 from test_rank_study import tiny_llama
@@ -205,3 +205,10 @@ def test_the_plan_counts_what_is_open():
     assert {job.seed for job in first} == {CONFIRM_SEEDS[0]}, "a cut leaves pairs whole"
     done = [line(job.rate, 1.0, job.arm, job.budget, job.seed, "test") for job in first]
     assert len(groups_of("confirm", "smollm2", "medical", lines + done, 15)) == 9
+
+
+def test_the_readme_shows_the_table_of_the_committed_lines():
+    root = Path(__file__).resolve().parents[2]
+    table = markdown(read_lines(root / "benchmarks" / "results" / "ranks.jsonl"))
+    assert "| smollm2, medical | r 4" in table
+    assert table in (root / "README.md").read_text("utf-8")
