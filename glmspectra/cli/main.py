@@ -45,7 +45,6 @@ def root(
         raise typer.Exit
 
 
-
 def flowing(text: str | None) -> str:
     """A docstring with each paragraph on one line: Typer keeps line breaks, which a narrow terminal breaks again."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in (text or "").split("\n\n"))

@@ -19,9 +19,7 @@ import torch
 from glmspectra.errors import RequestError
 
 INTRUDER_DIRECTIONS = 10  # k of the paper's main figures
-INTRUDER_EPSILON = (
-    0.5  # its main threshold; lower finds fewer intruders, higher finds more and more false ones
-)
+INTRUDER_EPSILON = 0.5  # its main threshold; lower finds fewer intruders, higher finds more and more false ones
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,7 @@ class GramOfWeight:
         return self.rows < self.cols
 
 
-def gram_of_weight(
-    weight: torch.Tensor, chunk: int = 1024, device: str | torch.device = "cpu"
-) -> GramOfWeight:
+def gram_of_weight(weight: torch.Tensor, chunk: int = 1024, device: str | torch.device = "cpu") -> GramOfWeight:
     """Gram matrix over the smaller side, summed in float64 `chunk` rows (or columns) at a time, and its
     eigenvectors.
 
