@@ -14,6 +14,7 @@ from glmspectra.cli.evaluate import evaluate
 from glmspectra.cli.infer import infer
 from glmspectra.cli.init import init
 from glmspectra.cli.inspect import inspect
+from glmspectra.cli.libraries import fetch_no_kernels
 from glmspectra.cli.loop import demo, loop
 from glmspectra.cli.merge import merge
 from glmspectra.cli.report import report
@@ -76,6 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit status: 0 done, 1 failed while working, 2 the request was wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    fetch_no_kernels()
     # `--debug` is taken anywhere on the line, so that it can be appended to a command that just failed.
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
