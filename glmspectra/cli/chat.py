@@ -41,8 +41,6 @@ def chat(
     import sys
     import time
 
-    from rich.markup import escape
-
     from glmspectra.cli.console import finish, stderr
     from glmspectra.cli.libraries import hush
     from glmspectra.cli.model_choice import choose_model
@@ -83,7 +81,8 @@ def chat(
     )
     if query is None:
         if not quiet:
-            stderr.print(f"{place.name}{f' with {adapter.name}' if adapter else ''}. {HELP}", highlight=False)
+            who = f"{place.name} with {adapter.name}" if adapter else place.name
+            stderr.print(f"{who}. {HELP}", highlight=False, markup=False)
 
         def show(piece: str) -> None:
             sys.stdout.write(piece)
@@ -105,4 +104,4 @@ def chat(
         "new_tokens": conversation.new_tokens,
         "seconds": round(seconds, 3),
     }
-    finish(result, escape(answer), as_json)
+    finish(result, answer, as_json)

@@ -37,6 +37,4 @@ def init(
 
 
 def _line(entry: dict[str, str]) -> str:
-    from rich.markup import escape
-
-    return escape(f"{entry['file']}  {entry['key']}: {entry['meaning']} Takes {entry['takes']}; {entry['default']}.")
+    return f"{entry['file']}  {entry['key']}: {entry['meaning']} Takes {entry['takes']}; {entry['default']}."

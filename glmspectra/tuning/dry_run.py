@@ -64,11 +64,9 @@ class DryRun:
         }
 
     def lines(self) -> list[str]:
-        """The findings as lines to print, with nothing in them that a terminal library takes for markup."""
-        from rich.markup import escape
-
+        """The findings as lines to print."""
         total = sum(self.trainable.values())
-        lines = [
+        return [
             *self.settings.describe(),
             "",
             f"trainable parameters: {total:,}",
@@ -87,7 +85,6 @@ class DryRun:
             self._step_line(),
             *self.notes,
         ]
-        return [escape(line) for line in lines]
 
     def _memory_notes(self) -> list[str]:
         if self.device_bytes is None:

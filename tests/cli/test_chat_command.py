@@ -57,6 +57,15 @@ def test_one_question_as_json(run, nano, tokenizer):
     assert 0 < result["new_tokens"] <= 24
 
 
+def test_an_answer_is_printed_as_it_stands(run, monkeypatch):
+    def ask(self, query):
+        self.rounds.append((query, "[b]先休息[/b] [Round 2]"))
+        return iter(())
+
+    monkeypatch.setattr(Conversation, "ask", ask)
+    assert run("头晕怎么办？", "--model", "nano", *GREEDY)[:2] == (0, "[b]先休息[/b] [Round 2]\n")
+
+
 def test_the_question_on_stdin_with_an_adapter(run, nano, tokenizer, tmp_path):
     adapter = get_peft_model(
         AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL), LoraConfig(r=2, target_modules=["query_key_value"])

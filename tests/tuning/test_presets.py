@@ -101,12 +101,12 @@ def tiny(tmp_path_factory):
 
 
 def test_a_dry_run_tells_everything_and_trains_nothing(tiny):
-    from rich.text import Text
-
-    found = dry_run(load_settings(tiny, ["method=qlora"]), "cpu")
-    lines = [Text.from_markup(line).plain for line in found.lines()]
+    output = tiny.parent / "[run]"
+    found = dry_run(load_settings(tiny, ["method=qlora", f"train.output_dir={output}"]), "cpu")
+    lines = found.lines()
     text = "\n".join(lines)
     assert "  r: 4" in lines
+    assert f'  output_dir: "{output}"' in lines  # square brackets as they stand
     assert "trainable parameters: 1,536" in lines  # 4 x (64 + 128) in two layers
     assert "1,536  query_key_value" in [line.strip() for line in lines]
     assert "estimated peak memory of a step of 4 x " in text
@@ -122,7 +122,7 @@ def test_a_dry_run_tells_everything_and_trains_nothing(tiny):
     assert result["longest_batch"]["rows"] == 4
     assert result["longest_batch"]["tokens"] == max(found.data.train["length"])
     assert 2 < result["longest_batch"]["loss"] < 8
-    assert not (tiny.parent / "run").exists()
+    assert not output.exists()
 
 
 def test_shown_examples_mark_what_is_learnt():
