@@ -7,7 +7,8 @@ Every column but the identity of a row may be null: `values` fills the middle bl
 import pyarrow as pa
 
 # Raised when a column changes its meaning: runs of another schema are measured anew, never mixed in.
-SCHEMA_VERSION = 1
+# 2: the noise level and edge of a fused weight are those of its parts (spectra/stacked_noise.py).
+SCHEMA_VERSION = 2
 
 KINDS = ("values", "spectrum")
 QUANTITIES = ("weight", "delta", "merged", "quant_error", "gradient")

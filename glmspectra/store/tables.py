@@ -112,7 +112,7 @@ def read_run(folder: Path) -> Run:
     if manifest["schema"] != SCHEMA_VERSION:
         raise StoreError(
             f"{folder / MANIFEST} has schema {manifest['schema']}, this version reads {SCHEMA_VERSION}: measure again "
-            "with the same command."
+            "with the command that made it (`glmspectra svd`, `values` or `delta`)."
         )
     if manifest["complete"]:
         tables = {name: _read_table(folder / f"{name}.parquet") for name in TABLES}

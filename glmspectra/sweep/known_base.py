@@ -9,6 +9,7 @@ import torch
 from glmspectra.checkpoint import Checkpoint
 from glmspectra.errors import RequestError
 from glmspectra.store import read_manifest, read_run, run_name
+from glmspectra.store.schema import SCHEMA_VERSION
 from glmspectra.store.vectors import read_vectors
 from glmspectra.sweep.delta_rows import Bases
 
@@ -44,8 +45,9 @@ def known_base(root: Path, base: Checkpoint | None) -> KnownBase:
     folder = Path(root) / run_name(base.name, base.fingerprint)
     if not (folder / "manifest.json").is_file():
         return KnownBase()
-    asked = read_manifest(folder)["requests"].get("weight/spectrum")
-    if asked is None or not asked.get("done"):
+    manifest = read_manifest(folder)
+    asked = manifest["requests"].get("weight/spectrum")
+    if manifest["schema"] != SCHEMA_VERSION or asked is None or not asked.get("done"):
         return KnownBase()
     rows = read_run(folder).matrices
     rows = rows[(rows["quantity"] == "weight") & (rows["part"] == "whole") & rows["frobenius_norm"].notna()]

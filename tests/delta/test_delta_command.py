@@ -79,3 +79,15 @@ def test_the_report_draws_what_changed(here, capsys):
     assert "What training changed" in text
     for figure in ("delta_spectra", "delta_rank_use", "delta_intruders", "delta_merged"):
         assert figure in text, figure
+
+
+def test_a_base_that_was_measured_when_columns_meant_something_else_is_passed_over(here, capsys):
+    assert run(capsys, "svd", "--model", "base", "--no-report", "--quiet")[0] == 0
+    _, out, _ = run(capsys, "delta", "base", "one", "--no-report", "--quiet", "--json")
+    assert all("relative_frobenius" in entry for entry in json.loads(out)["summary"].values())
+    manifest = next((here / "param_matrix").glob("base-*/manifest.json"))
+    old = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**old, "schema": old["schema"] - 1}))
+    code, out, _ = run(capsys, "delta", "base", "one", "--no-report", "--quiet", "--json")
+    assert code == 0
+    assert not any("relative_frobenius" in entry for entry in json.loads(out)["summary"].values())

@@ -11,7 +11,7 @@ from made_up_measurements import NAMES, SOURCE, measure_all, measurement, spectr
 from glmspectra.errors import RequestError, StoreError
 from glmspectra.store import Request, RunStore, Source, list_runs, read_run, read_vectors
 from glmspectra.store.manifest import run_name
-from glmspectra.store.schema import HISTOGRAMS, MATRICES, SINGULAR_VALUES
+from glmspectra.store.schema import HISTOGRAMS, MATRICES, SCHEMA_VERSION, SINGULAR_VALUES
 
 
 @pytest.fixture
@@ -212,6 +212,19 @@ def test_a_part_of_another_stamp_under_the_same_name_is_not_taken(store):
     store.begin([topk])
     shutil.copy(store.part_path(exact, NAMES[0]), store.part_path(topk, NAMES[0]))
     assert store.read(topk, NAMES[0]) is None
+
+
+def test_a_run_whose_columns_meant_something_else_is_measured_anew(store, monkeypatch):
+    request = spectrum_request()
+    with monkeypatch.context() as before:
+        for module in ("schema", "manifest", "run", "tables"):
+            before.setattr(f"glmspectra.store.{module}.SCHEMA_VERSION", SCHEMA_VERSION - 1)
+        measure_all(store, request)
+        store.merge()
+        assert len(read_run(store.folder).matrices)
+    with pytest.raises(StoreError, match="measure again with the command that made it"):
+        read_run(store.folder)
+    assert store.begin([request])[request.key] == list(NAMES)
 
 
 def test_files_rewritten_in_place_are_noticed_where_the_fingerprint_only_samples(tmp_path):
