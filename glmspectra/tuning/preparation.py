@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import AdaLoraConfig, EvaConfig, LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 
 import glmspectra.chatglm2  # noqa: F401 - registers the native model with the Auto classes
 from glmspectra.checkpoint import EMBEDDED_MODEL, open_checkpoint
@@ -17,6 +19,17 @@ from glmspectra.tuning.matching import check_pattern, resolve_names, resolve_tar
 from glmspectra.tuning.precision import Precision
 from glmspectra.tuning.quantization import check_four_bit, four_bit_config, keep_layout
 
+# What reading a damaged, incomplete or foreign folder ends in, by the libraries that read it.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 INITIAL_FOLDER = "initial_adapter"  # beside checkpoints: the factors that PiSSA and OLoRA took out of the base
 
 
@@ -59,7 +72,7 @@ def load_config(model_path: str | Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(folder), **arguments)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: its configuration cannot be read: {_first_line(error)}") from error
+        raise CheckpointError(f"{folder}: its configuration cannot be read: {first_line(error)}") from error
 
 
 def positions_of(config: Any) -> int | None:
@@ -82,7 +95,7 @@ def load_tokenizer(model_path: str | Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **arguments)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: its tokenizer cannot be read: {_first_line(error)}") from error
+        raise CheckpointError(f"{folder}: its tokenizer cannot be read: {first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -98,8 +111,8 @@ def load_base(
     """A causal language model of any family that transformers knows, frozen, in evaluation mode, on one
     device.
 
-    quantization: a `BitsAndBytesConfig` or None. Raises CheckpointError when the folder cannot be loaded,
-    TrainingError when a 4-bit load did not quantise what it should.
+    quantization: a `BitsAndBytesConfig` or None. Raises CheckpointError when the folder cannot be loaded or lacks
+    weights of the model, TrainingError when a 4-bit load did not quantise what it should.
     """
     from transformers import AutoModelForCausalLM
 
@@ -108,11 +121,28 @@ def load_base(
         arguments["quantization_config"] = quantization
         arguments["device_map"] = {"": device}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=precision.weights, attn_implementation=attention, **arguments
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=precision.weights,
+            attn_implementation=attention,
+            output_loading_info=True,
+            **arguments,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded as a causal language model: {_first_line(error)}") from error
+    except LOADING_ERRORS as error:
+        if "ignore_mismatched_sizes" in str(error):
+            raise CheckpointError(
+                f"{folder}: weights have other shapes than its config.json asks for; the two are of different models."
+            ) from error
+        raise CheckpointError(
+            f"{folder}: cannot be loaded as a causal language model: {first_line(error).rstrip('.')}."
+        ) from error
+    model, report = loaded
+    if report["missing_keys"]:  # transformers draws them at random and goes on
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"{folder}: {len(missing)} weights of the model that its config.json describes are in none of its files, "
+            f"{missing[0]} among them; fetch the folder again, or mend config.json."
+        )
     model.requires_grad_(False)
     if "gguf_file" in arguments:
         _forget_gguf(model)
@@ -316,6 +346,9 @@ def _whole(value: float) -> float | int:
     return int(value) if float(value).is_integer() else value
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, with the one that it announces; its class where it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return " ".join(lines[:2])
     return lines[0] if lines else type(error).__name__
