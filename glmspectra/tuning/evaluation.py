@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -12,16 +13,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModelForCausalLM
+from peft import PeftModelForCausalLM, get_peft_model_state_dict
+from peft.utils import load_peft_weights
 from scipy import stats
 
-from glmspectra.errors import RequestError
+from glmspectra.checkpoint.adapter import WEIGHT_FILES
+from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.tuning.batching import REAL_TOKENS, TrainingCollator
 from glmspectra.tuning.data import prepare_data
 from glmspectra.tuning.families import family_of
 from glmspectra.tuning.generation import decode, generate, split_prompt
 from glmspectra.tuning.precision import choose_device, choose_precision
-from glmspectra.tuning.preparation import load_config, load_for_settings, load_tokenizer, positions_of
+from glmspectra.tuning.preparation import (
+    LOADING_ERRORS,
+    first_line,
+    load_config,
+    load_for_settings,
+    load_tokenizer,
+    positions_of,
+)
 from glmspectra.tuning.quantization import keep_layout
 from glmspectra.tuning.text_scores import text_scores
 from glmspectra.tuning.token_loss import TokenLoss
@@ -217,15 +227,36 @@ def _generated(
 
 
 def load_adapter(model: Any, adapter: Path) -> Any:
-    """A PEFT adapter folder on a loaded base, for inference. Raises RequestError when there is none.
+    """A PEFT adapter folder on a loaded base, for inference. Folders of 2023 load too. A 4-bit base keeps its
+    layout on any CPU.
 
-    Folders of 2023 load too. A 4-bit base keeps its layout on any CPU.
+    Raises:
+        RequestError: there is no adapter.
+        CheckpointError: it cannot be read, or it is not of this base: PEFT would leave out in silence what the base
+            has no place for, and leave as they start the adapters that the folder says nothing of.
     """
     if not (adapter / "adapter_config.json").is_file():
         inner = sorted(path.parent for path in adapter.glob("*/adapter_config.json"))
         hint = f"; {inner[0]} is one" if inner else ""
         raise RequestError(f"--adapter {adapter}: there is no adapter_config.json{hint}.")
-    wrapped = PeftModelForCausalLM.from_pretrained(model, str(adapter), is_trainable=False)
+    if not any((adapter / name).is_file() for name in WEIGHT_FILES):  # PEFT would look for them on a hub
+        raise CheckpointError(f"{adapter}: adapter_config.json is there, but neither {' nor '.join(WEIGHT_FILES)}.")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*[Mm]issing adapter keys")
+            wrapped = PeftModelForCausalLM.from_pretrained(model, str(adapter), is_trainable=False)
+        stored = load_peft_weights(str(adapter), device="cpu")
+    except (*LOADING_ERRORS, UserWarning) as error:
+        raise CheckpointError(
+            f"{adapter}: cannot be put on this base: {first_line(error).rstrip('.')}; "
+            "it is damaged, or of another model."
+        ) from error
+    homeless = stored.keys() - get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
+    if foreign := sorted(key for key in homeless if "lora_" in key):
+        raise CheckpointError(
+            f"{adapter}: changes {len(foreign)} tensors that this base has no place for, {foreign[0]} among them; "
+            f"it was trained on {wrapped.peft_config['default'].base_model_name_or_path or 'another base'}."
+        )
     if getattr(model, "is_loaded_in_4bit", False):
         keep_layout(wrapped)
     return wrapped.eval()

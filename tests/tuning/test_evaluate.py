@@ -2,6 +2,7 @@
 
 import html
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy import stats
 from tiny_run import make_run, rows, tokenizer, write_args, write_data, write_model
 
 from glmspectra.cli.main import main
-from glmspectra.errors import DataError, RequestError
+from glmspectra.errors import CheckpointError, DataError, RequestError
 from glmspectra.tuning.evaluation import evaluate, load_adapter, paired_interval, write_evaluation
 from glmspectra.tuning.generation import decode, split_prompt
 from glmspectra.tuning.inference import infer, load_for_inference, prompt_ids, read_questions
@@ -82,6 +83,59 @@ def test_evaluation_compares_with_and_without(tmp_path, model, data, adapter):
     # Without the adapter's file form the message names where one is.
     with pytest.raises(RequestError, match=r"there is no adapter_config\.json; .* is one"):
         load_adapter(None, adapter.parent)
+
+
+def copied(folder, target, **files):
+    """A copy of `folder` with the text of some files changed, or with a file left out (None)."""
+    shutil.copytree(folder, target)
+    for name, change in files.items():
+        path = next(target.glob(f"{name}.*"))
+        path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
+    return target
+
+
+def edited(**values):
+    return lambda raw: json.dumps(json.loads(raw) | values).encode()
+
+
+def half(raw):
+    return raw[: len(raw) // 2]
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({"config": edited(num_layers=3)}, r"7 weights of the model .* in none of its files, transformer\S+layers\.2"),
+        ({"config": edited(hidden_size=32)}, "weights have other shapes than its config.json asks for"),
+        ({"model": half}, "cannot be loaded as a causal language model: .*not fully covered"),
+        ({"model": None}, "cannot be loaded as a causal language model"),
+        ({"config": half}, "its configuration cannot be read"),
+    ],
+)
+def test_a_folder_that_does_not_hold_the_whole_model_is_refused(tmp_path, model, files, sentence):
+    """Also one that transformers would load with layers drawn at random."""
+    with pytest.raises(CheckpointError, match=sentence):
+        load_for_inference(copied(model, tmp_path / "damaged", **files), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({"adapter_model": None}, "neither adapter_model.safetensors nor adapter_model.bin"),
+        ({"adapter_model": half}, "cannot be put on this base: .*not fully covered"),
+        ({"adapter_config": half}, "cannot be put on this base"),
+        ({"adapter_config": edited(r=3)}, "cannot be put on this base: .*size mismatch for"),
+        ({"adapter_config": edited(target_modules=["dense"])}, "Found missing adapter keys"),
+        (
+            {"adapter_config": edited(target_modules=["query_key_value"])},
+            r"changes 8 tensors that this base has no place",
+        ),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(tmp_path, model, adapter, files, sentence):
+    """Also where PEFT would leave out what has no place, or leave as it starts what is not in the file."""
+    with pytest.raises(CheckpointError, match=sentence):
+        load_adapter(load_for_inference(model, device="cpu").model, copied(adapter, tmp_path / "adapter", **files))
 
 
 def test_inference_answers_a_file_in_order(tmp_path, model, adapter):
