@@ -78,11 +78,17 @@ def suggest_rank(
         float | None,
         typer.Option(
             "--scale",
-            help="Effective scale of every matrix: alpha is scale times rank. Absent: lora_alpha / r of --args, or 2.",
+            help="Effective scale of every matrix: alpha is scale times rank. Absent: as lora_args.json in --args has "
+            "it, or 2.",
             show_default=False,
         ),
     ] = None,
-    rslora: Annotated[bool, typer.Option("--rslora", help="For rsLoRA: alpha is scale times sqrt(rank).")] = False,
+    rslora: Annotated[
+        bool,
+        typer.Option(
+            "--rslora", help="For rsLoRA: alpha is scale times sqrt(rank). Absent: as use_rslora in --args says."
+        ),
+    ] = False,
     quantized: Annotated[
         str | None,
         typer.Option(
@@ -125,20 +131,28 @@ def suggest_rank(
         _list(as_json)
         return
     from glmspectra.cli.libraries import hush
+    from glmspectra.errors import RequestError
     from glmspectra.ranks import Limits
     from glmspectra.ranks.outcome import RankRequest, suggest_ranks
 
     if pilot is not None or gradients is not None:
         hush(quiet or as_json)
+    from glmspectra.ranks.peft_form import scale_of
+
+    if pilot_seeds > 1 and pilot is None:
+        raise RequestError("--pilot-seeds counts pilots, and none is asked for: give --pilot STEPS too.")
+    if step is not None and not delta:
+        raise RequestError("--step says which checkpoint-N of --delta is taken: give --delta too.")
     root = out or Path()
+    own_scale, own_rslora = scale_of(args)
     request = RankRequest(
         criterion,
         budget,
         targets,
         Limits(min_rank, max_rank, multiple_of),
         step,
-        scale if scale is not None else _scale_of(args),
-        rslora,
+        scale if scale is not None else own_scale,
+        rslora or own_rslora,
         [kind.strip() for kind in export.split(",") if kind.strip()],
     )
     more = _More(quantized, gradients, args, targets)
@@ -205,8 +219,9 @@ def _base(
         base = None
     if base is None and not has_delta:
         raise RequestError(
-            f"{path} is not measured yet (no {store.folder}): run `glmspectra svd --layers all --model {path}` first, "
-            "or name an adapter with --delta."
+            f"{path} is not measured yet (no {store.folder}): run `glmspectra svd --layers all"
+            f"{f' --model {path}' if model else ''}{f' --out {root}' if root != Path() else ''}` first, or name an "
+            "adapter with --delta."
         )
     return path, base
 
@@ -254,21 +269,6 @@ def _measure_more(
 
         settings = load_settings(more.args, [f"finetune.model_path={json.dumps(str(path))}"])
         measure_gradients(settings, checkpoint, select(checkpoint, "all", more.targets), more.gradients, store, device)
-
-
-def _scale_of(args: Path) -> float:
-    """lora_alpha / r (rsLoRA: over its root) of the user's lora_args.json; the original study's 2 without one."""
-    from glmspectra.ranks.peft_form import DEFAULT_SCALE
-
-    path = args / "lora_args.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        rank, alpha = float(found["r"]), float(found["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return DEFAULT_SCALE  # `train` says what is wrong with the file; ranks do not depend on it
-    if rank <= 0 or alpha <= 0:
-        return DEFAULT_SCALE
-    return alpha / rank**0.5 if found.get("use_rslora") else alpha / rank
 
 
 def _delta_run(model: Path, place: Path, root: Path, device: str, quiet: bool) -> "Run":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from glmspectra.errors import RequestError
+from glmspectra.ranks.suggest import check_criterion
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class LoopOptions:
             raise RequestError(f"--pilot-steps is {self.pilot_steps}; a pilot takes at least 2 steps.")
         if self.pilot_seeds < 1:
             raise RequestError(f"--pilot-seeds is {self.pilot_seeds}; at least one pilot is needed.")
+        if self.criterion is not None:
+            check_criterion(self.criterion)
 
     def identity(self) -> dict[str, Any]:
         """The options that decide the results; a folder holds the stages of one such set."""

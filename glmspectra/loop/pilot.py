@@ -57,6 +57,7 @@ def pilot_overrides(
         "finetune.final_model_path": str(folder / "final_adapter"),
         "lora.r": rank,
         "lora.lora_alpha": DEFAULT_SCALE * rank,
+        "lora.use_rslora": False,  # whose rule the alpha above does not follow
         "lora.target_modules": target_modules(modules, [target.module for target in evidence.every_matrix]),
         "lora.rank_pattern": {},
         "lora.alpha_pattern": {},

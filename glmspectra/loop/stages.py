@@ -5,6 +5,7 @@ may be run again: what is already on disk is reused (tables matrix by matrix, tr
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from glmspectra.loop.options import LoopOptions
 from glmspectra.loop.pilot import as_overrides, run_pilots, train_once
 from glmspectra.ranks import ranks_file
 from glmspectra.ranks.outcome import Outcome, RankRequest, evidence_and_budget, suggest_ranks
-from glmspectra.ranks.peft_form import write_json
+from glmspectra.ranks.peft_form import scale_of, write_json
 from glmspectra.store import Run, read_run
 
 Results = dict[str, dict[str, Any]]
@@ -34,14 +35,13 @@ def measure_weights(options: LoopOptions, results: Results) -> dict[str, Any]:
 
 def suggest_from_base(options: LoopOptions, results: Results) -> dict[str, Any]:
     """What the base weights alone suggest: the answer that a pilot is then to better."""
-    request = RankRequest(None, options.budget, options.targets)
-    return _suggestion(suggest_ranks(_base(results), [], request), options, results, "ranks_from_base.json")
+    request = replace(_request(options), criterion=None)
+    return _suggestion(suggest_ranks(_base(results), [], request), request, options, results, "ranks_from_base.json")
 
 
 def train_pilots(options: LoopOptions, results: Results) -> dict[str, Any]:
     """Short uniform runs of a large rank."""
-    request = RankRequest(options.criterion, options.budget, options.targets)
-    evidence, budget = evidence_and_budget(_base(results), [], request)
+    evidence, budget = evidence_and_budget(_base(results), [], _request(options))
     folders = run_pilots(
         options.out / "pilots",
         options.model,
@@ -66,10 +66,10 @@ def measure_pilots(options: LoopOptions, results: Results) -> dict[str, Any]:
 def suggest_from_pilots(options: LoopOptions, results: Results) -> dict[str, Any]:
     """The ranks that training will use, and the uniform control's at the same budget."""
     deltas = [read_run(Path(folder)) for folder in results["pilot-delta"]["tables"]]
-    request = RankRequest(options.criterion, options.budget, options.targets, exports=("peft", "axolotl"))
+    request = replace(_request(options), exports=("peft", "axolotl"))
     outcome = suggest_ranks(_base(results), deltas, request)
-    found = _suggestion(outcome, options, results, "ranks.json")
-    uniform = ranks_file(outcome.suggestions["uniform"], outcome.evidence)
+    found = _suggestion(outcome, request, options, results, "ranks.json")
+    uniform = ranks_file(outcome.suggestions["uniform"], outcome.evidence, request.scale, request.rslora)
     return found | {"uniform_file": str(write_json(options.out / "args_file" / "ranks_uniform.json", uniform))}
 
 
@@ -113,7 +113,7 @@ def evaluate_both(options: LoopOptions, results: Results) -> dict[str, Any]:
 def measure_trained(options: LoopOptions, results: Results) -> dict[str, Any]:
     """Spectra of what the training changed, and the ranks they would suggest next time."""
     run = measure_change(options, Path(results["train"]["output_dir"]), against_base=True)
-    request = RankRequest(options.criterion, options.budget, options.targets)
+    request = _request(options)
     outcome = suggest_ranks(_base(results), [run], request)
     files = outcome.write(options.out / "args_file" / "ranks_next.json", run.folder, request)
     from glmspectra.ranks import moved_share
@@ -176,9 +176,16 @@ def _model(options: LoopOptions) -> list[str]:
     return as_overrides({"finetune.model_path": str(options.model)})
 
 
-def _suggestion(outcome: Outcome, options: LoopOptions, results: Results, name: str) -> dict[str, Any]:
+def _request(options: LoopOptions) -> RankRequest:
+    """What the loop asks of `ranks`, with the effective scale of the user's own settings."""
+    scale, rslora = scale_of(options.args)
+    return RankRequest(options.criterion, options.budget, options.targets, scale=scale, rslora=rslora)
+
+
+def _suggestion(
+    outcome: Outcome, request: RankRequest, options: LoopOptions, results: Results, name: str
+) -> dict[str, Any]:
     tables = Path(results["svd"]["tables"])
-    request = RankRequest(exports=("peft", "axolotl") if name == "ranks.json" else ())
     files = outcome.write(options.out / "args_file" / name, tables, request)
     return outcome.facts() | files | {"lines": outcome.lines()}
 

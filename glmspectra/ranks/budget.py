@@ -48,7 +48,7 @@ def parse_budget(text: str, evidence: Evidence) -> Budget:
     elif kind == "bytes":
         parameters = _number(value, _BINARY, text) // BYTES_PER_PARAMETER
     elif kind == "share":
-        found = re.fullmatch(r"([\d.]+)\s*%", value)
+        found = re.fullmatch(r"(\d*\.?\d+|\d+\.)\s*%", value)
         if not found:
             raise RequestError(f"--budget {text}: write a share as share:0.1%.")
         weights = sum(target.rows * target.cols for target in evidence.targets)

@@ -8,8 +8,9 @@ from typing import Any
 
 from glmspectra.errors import RequestError
 from glmspectra.ranks.evidence import Evidence
-from glmspectra.ranks.peft_form import write_json
+from glmspectra.ranks.peft_form import write_json, write_text
 from glmspectra.ranks.suggest import Suggestion
+from glmspectra.store.atomic import write_atomically
 
 EXPORTS = ("peft", "axolotl", "llama-factory")
 
@@ -65,7 +66,7 @@ def _llama_factory(
     one is written, A as PEFT starts it (uniform in +-1/sqrt(cols)), B zero, with the suggested ranks.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     generator = torch.Generator().manual_seed(0)
     tensors = {}
@@ -78,7 +79,8 @@ def _llama_factory(
             tensors[f"base_model.model.{target.module}.lora_B.weight"] = torch.zeros(target.rows, rank)
     adapter = folder / "untrained_adapter"
     config = write_json(adapter / "adapter_config.json", adapter_config(arguments, evidence))
-    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    content = save(tensors, metadata={"format": "pt"})
+    write_atomically(adapter / "adapter_model.safetensors", lambda file: file.write(content))
     settings = {
         "finetuning_type": "lora",
         "adapter_name_or_path": str(adapter),
@@ -91,7 +93,6 @@ def _llama_factory(
 
 def _write_yaml(path: Path, settings: Mapping[str, Any], heading: str) -> Path:
     """YAML by way of JSON values, which YAML contains: no escaping to get wrong."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"# {heading}."]
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -99,5 +100,4 @@ def _write_yaml(path: Path, settings: Mapping[str, Any], heading: str) -> Path:
             lines += [f"  {json.dumps(name)}: {json.dumps(item)}" for name, item in value.items()]
         else:
             lines.append(f"{key}: {json.dumps(value)}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    return write_text(path, "\n".join(lines) + "\n")

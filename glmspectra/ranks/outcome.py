@@ -1,17 +1,20 @@
 """One suggestion from tables to files: what `suggest-rank` and the loop both do."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmspectra.errors import RequestError
 from glmspectra.ranks import report
 from glmspectra.ranks.budget import Budget, default_budget, parse_budget
 from glmspectra.ranks.evidence import Evidence, gather
+from glmspectra.ranks.exports import EXPORTS
 from glmspectra.ranks.peft_form import DEFAULT_SCALE
 from glmspectra.ranks.sharing import Limits
 from glmspectra.ranks.stability import Stability, between_runs, between_steps
-from glmspectra.ranks.suggest import Suggestion, budget_curve, default_criterion, suggest_all
+from glmspectra.ranks.suggest import Suggestion, budget_curve, check_criterion, default_criterion, suggest_all
 from glmspectra.store import Run
 
 if TYPE_CHECKING:
@@ -31,6 +34,16 @@ class RankRequest:
     scale: float = DEFAULT_SCALE
     rslora: bool = False
     exports: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Raises RequestError for what cannot be, before a pilot is trained for it."""
+        if self.criterion is not None:
+            check_criterion(self.criterion)
+        if not 0 < self.scale < math.inf:
+            raise RequestError(f"--scale is {self.scale}; alpha over rank is a number above 0, 2 by default.")
+        for kind in self.exports:
+            if kind not in EXPORTS:
+                raise RequestError(f"--export {kind}: there are {', '.join(EXPORTS)}.")
 
 
 @dataclass(frozen=True)

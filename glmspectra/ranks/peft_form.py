@@ -19,10 +19,25 @@ from typing import Any
 from glmspectra.errors import GlmspectraError, RequestError
 from glmspectra.ranks.evidence import Evidence
 from glmspectra.ranks.suggest import Suggestion
+from glmspectra.store.atomic import make_folder, write_atomically
 
 FORM = 1
 DEFAULT_SCALE = 2.0  # the original study's lora_alpha 24 over r 12
 ADALORA_START = 1.5  # initial over final budget: Zhang et al. 2023, section 4.1
+
+
+def scale_of(args: Path) -> tuple[float, bool]:
+    """The effective scale that the user's lora_args.json in the folder `args` gives, and whether by rsLoRA's rule:
+    lora_alpha / r, or over the root of r; the original study's 2 where there is none.
+    """
+    try:
+        found = json.loads((args / "lora_args.json").read_text(encoding="utf-8"))
+        rank, alpha, rslora = float(found["r"]), float(found["lora_alpha"]), bool(found.get("use_rslora"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return DEFAULT_SCALE, False  # `train` says what is wrong with the file; ranks do not depend on it
+    if not (0 < rank < math.inf and 0 < alpha < math.inf):
+        return DEFAULT_SCALE, False
+    return alpha / (math.sqrt(rank) if rslora else rank), rslora
 
 
 def module_pattern(module: str) -> str:
@@ -58,8 +73,9 @@ def lora_args(
         "target_modules": target_modules(list(ranks), modules),
         "rank_pattern": rank_pattern,
         "alpha_pattern": alpha_pattern,
+        "use_rslora": rslora,  # told either way: the alphas are wrong under the other rule
     }
-    return {**arguments, "use_rslora": True} if rslora else arguments
+    return arguments
 
 
 def _alpha(scale: float, rank: int, rslora: bool) -> int | float:
@@ -128,6 +144,11 @@ def ranks_file(
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write one file whole, with its folder. Raises StoreError where the file system refuses."""
+    make_folder(path.parent)
+    write_atomically(path, lambda file: file.write(text.encode()))
     return path

@@ -55,6 +55,19 @@ def default_criterion(evidence: Evidence) -> str:
     return "delta-threshold" if evidence.has("delta") else "effective-rank"
 
 
+def check_criterion(text: str) -> None:
+    """Raise RequestError for a criterion that `suggest` cannot read, before anything is measured for it."""
+    kind, _, rest = text.partition(":")
+    if kind == "type":
+        if rest:
+            check_criterion(rest)
+    elif kind == "mixture":
+        for name in _weights_of(text, rest):
+            check_criterion(name)
+    else:
+        find(text)
+
+
 def suggest(evidence: Evidence, criterion: str, budget: Budget, limits: Limits | None = None) -> Suggestion:
     """Ranks of every target under the budget.
 
@@ -108,7 +121,8 @@ def _pooled(evidence: Evidence, text: str, parameters: int, limits: Limits) -> S
     return share_real(evidence.targets, real, parameters, limits)
 
 
-def _mixture(evidence: Evidence, text: str, rest: str, parameters: int, limits: Limits) -> Shares:
+def _weights_of(text: str, rest: str) -> dict[str, float]:
+    """Criterion -> its weight in a mixture, as asked for."""
     weights: dict[str, float] = {}
     for piece in rest.split(","):
         name, equals, share = piece.rpartition("=")
@@ -121,6 +135,11 @@ def _mixture(evidence: Evidence, text: str, rest: str, parameters: int, limits: 
                 f"--criterion {text}: write a mixture as mixture:delta-threshold=0.7,effective-rank=0.3."
             )
         weights[name.strip()] = weight
+    return weights
+
+
+def _mixture(evidence: Evidence, text: str, rest: str, parameters: int, limits: Limits) -> Shares:
+    weights = _weights_of(text, rest)
     total = sum(weights.values())
     real = dict.fromkeys((target.name for target in evidence.targets), 0.0)
     for name, weight in weights.items():

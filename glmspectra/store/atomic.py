@@ -31,6 +31,8 @@ def explain(error: OSError, path: Path, doing: str = "be written") -> StoreError
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return StoreError(f"{path} cannot {doing}: a file is in the way of a folder; move it or choose another --out.")
+    if error.errno == errno.EISDIR:
+        return StoreError(f"{path} cannot {doing}: a folder of this name is there; choose another name.")
     return StoreError(
         f"{path} cannot {doing}: {error.strerror or error}; {kept}, run the same command again once it can."
     )

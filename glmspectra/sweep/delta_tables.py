@@ -2,12 +2,14 @@
 beside them.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from glmspectra.store import Run
+from glmspectra.store.atomic import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +73,7 @@ def write_delta_tables(run: Run) -> list[Path]:
     for name, table in (("delta", delta_table(run)), ("similarity", similarity_table(run))):
         path = run.folder / f"{name}.parquet"
         if len(table):
-            table.to_parquet(path, index=False)
+            write_atomically(path, partial(table.to_parquet, index=False))
             written.append(path)
         else:
             path.unlink(missing_ok=True)

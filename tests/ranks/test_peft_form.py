@@ -8,10 +8,10 @@ import pytest
 from made_evidence import SHAPES, base_run, delta_run
 from torch import nn
 
-from glmspectra.errors import GlmspectraError
+from glmspectra.errors import GlmspectraError, StoreError
 from glmspectra.ranks import Limits, gather, lora_args, parse_budget, ranks_file, suggest
 from glmspectra.ranks.exports import export
-from glmspectra.ranks.peft_form import matched_by, module_pattern, target_modules, verify
+from glmspectra.ranks.peft_form import matched_by, module_pattern, scale_of, target_modules, verify, write_json
 
 LAYERS = 12
 
@@ -126,6 +126,33 @@ def test_train_reads_the_ranks_file(evidence, suggestion, tmp_path):
     found = settings_ranks.read_ranks(path)
     assert found.base.fingerprint == "0123456789abcdef"
     assert found.lora_args.rank_pattern == ranks_file(suggestion, evidence)["lora_args"]["rank_pattern"]
+
+
+def test_the_rule_of_alpha_is_the_users_own_and_stands_in_the_file(evidence, suggestion, tmp_path):
+    settings_files = pytest.importorskip("glmspectra.tuning.settings_files")
+    settings_ranks = pytest.importorskip("glmspectra.tuning.settings_ranks")
+    assert scale_of(tmp_path) == (2.0, False)
+    mine = tmp_path / "lora_args.json"
+    mine.write_text(json.dumps({"r": 16, "lora_alpha": 16}))
+    assert scale_of(tmp_path) == (1.0, False)
+    mine.write_text(json.dumps({"r": 16, "lora_alpha": 16, "use_rslora": True}))
+    assert scale_of(tmp_path) == (4.0, True)
+    for broken in ("[1]", "{", '{"r": 0, "lora_alpha": 1}', '{"r": "x", "lora_alpha": 1}'):
+        mine.write_text(broken)
+        assert scale_of(tmp_path) == (2.0, False)
+    path = write_json(tmp_path / "deep" / "ranks.json", ranks_file(suggestion, evidence, 3.0))
+    lora = settings_files.Section("lora")
+    for key, value in (("use_rslora", True), ("r", 16), ("lora_alpha", 16)):
+        lora.put(key, value, "lora_args.json")
+    settings_ranks.apply_ranks(settings_ranks.read_ranks(path), str(path), False, lora)
+    assert lora.values["use_rslora"] is False, "the alphas of the file are of the plain rule"
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(evidence, suggestion, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "ranks.json", tmp_path):
+        with pytest.raises(StoreError, match=r"cannot be (created|written)"):
+            write_json(place, ranks_file(suggestion, evidence))
 
 
 def test_exports_for_plain_peft_axolotl_and_llama_factory(evidence, suggestion, tmp_path):
