@@ -8,24 +8,27 @@ from glmspectra.ranks.budget import BYTES_PER_PARAMETER
 from glmspectra.ranks.criteria import find
 from glmspectra.ranks.evidence import Evidence
 from glmspectra.ranks.exports import export
-from glmspectra.ranks.peft_form import DEFAULT_SCALE, ranks_file, write_json
+from glmspectra.ranks.measured import sentence
+from glmspectra.ranks.peft_form import DEFAULT_SCALE, ranks_file, write_json, write_text
 from glmspectra.ranks.stability import Stability
 from glmspectra.ranks.suggest import (
     UNIFORM_WITHIN,
     Suggestion,
     disagreement,
+    kept_energy,
     moved_share,
     needed_parameters,
     side_by_side,
 )
+from glmspectra.store.atomic import make_folder, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
 WITHOUT_DELTA = (
-    "No change of the weights was given. What a short pilot changes told better ranks in our first measurements (few "
-    "seeds of one model; on another no choice of ranks made a difference), and the base's effective rank got at most "
-    "half of that: `--pilot 80` trains one, `--delta` takes an earlier training's."
+    "No change of the weights was given. What a short pilot changes told better ranks in our study so far (few seeds "
+    "of one model; on another no choice of ranks made a difference), and the base's effective rank got a quarter to "
+    "three quarters of that: `--pilot 80` trains one, `--delta` takes an earlier training's."
 )
 
 
@@ -64,18 +67,22 @@ def write_suggestion(
     chosen = next(iter(suggestions.values()))
     content = ranks_file(chosen, evidence, scale, rslora)
     files: dict[str, Any] = {"ranks_file": str(write_json(ranks_path, content))}
-    tables.mkdir(parents=True, exist_ok=True)
-    long_table(suggestions).to_parquet(tables / "ranks.parquet", index=False)
-    side_by_side(suggestions).to_csv(tables / "ranks.csv", index=False)
+    make_folder(tables)
+    _write_parquet(long_table(suggestions), tables / "ranks.parquet")
+    write_text(tables / "ranks.csv", side_by_side(suggestions).to_csv(index=False))
     files |= {"table": str(tables / "ranks.csv"), "ranks_parquet": str(tables / "ranks.parquet")}
     if len(curve):
-        curve_table(curve).to_parquet(tables / "budget_curve.parquet", index=False)
+        _write_parquet(curve_table(curve), tables / "budget_curve.parquet")
         files["budget_curve"] = str(tables / "budget_curve.parquet")
     written = []
     for kind in exports:
         folder = ranks_path.parent / f"{ranks_path.stem}_exports"
         written += [str(path) for path in export(kind, folder, content["lora_args"], chosen, evidence)]
     return {**files, "exports": written}
+
+
+def _write_parquet(table: "pd.DataFrame", path: Path) -> None:
+    write_atomically(path, lambda file: table.to_parquet(file, index=False))
 
 
 def facts(
@@ -106,6 +113,10 @@ def facts(
         "by_matrix": {k: {"mean": sum(v) / len(v), "min": min(v), "max": max(v)} for k, v in by_kind.items()},
         "moved_from_uniform": from_uniform,
         "uniform_parameters": uniform.parameters if uniform else None,
+        "delta_energy_held": kept_energy(evidence, "delta", chosen.ranks) if evidence.has("delta") else None,
+        "delta_energy_held_by_uniform": (
+            kept_energy(evidence, "delta", uniform.ranks) if uniform and evidence.has("delta") else None
+        ),
         "disagreement": disagreement(suggestions).round(4).to_dict(),
         "needed_parameters": needed_parameters(curve, chosen.criterion) if len(curve) else {},
         "stability": {name: vars(found) for name, found in stabilities.items()},
@@ -128,7 +139,7 @@ def lines(
         said.append(f"  {kind}: rank {ranks['min']} to {ranks['max']}, {ranks['mean']:.1f} on average")
     if told["without_adapter"]:
         said.append(f"Rank 0, so no adapter and not in target_modules: {len(told['without_adapter'])} of the matrices.")
-    said += _against_uniform(told)
+    said += against_uniform(told)
     said += _where_criteria_disagree(suggestions)
     if told["at_cap"]:
         said.append(
@@ -155,16 +166,23 @@ def _heading(chosen: Suggestion, told: Mapping[str, Any]) -> str:
     )
 
 
-def _against_uniform(told: Mapping[str, Any]) -> list[str]:
+def against_uniform(told: Mapping[str, Any]) -> list[str]:
+    """What the ranks are beside uniform ones of the same cost, and what is to be expected of that; from `facts`."""
     moved = told["moved_from_uniform"]
     if moved is None or told["criterion"].partition(":")[0] == "uniform":
         return []
+    if moved == 0:
+        return ["These are uniform ranks: the criterion changes nothing at this budget, so take a plain r."]
     if moved < UNIFORM_WITHIN:
         return [
             f"Only {moved:.1%} of the parameters are elsewhere than with uniform ranks: expect no difference, "
             "and prefer a plain r."
         ]
-    return [f"{moved:.0%} of the parameters are elsewhere than with uniform ranks."]
+    said = f"{moved:.0%} of the parameters are elsewhere than with uniform ranks"
+    own, theirs = told["delta_energy_held"], told["delta_energy_held_by_uniform"]
+    if own is not None and theirs is not None:
+        said += f", which hold {theirs:.1%} of the energy of delta-W at this cost where these hold {own:.1%}"
+    return [f"{said}.", *filter(None, [sentence(told["criterion"])])]
 
 
 def _where_criteria_disagree(suggestions: Mapping[str, Suggestion]) -> list[str]:

@@ -21,7 +21,8 @@ from glmspectra.ranks import (
     suggest_all,
 )
 from glmspectra.ranks.criteria import energy_rank, rank_for_share
-from glmspectra.ranks.report import curve_table, facts, lines, long_table
+from glmspectra.ranks.outcome import RankRequest
+from glmspectra.ranks.report import against_uniform, curve_table, facts, lines, long_table
 from glmspectra.ranks.suggest import kept_energy, needed_parameters
 
 LAYERS = 12
@@ -49,7 +50,8 @@ def test_budgets_of_every_kind(evidence):
     assert parse_budget("params:0.1M", evidence).parameters == 100_000
     assert parse_budget("bytes:1MiB", evidence).parameters == 2**20 // 4
     assert parse_budget("share:0.5%", evidence).parameters == int(0.005 * weights)
-    for wrong in ("like:12", "params:many", "share:3", "8M", "params:10", "like:r=12@nothing"):
+    numbers = ("params:many", "share:3", "share:1.2.3%", "params:1.2.3M", "params:10")
+    for wrong in ("like:12", "8M", "like:r=12@nothing", *numbers):
         with pytest.raises(RequestError):
             parse_budget(wrong, evidence)
 
@@ -178,6 +180,9 @@ def test_side_by_side_and_in_words(evidence):
     alone = gather(base_run())
     said = lines(suggest_all(alone, "effective-rank", budget), alone, budget_curve(alone, "effective-rank", budget), {})
     assert "pilot" in said[-1], "one line on what a pilot would add"
+    said = lines(suggest_all(alone, "spikes", budget), alone, budget_curve(alone, "spikes", budget), {})
+    assert any("nothing is known to be gained" in line for line in said)
+    assert not any("energy of delta-W" in line for line in said)
     uniform = suggest_all(evidence, "gavish-donoho", budget)
     uniform["gavish-donoho"] = uniform["uniform"]
     flat = make_run(
@@ -189,7 +194,7 @@ def test_side_by_side_and_in_words(evidence):
     flat_budget = parse_budget("like:r=6", flat_evidence)
     found = suggest_all(flat_evidence, "effective-rank", flat_budget)
     assert any(
-        "expect no difference" in line
+        line.startswith("These are uniform ranks")
         for line in lines(found, flat_evidence, budget_curve(flat_evidence, "effective-rank", flat_budget), {})
     )
 
@@ -265,3 +270,44 @@ def test_what_rounding_alone_can_have_made_gets_no_rank():
     evidence = gather(base_run(), [blind])
     fooled = suggest(evidence, "delta-threshold", parse_budget("like:r=6", evidence))
     assert max(fooled.ranks.values()) > 2, "the control: without the floor noise is bought"
+
+
+def test_the_summary_says_how_little_a_criterion_gains(evidence):
+    budget = parse_budget("like:r=6", evidence)
+    for criterion, words in (
+        ("delta-threshold", "0.010 to 0.011 nats a token below uniform's loss"),
+        ("delta-rank:0.8", "nothing is known to be gained"),
+    ):
+        found = suggest_all(evidence, criterion, budget)
+        said = "\n".join(lines(found, evidence, budget_curve(evidence, criterion, budget), {}))
+        assert words in said
+        told = facts(found, evidence, budget_curve(evidence, criterion, budget), {})
+        own, theirs = told["delta_energy_held"], told["delta_energy_held_by_uniform"]
+        assert f"hold {theirs:.1%} of the energy of delta-W at this cost where these hold {own:.1%}" in said
+    assert own != theirs
+    nearly = against_uniform({"moved_from_uniform": 0.02, "criterion": "effective-rank"})
+    assert "Only 2.0%" in nearly[0]
+    assert "expect no difference" in nearly[0]
+    limits = Limits(min_rank=4, max_rank=4)
+    same = suggest_all(evidence, "delta-threshold", budget, limits)
+    said = lines(same, evidence, budget_curve(evidence, "delta-threshold", budget, limits), {})
+    assert any(line.startswith("These are uniform ranks") for line in said)
+    assert not any("What it gains" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"criterion": "delta-treshold"},
+        {"criterion": "type:nothing"},
+        {"criterion": "mixture:uniform=0.5,nothing=0.5"},
+        {"criterion": "mixture:uniform"},
+        {"scale": 0.0},
+        {"scale": float("nan")},
+        {"exports": ["unsloth"]},
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_pilot_is_trained_for_it(wrong):
+    with pytest.raises(RequestError, match=r"--(criterion|scale|export) "):
+        RankRequest(**wrong)
+    assert RankRequest(criterion="mixture:delta-threshold=0.7,type:effective-rank=0.3").scale == 2
