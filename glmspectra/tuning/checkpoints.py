@@ -43,6 +43,18 @@ def written_whole(target: Path, main: bool = True) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def check_place(target: Path, key: str, mark: str | None = None) -> None:
+    """Stop where a folder that is to be written whole would take away something that is not its like.
+
+    key: what the target is called in the message. mark: a file by which an earlier one of its kind is known, which
+    is replaced; None: nothing is. Raises RequestError.
+    """
+    if not target.exists() or (target.is_dir() and (not any(target.iterdir()) or (mark and (target / mark).is_file()))):
+        return
+    kind = f"holds other things than an earlier {mark}" if mark and target.is_dir() else "is there already"
+    raise RequestError(f"{key} {target} {kind}, and nothing is overwritten: name another folder, or remove it.")
+
+
 def clear_unfinished(output_dir: Path) -> None:
     """Remove what a killed process left behind; a checkpoint that was being replaced is put back first."""
     for old in output_dir.glob(".*.old"):

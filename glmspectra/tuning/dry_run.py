@@ -124,12 +124,19 @@ def dry_run(settings: Settings, device: str = "auto") -> DryRun:
         positions_of,
         trainable_by_type,
     )
-    from glmspectra.tuning.training import build_run, check_ranks_base, longest_batch_step, training_arguments
+    from glmspectra.tuning.training import (
+        build_run,
+        check_final_place,
+        check_ranks_base,
+        longest_batch_step,
+        training_arguments,
+    )
 
     place = choose_device(device)
     precision = choose_precision(settings, place)
     arguments = training_arguments(settings, precision, place)
     check_ranks_base(settings)
+    check_final_place(settings)
     tokenizer = load_tokenizer(settings.finetune.model_path)
     config = load_config(settings.finetune.model_path)
     data = prepare_data(

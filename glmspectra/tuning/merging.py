@@ -20,7 +20,7 @@ from glmspectra.checkpoint import Checkpoint, open_checkpoint
 from glmspectra.checkpoint.adapter import Adapter, open_adapter
 from glmspectra.checkpoint.factors import Factors
 from glmspectra.errors import CheckpointError, RequestError
-from glmspectra.tuning.checkpoints import written_whole
+from glmspectra.tuning.checkpoints import check_place, written_whole
 from glmspectra.tuning.preparation import INITIAL_FOLDER, model_location
 
 SHARD_BYTES = 2 << 30
@@ -80,13 +80,14 @@ def merge(
     LoftQ and AdaLoRA (pruned or not) merge alike. progress(done, all) is called after each tensor.
 
     Raises:
-        RequestError: base or adapter is not there, or `out` is the base itself.
+        RequestError: base or adapter is not there, or `out` is.
         CheckpointError: the adapter is of another base, or either cannot be read.
     """
     place = model_location(base)
     folder = place if place.is_dir() else place.parent
     if out.resolve() == folder.resolve():
         raise RequestError(f"--out {out} is the base model's own folder; name another.")
+    check_place(out, "--out")
     opened = open_adapter(Path(adapter))
     start = _start(opened)
     with open_checkpoint(place) as checkpoint:

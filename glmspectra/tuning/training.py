@@ -21,7 +21,7 @@ from glmspectra.errors import ConfigError, TrainingError
 from glmspectra.tuning.adapter_products import follow_input_dtype
 from glmspectra.tuning.batching import REAL_TOKENS, TrainingCollator
 from glmspectra.tuning.callbacks import AdaLoraCallback, CurvesCallback, ProgressCallback, StartCallback
-from glmspectra.tuning.checkpoints import clear_unfinished, find_resume, written_whole
+from glmspectra.tuning.checkpoints import check_place, clear_unfinished, find_resume, written_whole
 from glmspectra.tuning.data import TrainingData, prepare_data
 from glmspectra.tuning.families import family_of
 from glmspectra.tuning.precision import Precision, choose_device, choose_precision
@@ -46,6 +46,7 @@ from glmspectra.tuning.trainer import AdapterTrainer
 
 SETTINGS_FOLDER = "resolved_args"
 FINAL_RANKS = "final_ranks.json"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass
@@ -84,6 +85,7 @@ def prepare_run(
     precision = choose_precision(settings, place)
     training_arguments(settings, precision, place)  # what the Trainer refuses is refused before anything is loaded
     check_ranks_base(settings)
+    check_final_place(settings)
     tokenizer = load_tokenizer(settings.finetune.model_path)
     config = load_config(settings.finetune.model_path)
     data = prepare_data(
@@ -98,6 +100,18 @@ def check_ranks_base(settings: Settings) -> None:
     if settings.lora.ranks_base:
         with open_checkpoint(model_location(settings.finetune.model_path)) as checkpoint:
             settings.check_base(checkpoint.name, checkpoint.fingerprint)
+
+
+def check_final_place(settings: Settings) -> None:
+    """Stop before training where the adapter could not be saved without taking something away. Raises ConfigError
+    or RequestError."""
+    place, output = settings.final_adapter, Path(settings.train.output_dir)
+    if output.resolve().is_relative_to(place.resolve()):
+        raise ConfigError(
+            f"final_model_path {place} is output_dir or holds it, and the adapter's folder is written as a whole: name "
+            "a folder inside output_dir or elsewhere, or null for output_dir/final_adapter."
+        )
+    check_place(place, "final_model_path", ADAPTER_CONFIG)
 
 
 def build_run(
