@@ -273,7 +273,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
 def _load_sentencepiece(path: str) -> sentencepiece.SentencePieceProcessor:
     if not path or not Path(path).is_file():
-        raise RequestError(f"there is no tokenizer at {path}: a ChatGLM2 folder holds it as {VOCAB_FILE}.")
+        where = f"at {path}" if path else "in this folder"
+        raise RequestError(f"there is no tokenizer {where}: a ChatGLM2 folder holds it as {VOCAB_FILE}.")
     model = sentencepiece.SentencePieceProcessor()
     try:
         model.load(str(path))

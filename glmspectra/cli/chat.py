@@ -28,7 +28,9 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Length of an answer.")] = 512,
     temperature: Annotated[float, typer.Option("--temperature", help="0: the likeliest token each time.")] = 0.8,
     top_p: Annotated[float, typer.Option("--top-p", help="Share of probability to draw from.")] = 0.8,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the draws.", show_default=False)] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the draws.", show_default=False)
+    ] = None,
     four_bit: Annotated[bool, typer.Option("--4bit", help="Load the model in NF4.")] = False,
     device: Device = "auto",
     as_json: Json = False,

@@ -23,11 +23,11 @@ def evaluate(
         Path | None, typer.Option("--data", help="Another data file or folder.", show_default=False)
     ] = None,
     split: Annotated[str, typer.Option("--split", help="valid or train.")] = "valid",
-    limit: Annotated[int | None, typer.Option("--limit", help="Rows at most.", show_default=False)] = None,
-    samples: Annotated[int, typer.Option("--samples", help="Answers to show side by side.")] = 0,
-    scored: Annotated[int, typer.Option("--scored", help="Rows to generate for ROUGE-L and BLEU.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Length of an answer.")] = 256,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows at a time.")] = 8,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Rows at most.", show_default=False)] = None,
+    samples: Annotated[int, typer.Option("--samples", min=0, help="Answers to show side by side.")] = 0,
+    scored: Annotated[int, typer.Option("--scored", min=0, help="Rows to generate for ROUGE-L and BLEU.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of an answer.")] = 256,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows at a time.")] = 8,
     out: Out = None,
     on_bad_data: OnBadData = None,
     columns: Columns = None,
@@ -55,6 +55,8 @@ def evaluate(
     if data is not None:
         options += data_options(data, split)
     settings = load_settings(args, [*options, *(overrides or [])])
+    if out is not None:  # what cannot be written is said before minutes of work
+        out.mkdir(parents=True, exist_ok=True)
     with counting(quiet) as progress:
         result = evaluation.evaluate(
             settings,

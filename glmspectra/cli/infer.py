@@ -16,12 +16,12 @@ def infer(
     adapter: Adapter = None,
     column: Annotated[str, typer.Option("--column", help="The field that holds the question.")] = "context",
     template: Annotated[str, typer.Option("--template", help="auto, plain or chat.")] = "auto",
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Length of an answer.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of an answer.")] = 256,
     max_length: Annotated[int, typer.Option("--max-length", help="Tokens of a question at most.")] = 2048,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Questions at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions at a time.")] = 8,
     temperature: Annotated[float, typer.Option("--temperature", help="0: the likeliest token each time.")] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p", help="Share of probability to draw from.")] = 0.8,
-    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 42,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the draws.")] = 42,
     four_bit: Annotated[bool, typer.Option("--4bit", help="Load the base in NF4.")] = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -40,6 +40,11 @@ def infer(
 
     if template not in ("auto", "plain", "chat"):
         raise RequestError(f"--template {template}: write auto, plain or chat.")
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise RequestError("--temperature is 0 or more, and --top-p in (0, 1].")
+    if out.is_dir():
+        raise RequestError(f"--out {out} is a folder: name the file that the answers go to.")
+    out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before minutes of work
     hush(quiet)
     place = choose_model(model)
     questions = inference.read_questions(source, column)

@@ -29,7 +29,7 @@ def loop(
     pilot_steps: Annotated[int, typer.Option("--pilot-steps", help="Length of a pilot.")] = 80,
     pilot_seeds: Annotated[int, typer.Option("--pilot-seeds", help="Pilots to average.")] = 1,
     control: Annotated[bool, typer.Option(help="Train uniform ranks of the same cost too, and compare.")] = True,
-    samples: Annotated[int, typer.Option("--samples", help="Answers shown side by side.")] = 5,
+    samples: Annotated[int, typer.Option("--samples", min=0, help="Answers shown side by side.")] = 5,
     overrides: Overrides = None,
     fresh: Fresh = False,
     device: Device = "auto",

@@ -87,6 +87,11 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
+    except OSError as error:
+        if debug or error.filename is None:
+            raise
+        typer.echo(f"error: {error.filename} cannot be read or written: {error.strerror}.", err=True)
+        sys.exit(GlmspectraError.exit_status)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:  # Typer turns Ctrl-C into this status, without a word
             typer.echo("interrupted: what was finished is kept; the same command goes on from there.", err=True)

@@ -44,10 +44,12 @@ def resolve_targets(model: Any, lora: Any) -> list[str]:
     entries = [wanted] if isinstance(wanted, str) else list(wanted)
     for entry in entries:
         single: Any = entry if isinstance(wanted, str) else [entry]
+        _check_regex("target_modules", single)
         if not _matching(linear, single):
             raise ConfigError(_no_match("target_modules", entry, linear))
     excluded = lora.exclude_modules
     for entry in [excluded] if isinstance(excluded, str) else excluded or []:
+        _check_regex("exclude_modules", excluded)
         if not _matching(linear, entry if isinstance(excluded, str) else [entry]):
             raise ConfigError(_no_match("exclude_modules", entry, linear))
     chosen = _matching(linear, wanted, excluded, lora.layers_to_transform, lora.layers_pattern)
@@ -109,6 +111,14 @@ def _matching(
     config.layers_to_transform, config.layers_pattern = layers, layers_pattern
     answers = ((name, check_target_module_exists(config, name)) for name in names)
     return [name for name, answer in answers if answer is True or isinstance(answer, re.Match)]
+
+
+def _check_regex(kind: str, value: Any) -> None:
+    """A string, unlike a list of names, is a regular expression."""
+    try:
+        re.compile(value if isinstance(value, str) else "")
+    except re.error as error:
+        raise ConfigError(f"{kind} {value} is no regular expression: {error}.") from None
 
 
 def _no_match(kind: str, key: str, names: list[str]) -> str:

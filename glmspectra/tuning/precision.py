@@ -44,12 +44,15 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise RequestError(f"--device {name}: write auto, cpu, cuda or cuda:N.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise RequestError(f"--device {name}: write auto, cpu, cuda or cuda:N.")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index
         if index >= count:
             raise RequestError(
-                f"--device {name}: this machine has {count} CUDA devices; write cpu, or a number below {count}."
+                f"--device {name}: this machine has {count} CUDA devices; "
+                f"write cpu{f', or a number below {count}' if count else ''}."
             )
         return torch.device("cuda", index)
     return device

@@ -154,6 +154,8 @@ def _own_fields(library: dict[str, Any]) -> dict[str, Any]:
         "output_dir": _field(str, "runs/train", "the path of a folder"),
         "logging_steps": _field(float, 10, "a number; below 1 a share of all steps"),
         "learning_rate": _field(float, 5e-5, "a number of at least 0", ge=0),
+        "num_train_epochs": _field(float, 3.0, "a number above 0", gt=0),
+        "dataloader_num_workers": _field(int, 0, "a whole number of at least 0", ge=0),
         "resume_from_checkpoint": _field(bool | str | None, None, "true, false, null or the path of a checkpoint"),
         # 5.24 renames these two to activation_*; here they keep one name.
         "gradient_checkpointing": _field(bool | None, False, "true, false or null"),

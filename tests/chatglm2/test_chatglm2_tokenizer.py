@@ -196,7 +196,7 @@ def test_template_with_a_system_message_and_with_a_finished_answer(tokenizer):
 
 
 def test_files_that_are_no_tokenizer(tmp_path: Path):
-    with pytest.raises(RequestError, match="there is no tokenizer at"):
+    with pytest.raises(RequestError, match="there is no tokenizer"):
         ChatGLMTokenizer(str(tmp_path / "tokenizer.model"))
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # GLM-4's form
     with pytest.raises(RequestError, match="is not a sentencepiece model"):

@@ -146,9 +146,10 @@ def _store(split: EncodedSplit, place: Path) -> None:
 
 
 def _write(split: EncodedSplit, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    own = Path(tempfile.mkdtemp(prefix=".writing-", dir=place.parent))
+    own: Path | None = None
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        own = Path(tempfile.mkdtemp(prefix=".writing-", dir=place.parent))
         split.dataset.save_to_disk(str(own / "rows"))
         notes = {"counts": asdict(split.counts), "bad": split.bad}
         (own / "notes.json").write_text(json.dumps(notes, ensure_ascii=False), encoding="utf-8")
@@ -158,4 +159,5 @@ def _write(split: EncodedSplit, place: Path) -> None:
     except OSError:
         # Another process may have put its own there in between: the same content. A cache that cannot be written
         # costs time at the next run, and nothing else.
-        shutil.rmtree(own, ignore_errors=True)
+        if own is not None:
+            shutil.rmtree(own, ignore_errors=True)

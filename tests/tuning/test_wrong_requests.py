@@ -1,0 +1,98 @@
+"""Requests of train, evaluate, infer, merge, chat and init that cannot be met: one sentence, and nothing lost."""
+
+import pytest
+from tiny_run import make_run, write_args, write_data, write_model
+
+from glmspectra.cli.main import main
+from glmspectra.errors import ConfigError, RequestError
+from glmspectra.tuning.checkpoints import check_place
+from glmspectra.tuning.merging import merge
+from glmspectra.tuning.precision import choose_device
+from glmspectra.tuning.settings import load_settings
+from glmspectra.tuning.training import prepare_run, save_final
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, data, the three files and an adapter that was not trained."""
+    folder = tmp_path_factory.mktemp("wrong")
+    write_data(folder / "data", 8, 4)
+    write_model(folder / "model", "chatglm", layers=1)
+    run = make_run(folder, folder / "model", folder / "data", train={"max_steps": 1})
+    save_final(run, None)
+    (folder / "file").write_text("kept")
+    (folder / "questions.jsonl").write_text('{"context": "abc?"}\n')
+    return folder
+
+
+TRAIN, EVALUATE = ("train", "--args", "args"), ("evaluate", "--args", "args")
+INFER = ("infer", "questions.jsonl", "--model", "model", "--out")
+MERGE = ("merge", "run/final_adapter", "--model", "model", "--out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        ((*EVALUATE, "--limit", "0"), 2, "--limit"),
+        ((*EVALUATE, "--batch-size", "0"), 2, "--batch-size"),
+        ((*EVALUATE, "--samples", "-1"), 2, "--samples"),
+        ((*EVALUATE, "--samples", "1", "--max-new-tokens", "0"), 2, "--max-new-tokens"),
+        ((*EVALUATE, "--device", "meta"), 2, "--device meta: write auto, cpu"),
+        ((*EVALUATE, "--out", "file"), 1, "file cannot be read or written: File exists."),
+        ((*INFER, "answers.jsonl", "--batch-size", "-2"), 2, "--batch-size"),
+        ((*INFER, "answers.jsonl", "--temperature", "-1"), 2, "--temperature is 0 or more"),
+        ((*INFER, "answers.jsonl", "--temperature", "1", "--top-p", "0"), 2, "--top-p in (0, 1]"),
+        ((*INFER, "data"), 2, "--out data is a folder"),
+        ((*INFER, "file/answers.jsonl"), 1, "file cannot be read or written: File exists."),
+        ((*MERGE, "file"), 2, "--out file is there already, and nothing is overwritten"),
+        ((*MERGE, "data"), 2, "--out data is there already, and nothing is overwritten"),
+        ((*MERGE, "file/merged"), 1, "cannot be read or written: Not a directory."),
+        (("chat", "abc", "--model", "model", "--seed", "-1"), 2, "--seed"),
+        (("init", "file"), 1, "cannot be read or written: Not a directory."),
+        ((*TRAIN, "--out", "file"), 1, "file cannot be read or written: File exists."),
+        ((*TRAIN, "--set", "lora.target_modules=("), 2, "target_modules ( is no regular expression: missing )"),
+        ((*TRAIN, "--set", "train.num_train_epochs=0"), 2, "num_train_epochs is 0; allowed: a number above 0"),
+        ((*TRAIN, "--set", "train.dataloader_num_workers=-1"), 2, "dataloader_num_workers is -1; allowed: a whole"),
+        ((*TRAIN, "--set", "finetune.final_model_path=file"), 2, "final_model_path file is there already"),
+        ((*TRAIN, "--set", "finetune.final_model_path=data"), 2, "holds other things than an earlier adapter_config"),
+        ((*TRAIN, "--out", "new", "--set", "finetune.final_model_path=new"), 2, "is output_dir or holds it"),
+    ],
+)
+def test_one_sentence_and_nothing_is_lost(place, monkeypatch, capsys, arguments, status, sentence):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "200")
+    before = sorted(path for path in place.rglob("*") if "cache" not in path.parts)
+    with pytest.raises(SystemExit) as leaving:
+        main([*arguments, "--quiet"])
+    message = capsys.readouterr().err
+    assert leaving.value.code == status, message
+    assert sentence in message
+    assert "Traceback" not in message
+    assert (place / "file").read_text() == "kept"
+    assert sorted(path for path in place.rglob("*") if "cache" not in path.parts) == before
+
+
+def test_an_earlier_adapter_is_replaced_and_an_empty_folder_filled(place, tmp_path):
+    check_place(place / "run" / "final_adapter", "final_model_path", "adapter_config.json")
+    check_place(tmp_path, "--out")
+    check_place(tmp_path / "new", "--out")
+    merge(place / "model", place / "run" / "final_adapter", tmp_path / "merged")
+    with pytest.raises(RequestError, match="is there already"):
+        merge(place / "model", place / "run" / "final_adapter", tmp_path / "merged")
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(place):
+    settings = load_settings(place / "args", [f"finetune.cache_dir={place / 'file'}"])
+    assert len(prepare_run(settings, device="cpu", quiet=True).data.train) == 8
+
+
+def test_a_card_that_is_not_there_is_named():
+    with pytest.raises(RequestError, match=r"--device cuda:99: this machine has \d+ CUDA devices; write cpu"):
+        choose_device("cuda:99")
+
+
+def test_the_final_adapter_cannot_hold_the_run(place, tmp_path):
+    args = write_args(tmp_path / "args", place / "model", place / "data")
+    overrides = [f"train.output_dir={tmp_path / 'a' / 'run'}", f"finetune.final_model_path={tmp_path / 'a'}"]
+    with pytest.raises(ConfigError, match="is output_dir or holds it"):
+        prepare_run(load_settings(args, overrides), device="cpu", quiet=True)
