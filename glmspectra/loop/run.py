@@ -7,6 +7,7 @@ from typing import Any
 from glmspectra.loop.options import LoopOptions
 from glmspectra.loop.stages import STAGES, Results
 from glmspectra.loop.state import LoopState
+from glmspectra.tuning.settings import load_settings
 
 
 def run_loop(
@@ -18,8 +19,10 @@ def run_loop(
     from what it left (tables, checkpoints). fresh: begin anew, with the tables that are measured already.
     say: told one line a stage.
 
-    Raises RequestError where the folder holds another loop, and what the stages raise.
+    Raises RequestError where the folder holds another loop, ConfigError where the settings of training cannot be, and
+    what the stages raise.
     """
+    load_settings(options.args, list(options.overrides))  # a fault in them is said before anything is measured
     state = LoopState.open(options, fresh)
     results: Results = {stage: state.result(stage) for stage in STAGES if state.finished(stage)}
     for number, (stage, work) in enumerate(STAGES.items(), start=1):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from glmspectra.errors import RequestError, StoreError
-from glmspectra.loop import STAGES, LoopOptions
+from glmspectra.errors import ConfigError, RequestError, StoreError
+from glmspectra.loop import STAGES, LoopOptions, run_loop
 from glmspectra.loop.state import LoopState
 from glmspectra.loop.story import verdict
 
@@ -80,6 +80,12 @@ def test_fresh_drops_trainings_that_may_be_of_other_settings(tmp_path):
     assert not LoopState.open(asked, fresh=True).finished("svd")
     assert not (asked.out / "training").exists()
     assert (asked.out / "param_matrix").is_dir()
+
+
+def test_wrong_settings_are_said_before_anything_is_measured(tmp_path):
+    with pytest.raises(ConfigError, match="learning_rat"):
+        run_loop(options(tmp_path, overrides=("train.learning_rat=1e-3",)))
+    assert not (tmp_path / "out").exists(), "the right settings may follow in the same folder"
 
 
 def test_a_broken_state_file_is_one_sentence(tmp_path):
