@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmspectra.errors import ConfigError
 from glmspectra.tuning import token_loss as token_loss_module
-from glmspectra.tuning.batching import right_padded
+from glmspectra.tuning.batching import REAL_TOKENS, right_padded
 from glmspectra.tuning.data import PackedCollator, PaddingCollator
 from glmspectra.tuning.data.packing import pack_dataset
 from glmspectra.tuning.sampling import EpochSampler
@@ -197,6 +197,10 @@ def test_a_run_on_the_real_data_equals_a_plain_loop(tmp_path, shared):
         tmp_path, folder, tmp_path / "rows.jsonl", changes, {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
         {"max_steps": steps, "learning_rate": rate, "lr_scheduler_type": "linear", "max_grad_norm": 0.5},
     )  # fmt: skip
+    fed, compute_loss = [], run.trainer.compute_loss
+    run.trainer.compute_loss = lambda model, inputs, *rest, **named: (
+        fed.append(dict(inputs)) or compute_loss(model, inputs, *rest, **named)
+    )
     train(run)
 
     # The loop, from the files alone.
@@ -230,10 +234,9 @@ def test_a_run_on_the_real_data_equals_a_plain_loop(tmp_path, shared):
         width = max(len(ids) for ids, _ in chosen)
         ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in chosen])
         labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in chosen])
-        if step == 0:
-            fed = run.trainer.data_collator([run.data.train[index] for index in order[:batch]])
-            assert torch.equal(fed["input_ids"], ids)
-            assert torch.equal(fed["labels"], labels)
+        assert set(fed[step]) == {"input_ids", "labels", REAL_TOKENS}  # padding is on the right: no mask is needed
+        assert torch.equal(fed[step]["input_ids"], ids)
+        assert torch.equal(fed[step]["labels"], labels)
         logits = plain(input_ids=ids).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         loss.backward()
@@ -243,6 +246,7 @@ def test_a_run_on_the_real_data_equals_a_plain_loop(tmp_path, shared):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss))
+    assert len(fed) == len(losses) == steps
     assert logged(run) == pytest.approx(losses, abs=2e-6)
     assert logged(run, "grad_norm") == pytest.approx(norms, rel=1e-4)
     trained = load_file(run.settings.final_adapter / "adapter_model.safetensors")
