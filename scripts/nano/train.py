@@ -1,12 +1,12 @@
 """Train nano, the checkpoint that glmspectra carries: tokenizer and model, from the text under `data/`.
 
     python scripts/nano/write_corpus.py     # once; the text is committed
-    python scripts/nano/train.py            # a minute on a GPU, some twenty on two cores
+    python scripts/nano/train.py            # a minute on a GPU, some fifteen on two cores
 
 Nano has ChatGLM2's form with small sizes, all multiples of 64 so that NF4 takes every matrix: 8 layers, hidden 128,
 ffn 320, 4 heads of 32 in 2 key-value groups, 1728 tokens. In float32 throughout. On one machine and one
-torch build the script gives the same bytes each time; elsewhere the same losses to about three digits, since sums are
-rounded in another order. The committed weights are from a GPU.
+torch build the script gives the same bytes each time; elsewhere the same losses to two or three digits, since random
+numbers and sums differ in their last digits. The committed weights are from two cores of a CPU.
 """
 
 import argparse
@@ -50,9 +50,7 @@ def texts(path: Path) -> list[str]:
 
 def train_tokenizer(folder: Path) -> ChatGLMTokenizer:
     """A byte-fallback sentencepiece model in the published tokenizer's form: no normalisation, unk 0, bos 1, eos 2."""
-    sample = [json.loads(line) for line in (ROOT / "data" / "train.jsonl").read_text("utf-8").splitlines()]
     sentences = [line for text in texts(CORPUS / "train.jsonl") for line in text.splitlines() if line]
-    sentences += [line for row in sample for line in (row["context"] + "\n" + row["target"]).splitlines() if line]
     with (folder / "tokenizer.model").open("wb") as model:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
