@@ -5,8 +5,8 @@
 
 Nano has ChatGLM2's form with small sizes, all multiples of 64 so that NF4 takes every matrix: 8 layers, hidden 128,
 ffn 320, 4 heads of 32 in 2 key-value groups, 1728 tokens. In float32 throughout. On one machine and one
-torch build the script gives the same bytes each time; elsewhere the same losses to two or three digits, since random
-numbers and sums differ in their last digits. The committed weights are from two cores of a CPU.
+torch build the script gives the same bytes each time; elsewhere the same first losses to about three digits, since sums
+are rounded in another order. The committed weights are from two cores of a CPU.
 """
 
 import argparse

@@ -130,8 +130,7 @@ def test_the_text_is_what_its_script_writes(tmp_path):
 
 @pytest.mark.slow
 def test_the_script_repeats_its_recorded_first_losses_and_the_tokenizer(tmp_path):
-    """The first steps of the same schedule, to 1 %: another processor draws other last digits at the start and sums
-    in another order (0.3 % was seen), and a model that does not learn stays 10 % above the second."""
+    """The first steps of the same schedule, to 0.5 %, since another processor sums in another order."""
     command = [sys.executable, str(SCRIPTS / "train.py"), "--work", str(tmp_path), "--stop-after", "20"]
     subprocess.run(command, check=True, capture_output=True)
     recorded, repeated = (
@@ -139,5 +138,5 @@ def test_the_script_repeats_its_recorded_first_losses_and_the_tokenizer(tmp_path
         for path in (EMBEDDED_MODEL / "trainer_state.json", tmp_path / "trainer_state.json")
     )
     assert len(repeated) == 2
-    np.testing.assert_allclose(repeated, recorded, rtol=1e-2)
+    np.testing.assert_allclose(repeated, recorded, rtol=5e-3)
     assert (tmp_path / "tokenizer.model").read_bytes() == (EMBEDDED_MODEL / "tokenizer.model").read_bytes()
