@@ -65,6 +65,12 @@ def _state_in(folder: Path) -> tuple[Path, bool] | None:
         inner = final
     if inner:
         return inner[0], True
+    weights = [path for ending in ("safetensors", "bin") for path in folder.glob(f"*.{ending}")]
+    if weights and all(path.name.startswith("adapter_model") for path in weights):
+        raise RequestError(
+            f"{folder}: holds {weights[0].name} and no {CONFIG_FILE}, without which an adapter's scale is not known: "
+            "copy it from where it was trained."
+        )
     if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.gguf")):
         return folder, False
     return None

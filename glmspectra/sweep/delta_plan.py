@@ -132,9 +132,16 @@ def plan_delta(base: Path | str | None, tuned: Path | str, options: DeltaOptions
     """
     states = [_open_state(where, options.initial) for where in tuned_checkpoints(tuned)]
     if base is None and (options.against_base or any(state.needs_base for state in states)):
-        kinds = ", ".join(sorted({state.kind for state in states if state.needs_base})) or "--against-base"
+        kinds = sorted({state.kind for state in states if state.needs_base and state.adapter is not None})
+        if any(state.adapter is None for state in states):
+            what = "is a model, no adapter: what changed"
+        else:
+            what = f"is an adapter, of which {' and '.join(kinds) or '--against-base'}"
+        for state in states:
+            if state.checkpoint is not None:
+                state.checkpoint.close()
         raise RequestError(
-            f"{tuned}: {kinds} cannot be told without the base weights; write glmspectra delta BASE TUNED."
+            f"{tuned} {what} cannot be told without the base weights; write glmspectra delta BASE TUNED."
         )
     opened = open_checkpoint(base) if base is not None else None
     try:
@@ -187,6 +194,11 @@ def _places(base: Checkpoint | None, states: list[State], options: DeltaOptions)
             state.names = names
             if len(names) < len(records):
                 notes.append(f"{state.where.path}: lacks {len(records) - len(names)} of the base's matrices.")
+            if further := _without_base(state.checkpoint, base):
+                notes.append(
+                    f"{state.where.path}: holds {len(further)} matrices that the base {base.path} lacks, such as "
+                    f"{further[0]}: they are left out; is it the right base?"
+                )
     changed = {name for state in states for name in state.names}
     chosen = [
         _place(position, base.tensors[name])
@@ -225,6 +237,13 @@ def _same_weights(base: Checkpoint, tuned: Checkpoint, records: dict[str, Tensor
     if not names:
         raise CheckpointError(f"{tuned.path} and {base.path} have no matrix of one name: they are of different models.")
     return names
+
+
+def _without_base(tuned: Checkpoint, base: Checkpoint) -> list[str]:
+    """Matrices inside the layers of the tuned model that match none of the base's."""
+    inside = {record.name: record for record in base.tensors.values() if record.is_layer_matrix}
+    known = set(_same_weights(base, tuned, inside).values())
+    return [record.name for record in tuned.tensors.values() if record.is_layer_matrix and record.name not in known]
 
 
 def _refuse_quantized(base: Checkpoint, tuned: Checkpoint, names: dict[str, str]) -> None:

@@ -91,3 +91,21 @@ def test_a_base_that_was_measured_when_columns_meant_something_else_is_passed_ov
     code, out, _ = run(capsys, "delta", "base", "one", "--no-report", "--quiet", "--json")
     assert code == 0
     assert not any("relative_frobenius" in entry for entry in json.loads(out)["summary"].values())
+
+
+def test_a_base_of_other_matrices_is_told_apart(here, capsys):
+    write_merged(here / "base", here / "merged", random_factors(2, 4, seed=1))
+    write_base(here / "short", layers=1)
+    code, out, _ = run(capsys, "delta", "short", "merged", "--no-report", "--json", "--quiet")
+    assert code == 0
+    (note,) = json.loads(out)["notes"]
+    assert "holds 4 matrices that the base short lacks" in note
+    assert "layers.1." in note
+    assert json.loads(run(capsys, "delta", "base", "merged", "--no-report", "--json", "--quiet")[1])["notes"] == []
+    code, _, err = run(capsys, "delta", "merged")
+    assert code == 2
+    assert "merged is a model, no adapter" in err
+    (here / "one" / "adapter_config.json").unlink()
+    code, _, err = run(capsys, "delta", "one")
+    assert code == 2
+    assert "no adapter_config.json" in err
