@@ -118,6 +118,7 @@ def dry_run(settings: Settings, device: str = "auto") -> DryRun:
     from glmspectra.tuning.families import family_of
     from glmspectra.tuning.precision import choose_device, choose_precision
     from glmspectra.tuning.preparation import (
+        check_not_packed,
         load_config,
         load_for_settings,
         load_tokenizer,
@@ -139,6 +140,8 @@ def dry_run(settings: Settings, device: str = "auto") -> DryRun:
     check_final_place(settings)
     tokenizer = load_tokenizer(settings.finetune.model_path)
     config = load_config(settings.finetune.model_path)
+    if settings.quantized:
+        check_not_packed(config, settings.finetune.model_path)
     data = prepare_data(
         settings, tokenizer, family_of(config), limit=positions_of(config), vocabulary=config.vocab_size
     )

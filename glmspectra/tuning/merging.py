@@ -61,7 +61,8 @@ class Merged:
             f"{self.kind} adapter of {self.changed} matrices merged into {self.base}: {base}.",
             f"Written to {self.out}: {self.nbytes / 2**20:,.1f} MiB of {self.dtype} in {len(self.files)} file"
             f"{'s' if len(self.files) > 1 else ''}.",
-            f"Rounding to {self.dtype} took at most {self.lost[1]:.2%} of a matrix's change ({self.lost[0]}).",
+            f"Rounding to {self.dtype} took at most {self.lost[1]:.2%} of a matrix's change"
+            f"{f' ({self.lost[0]})' if self.lost[0] else ''}.",
         ]
 
 

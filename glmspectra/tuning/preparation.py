@@ -111,13 +111,15 @@ def load_base(
     """A causal language model of any family that transformers knows, frozen, in evaluation mode, on one
     device.
 
-    quantization: a `BitsAndBytesConfig` or None. Raises CheckpointError when the folder cannot be loaded or lacks
-    weights of the model, TrainingError when a 4-bit load did not quantise what it should.
+    quantization: a `BitsAndBytesConfig` or None. Raises ConfigError when a packed folder is to be quantised again,
+    CheckpointError when the folder cannot be loaded or lacks weights of the model, TrainingError when a 4-bit load did
+    not quantise what it should.
     """
     from transformers import AutoModelForCausalLM
 
     folder, arguments = _load_arguments(model_location(model_path))
     if quantization is not None:
+        check_not_packed(load_config(model_path), model_path)
         arguments["quantization_config"] = quantization
         arguments["device_map"] = {"": device}
     try:
@@ -152,6 +154,15 @@ def load_base(
     else:
         model.to(device)
     return model.eval()
+
+
+def check_not_packed(config: Any, model_path: str | Path) -> None:
+    """Stop before weights that are whole numbers on disk already are quantised again. Raises ConfigError."""
+    if bits := getattr(config, "quantization_bit", 0):
+        raise ConfigError(
+            f"{model_path} is stored in {bits} bits already and is used as it is: set method to lora or adalora "
+            "(load_in_4bit false), and leave out --4bit."
+        )
 
 
 def _forget_gguf(model: Any) -> None:

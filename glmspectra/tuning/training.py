@@ -29,6 +29,7 @@ from glmspectra.tuning.preparation import (
     INITIAL_FOLDER,
     add_adapter,
     changes_base,
+    check_not_packed,
     enable_checkpointing,
     flops_parameters,
     initialize_from_data,
@@ -88,6 +89,8 @@ def prepare_run(
     check_final_place(settings)
     tokenizer = load_tokenizer(settings.finetune.model_path)
     config = load_config(settings.finetune.model_path)
+    if settings.quantized:
+        check_not_packed(config, settings.finetune.model_path)
     data = prepare_data(
         settings, tokenizer, family_of(config), limit=positions_of(config), vocabulary=config.vocab_size
     )

@@ -1,15 +1,19 @@
 """Requests of train, evaluate, infer, merge, chat and init that cannot be met: one sentence, and nothing lost."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from tiny_run import make_run, write_args, write_data, write_model
 
 from glmspectra.cli.main import main
 from glmspectra.errors import ConfigError, RequestError
 from glmspectra.tuning.checkpoints import check_place
+from glmspectra.tuning.dry_run import dry_run
 from glmspectra.tuning.merging import merge
 from glmspectra.tuning.precision import choose_device
 from glmspectra.tuning.settings import load_settings
-from glmspectra.tuning.training import prepare_run, save_final
+from glmspectra.tuning.training import prepare_run, save_final, train
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,21 @@ def test_a_cache_that_cannot_be_written_costs_time_only(place):
 def test_a_card_that_is_not_there_is_named():
     with pytest.raises(RequestError, match=r"--device cuda:99: this machine has \d+ CUDA devices; write cpu"):
         choose_device("cuda:99")
+
+
+def test_packed_weights_are_not_quantised_again_and_train_as_they_are(place, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(place / "model", tmp_path / "model")
+    AutoModelForCausalLM.from_pretrained(place / "model").quantize(4).save_pretrained(tmp_path / "model")
+    args = write_args(tmp_path / "args", tmp_path / "model", place / "data", train={"max_steps": 1})
+    for work in (dry_run, prepare_run):
+        with pytest.raises(ConfigError, match="is stored in 4 bits already and is used as it is: set method to lora"):
+            work(load_settings(args, ["method=qlora"]), "cpu")
+    found = dry_run(load_settings(args), "cpu")
+    assert found.trainable == {"query_key_value": 4 * (64 + 128)}
+    adapter = Path(train(prepare_run(load_settings(args), "cpu", quiet=True))["adapter"])
+    assert merge(tmp_path / "model", adapter, tmp_path / "merged").dequantized == 4
 
 
 def test_the_final_adapter_cannot_hold_the_run(place, tmp_path):
