@@ -25,6 +25,7 @@ from glmspectra.cli.values import values
 from glmspectra.errors import GlmspectraError
 
 INTERRUPTED = 130
+KEPT = "interrupted: what was finished is kept; the same command goes on from there."
 
 app = typer.Typer(
     name="glmspectra",
@@ -74,7 +75,10 @@ add(demo)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. Exit status: 0 done, 1 failed while working, 2 the request was wrong."""
+    """Run the command line. Exit status: 0 done, 1 failed while working, 2 the request was wrong, 130 interrupted.
+
+    An error that no one foresaw is one sentence too, and a traceback with --debug.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     fetch_no_kernels()
@@ -94,8 +98,21 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(GlmspectraError.exit_status)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:  # Typer turns Ctrl-C into this status, without a word
-            typer.echo("interrupted: what was finished is kept; the same command goes on from there.", err=True)
+            typer.echo(KEPT, err=True)
         raise
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            # Ctrl-C while a compiled module was being imported: Python makes an ImportError of it.
+            typer.echo(KEPT, err=True)
+            sys.exit(INTERRUPTED)
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        typer.echo(
+            f"error: {what} (not foreseen; what was finished is kept; --debug at the end of the command shows where).",
+            err=True,
+        )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -161,6 +161,29 @@ def test_an_unknown_option_is_status_2_and_the_traceback_needs_debug(capfd, mode
         main([*map(str, wrong), "--debug"])
 
 
+def test_an_error_that_no_one_foresaw_is_one_sentence_too(capfd, model, tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("first line\nsecond line")
+
+    monkeypatch.setattr("glmspectra.cli.measuring._sweep", fails)
+    command = ("svd", "--model", model, "--out", tmp_path)
+    status, out, err = run(capfd, *command)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("error: ValueError: first line second line (not foreseen")
+    with pytest.raises(ValueError, match="first line"):
+        main([*map(str, command), "--debug"])
+
+    def interrupted(*_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr("glmspectra.cli.measuring._sweep", interrupted)
+    status, _, err = run(capfd, *command)
+    assert (status, err.split(":")[0]) == (130, "interrupted")
+
+
 def test_results_go_to_the_current_folder_unless_told(capfd, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, _ = run(capfd, "svd", "--model", model, *NUMBERS_ONLY, "--json", "--matrices", "dense")
