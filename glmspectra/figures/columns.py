@@ -231,7 +231,7 @@ COLUMNS = {
             "share_of_rank_in_use",
             "share of the allotted rank in use",
             "",
-            "Directions of ΔW above the rounding floor over the rank of the adapter.",
+            "Directions that hold 99 % of the energy of ΔW over the rank of the adapter.",
             share=True,
         ),
         Column(
@@ -249,8 +249,8 @@ COLUMNS = {
         Column(
             "gradient_importance",
             "importance by gradients",
-            _WEIGHT,
-            "Mean of |weight times gradient| over the entries.",
+            "nats",
+            "Mean of |weight times gradient of the loss| over the entries.",
         ),
         Column("amplification", "amplification factor", _NONE, "Size of ΔW over that of W in the directions of ΔW."),
     )
