@@ -190,12 +190,17 @@ def draw_growth(matrices: pd.DataFrame, delta: pd.DataFrame | None = None) -> Fi
 def draw_rank_use(delta: pd.DataFrame) -> Figure | None:
     """Rank in use (dark bar) against the rank allotted (pale bar), by depth, a panel for each matrix type.
 
-    None when the table has no ranks. Raises StoreError when a key column is missing.
+    In use are the directions that hold 99 % of the energy of delta-W: nearly all of a trained adapter's are above the
+    rounding floor, which would tell nothing. None when the table has no ranks. Raises StoreError when a key column is
+    missing.
     """
     check_columns(delta, DELTA_KEY, "delta-W")
-    if not has(delta, "allotted_rank") or not has(delta, "rank"):
+    if not has(delta, "allotted_rank") or not has(delta, "share_of_rank_in_use"):
         return None
-    rows = delta[delta["layer"].notna()].assign(layer=lambda table: table["layer"].astype(int))
+    rows = delta[delta["layer"].notna()].assign(
+        layer=lambda table: table["layer"].astype(int),
+        used=lambda table: (table["share_of_rank_in_use"] * table["allotted_rank"]).astype(float).round(),
+    )
     order = list(dict.fromkeys(rows["matrix"]))[:MOST_PANELS]
     columns = min(2, len(order))
     figure, axes = style.panels(
@@ -210,12 +215,12 @@ def draw_rank_use(delta: pd.DataFrame) -> Figure | None:
     )
     layers = layers_of(rows)
     for i, (ax, matrix) in enumerate(zip(axes, order, strict=True)):
-        group = rows[rows["matrix"] == matrix].groupby("layer")[["allotted_rank", "rank"]].sum().astype(float)
+        group = rows[rows["matrix"] == matrix].groupby("layer")[["allotted_rank", "used"]].sum().astype(float)
         ax.bar(group.index, group["allotted_rank"], 0.82, color=style.PALE, gid=slug(f"allotted-{matrix}"))
-        ax.bar(group.index, group["rank"], 0.5, color=style.COLOURS[0], gid=slug(f"used-{matrix}"))
+        ax.bar(group.index, group["used"], 0.5, color=style.COLOURS[0], gid=slug(f"used-{matrix}"))
         ax.grid(False, axis="x")
         style.layer_axis(ax, layers, label=i >= len(order) - columns)
-        share = group["rank"].sum() / max(group["allotted_rank"].sum(), 1)
+        share = group["used"].sum() / max(group["allotted_rank"].sum(), 1)
         ax.set_title(f"{matrix}: {100 * share:.0f} % in use")
         if i % columns == 0:
             ax.set_ylabel("rank (directions)")
@@ -223,7 +228,7 @@ def draw_rank_use(delta: pd.DataFrame) -> Figure | None:
     style.key(
         figure,
         [Patch(color=style.PALE), Patch(color=style.COLOURS[0])],
-        ["allotted", "in use (above the rounding floor)"],
+        ["allotted", "in use (99 % of the energy of ΔW)"],
     )
     return figure
 

@@ -176,7 +176,8 @@ READINGS = {
     ),
     "delta_rank_use": Reading(
         "Rank in use and rank allotted",
-        "The pale bar is the rank that the adapter was given, the dark one the directions above the rounding floor. "
+        "The pale bar is the rank that the adapter was given, the dark one the directions that hold 99 % of the energy "
+        "of its change. "
         "Dark bars that reach the top everywhere were short of rank; low ones could give theirs away.",
         "Rank in use",
     ),

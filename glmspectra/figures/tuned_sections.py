@@ -157,7 +157,7 @@ def _of_step(delta: pd.DataFrame | None, step: int | None) -> pd.DataFrame | Non
 def _further(section: Section, album: Album, delta: pd.DataFrame) -> None:
     use = changes.draw_rank_use(delta)
     if use is not None:
-        alt = "Bars by layer, a panel for each matrix type, allotted and used rank."
+        alt = "Bars by layer, a panel for each matrix type: the rank allotted, the directions for 99 % of the energy."
         album.add(section, "delta_rank_use", use, alt)
     described = with_series(delta.assign(part="whole"))
     for name in ("relative_frobenius", "intruders", "amplification", "overlap_left", "overlap_right"):
