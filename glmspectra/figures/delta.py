@@ -9,7 +9,6 @@ matrix, side ('left' or 'right'), i and j (from 1), similarity.
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,7 +20,7 @@ from matplotlib.patches import Patch
 from glmspectra.figures import style
 from glmspectra.figures.columns import Column
 from glmspectra.figures.heatmaps import heat
-from glmspectra.figures.layers import Spectra, depth_bar, slug
+from glmspectra.figures.layers import NUMBER_LABEL, Spectra, depth_panels, slug
 from glmspectra.figures.ranks import check_columns
 from glmspectra.figures.tables import has, layers_of, place, thin, whole_matrices
 
@@ -47,22 +46,7 @@ def draw_delta_spectra(spectra: Spectra, delta: pd.DataFrame | None = None) -> F
     `spectra` of one step of quantity 'delta'; `delta` the further table of the same step (its noise_floor is drawn).
     """
     names = list(spectra.order)[:MOST_PANELS]
-    columns = min(4, len(names))
-    panel = (2.05, 2.1) if columns == 4 else (2.7, 2.2)
-    figure, axes = style.panels(
-        len(names),
-        columns,
-        panel,
-        left=0.82,
-        right=0.95,
-        top=0.34,
-        bottom=0.62,
-        gap=(0.2, 0.42),
-        sharex=True,
-        sharey=True,
-    )
-    shade = Normalize(min(spectra.layers), max(max(spectra.layers), min(spectra.layers) + 1))
-    colours = matplotlib.colormaps[style.DEPTH_MAP]
+    figure, axes, colour = depth_panels(names, spectra.layers, NUMBER_LABEL, _SIGMA)
     longest, largest, smallest = 1, 0.0, np.inf
     for ax, name in zip(axes, names, strict=True):
         for layer in spectra.layers:
@@ -73,7 +57,7 @@ def draw_delta_spectra(spectra: Spectra, delta: pd.DataFrame | None = None) -> F
             ax.plot(
                 at + 1,
                 np.where(sigma[at] > 0, sigma[at], np.nan),
-                color=colours(shade(layer)),
+                color=colour(layer),
                 linewidth=0.9,
                 marker="." if len(sigma) <= 64 else "",
                 markersize=2.5,
@@ -99,7 +83,6 @@ def draw_delta_spectra(spectra: Spectra, delta: pd.DataFrame | None = None) -> F
                 color="#20242a",
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2},
             )
-        ax.set_title(name, fontsize=8.5)
     first = axes[0]
     floors = [value for value in (_floor(delta, name) for name in names) if value > 0]
     low = max(min([smallest, *floors]) / 2, largest * 1e-9)
@@ -111,9 +94,6 @@ def draw_delta_spectra(spectra: Spectra, delta: pd.DataFrame | None = None) -> F
         first.set_xlim(0.3, longest + 0.7)
         style.linear_axis(first, "x", 4, whole=True)
     style.log_axis(first, "y", 5)
-    figure.supxlabel("singular value number (1 = largest)", fontsize=9, y=0.1 / figure.get_figheight(), va="bottom")
-    figure.supylabel(_SIGMA, fontsize=9, x=0.12 / figure.get_figwidth())
-    depth_bar(figure, shade)
     return figure
 
 
@@ -284,22 +264,7 @@ def draw_merged(weight: Spectra, merged: Spectra, top: int = 20) -> Figure | Non
     ]
     if not names:
         return None
-    columns = min(4, len(names))
-    panel = (2.05, 2.0) if columns == 4 else (2.7, 2.2)
-    figure, axes = style.panels(
-        len(names),
-        columns,
-        panel,
-        left=0.82,
-        right=0.95,
-        top=0.34,
-        bottom=0.62,
-        gap=(0.2, 0.42),
-        sharex=True,
-        sharey=True,
-    )
-    shade = Normalize(min(weight.layers), max(max(weight.layers), min(weight.layers) + 1))
-    colours = matplotlib.colormaps[style.DEPTH_MAP]
+    figure, axes, colour = depth_panels(names, weight.layers, NUMBER_LABEL, "change of σ from W to W + ΔW (%)")
     for ax, name in zip(axes, names, strict=True):
         for layer in weight.layers:
             before, after = weight.sigma.get((layer, name)), merged.sigma.get((layer, name))
@@ -309,17 +274,13 @@ def draw_merged(weight: Spectra, merged: Spectra, top: int = 20) -> Figure | Non
             ax.plot(
                 np.arange(1, count + 1),
                 100 * (after[:count] / before[:count] - 1),
-                color=colours(shade(layer)),
+                color=colour(layer),
                 linewidth=0.9,
                 gid=slug(f"moved-{name}-layer-{layer}"),
             )
         ax.axhline(0, color=style.GREY, linewidth=0.8)
-        ax.set_title(name, fontsize=8.5)
     style.linear_axis(axes[0], "y")
     style.linear_axis(axes[0], "x", 4, whole=True)
-    figure.supxlabel("singular value number (1 = largest)", fontsize=9, y=0.1 / figure.get_figheight(), va="bottom")
-    figure.supylabel("change of σ from W to W + ΔW (%)", fontsize=9, x=0.12 / figure.get_figwidth())
-    depth_bar(figure, shade)
     return figure
 
 

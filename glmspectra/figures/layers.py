@@ -1,7 +1,7 @@
 """Spectra of a run, one sheet for all layers, every layer of one matrix type on common axes, and what lies outside."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -157,37 +157,48 @@ def draw_sheet(spectra: Spectra, what: str = "top") -> Figure:
 def draw_spectra_by_matrix(spectra: Spectra) -> Figure:
     """A panel for each series, in it one line a layer, dark (near the input) to light."""
     names = list(spectra.order)[:MOST_PANELS]
-    columns = style.grid_columns(len(names))
-    panel = (2.1, 2.0) if columns == 4 else (2.7, 2.2)
-    figure, axes = style.panels(
-        len(names),
-        columns,
-        panel,
-        left=0.78,
-        right=0.95,
-        top=0.32,
-        bottom=0.6,
-        gap=(0.2, 0.42),
-        sharex=True,
-        sharey=True,
-    )
-    shade = Normalize(min(spectra.layers), max(max(spectra.layers), min(spectra.layers) + 1))
-    colours = matplotlib.colormaps[style.DEPTH_MAP]
+    figure, axes, colour = depth_panels(names, spectra.layers, NUMBER_LABEL, SIGMA_LABEL)
     for ax, name in zip(axes, names, strict=True):
         for layer in spectra.layers:
             if (layer, name) in spectra.sigma:
                 sigma = spectra.sigma[layer, name]
                 at = thin(len(sigma), 90)
-                ax.plot(
-                    at + 1, sigma[at], color=colours(shade(layer)), linewidth=0.9, gid=slug(f"{name}-layer-{layer}")
-                )
-        ax.set_title(name, fontsize=8.5)
+                ax.plot(at + 1, sigma[at], color=colour(layer), linewidth=0.9, gid=slug(f"{name}-layer-{layer}"))
     spectrum_axes(axes[0], [values for (_, name), values in spectra.sigma.items() if name in names])
     style.log_axis(axes[0], "x", 4)
-    figure.supxlabel(NUMBER_LABEL, fontsize=9, y=0.1 / figure.get_figheight(), va="bottom")
-    figure.supylabel(SIGMA_LABEL, fontsize=9, x=0.12 / figure.get_figwidth())
-    depth_bar(figure, shade)
     return figure
+
+
+def depth_panels(
+    names: Sequence[str], layers: Sequence[int], xlabel: str, ylabel: str
+) -> tuple[Figure, list[Axes], Callable[[int], tuple]]:
+    """A titled panel for each name, with shared axes, for one line a layer; and the colour of a layer, RGBA.
+
+    The colour scale stands in the right margin.
+    """
+    columns = style.grid_columns(len(names))
+    panel = (2.05, 2.05) if columns == 4 else (2.7, 2.2)
+    figure, axes = style.panels(
+        len(names),
+        columns,
+        panel,
+        left=0.82,
+        right=0.95,
+        top=0.34,
+        bottom=0.62,
+        gap=(0.2, 0.42),
+        sharex=True,
+        sharey=True,
+    )
+    for ax, name in zip(axes, names, strict=True):
+        ax.set_title(name, fontsize=8.5)
+    width, height = figure.get_size_inches()
+    figure.supxlabel(xlabel, fontsize=9, y=0.1 / height, va="bottom")
+    figure.supylabel(ylabel, fontsize=9, x=0.12 / width)
+    shade = Normalize(min(layers), max(max(layers), min(layers) + 1))
+    depth_bar(figure, shade)
+    colours = matplotlib.colormaps[style.DEPTH_MAP]
+    return figure, axes, lambda layer: colours(shade(layer))
 
 
 def depth_bar(figure: Figure, shade: Normalize) -> None:
