@@ -7,9 +7,10 @@
 
 Stages, in this order: `rates` (learning rate for each arm and budget, development part; grids grow while the best is at
 an edge), `screen` (every arm, two seeds, development part), `confirm` (the arms declared in `rank_study/arms.py`, ten
-fresh seeds, three budgets, test part), `curve` (uniform over ranks, for what a gain is worth). `--plan` tells what is
-open and the minutes it should take. Every finished job is one line of the output file; the same command goes on where a
-killed one stopped. `--shard 0/2` and `1/2` split a stage over two GPUs.
+fresh seeds, each with pilots of its own, three budgets, test part), `curve` (uniform over ranks, for what a gain is
+worth). The last two are refused while a grid of rates is open. `--plan` tells what is open and the minutes it should
+take. Every finished job is one line of the output file; the same command goes on where a killed one stopped.
+`--shard 0/2` and `1/2` split a stage over two GPUs.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from rank_study.bases import Base, load_chatglm2, load_smollm2, pretrain_chatglm
 from rank_study.facts import gather_facts, train_jobs
 from rank_study.moving_ranks import movers_of
 from rank_study.plan import BUDGETS, Job, groups_of, line_of, plan, read_lines
-from rank_study.table import markdown
+from rank_study.table import further, markdown
 from rank_study.tasks import Rows, encode, medical_pairs, python_bodies, split
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ranks.jsonl"
@@ -112,7 +113,7 @@ def main() -> None:
     paths = (options.out, *options.more)
     if options.print or options.plan:
         lines = [line for path in paths for line in read_lines(path)]
-        print(markdown(lines) if options.print else plan(lines, options.jobs, options.steps))
+        print(f"{markdown(lines)}\n\n{further(lines)}" if options.print else plan(lines, options.jobs, options.steps))
         return
     if options.base is None or options.stage is None:
         parser.error("give --base and --stage, or --print or --plan.")
@@ -128,15 +129,20 @@ def main() -> None:
     rows = rows_of(base, options.task, options.medical, options.length, options.held_out)
     rank = 3 * max(BUDGETS)  # three times the largest mean rank, so that the pilot itself cuts nothing off
     lengths = PILOT_LENGTHS if options.stage == "screen" else (PILOT,)
-    facts = gather_facts(
-        base, rows["train"], options.pilot_rate, lengths, rank, options.batch, options.work, options.task
-    )
     index, count = map(int, options.shard.split("/"))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    while True:  # a grid of rates may have grown by what was found
+
+    def open_groups() -> list[list[Job]]:
         lines = [line for path in paths for line in read_lines(path)]
         groups = groups_of(options.stage, options.base, options.task, lines, options.jobs)
-        groups = (groups[::-1] if options.reverse else groups)[index::count]
+        return (groups[::-1] if options.reverse else groups)[index::count]
+
+    own_seeds = sorted({job.seed for group in open_groups() for job in group}) if options.stage == "confirm" else ()
+    facts = gather_facts(
+        base, rows["train"], options.pilot_rate, lengths, rank, options.batch, options.work, options.task, own_seeds
+    )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    while True:  # a grid of rates may have grown by what was found
+        groups = open_groups()
         if not groups:
             return
         for number, group in enumerate(groups):

@@ -17,6 +17,7 @@ from rank_study.moving_ranks import MOVERS
 Ranks = dict[str, int]
 
 
+PILOTS = 3  # that are averaged
 PILOT = 80  # steps of the pilots of all arms whose name tells no other
 PILOT_LENGTHS = (20, 40, 80, 160)
 
@@ -24,19 +25,22 @@ PILOT_LENGTHS = (20, 40, 80, 160)
 @dataclass
 class Facts:
     """What arms may look at. targets: the adapted layers. delta: steps of the pilots -> sigma of delta-W by module, a
-    list over pilot seeds; preconditioned: the same in AdamW's metric. effective_rank: of the base weights.
+    list over pilot seeds; preconditioned: the same in AdamW's metric. own: seed of a job -> delta of pilots of its own,
+    so that what is said of many seeds holds for other pilots too; seeds that are not there take the first ones.
+    effective_rank: of the base weights.
     input_variance: explained-variance ratios of each layer's inputs, descending, and `input_directions` the directions
     (count, in) that belong to them."""
 
     targets: list[Target]
     delta: Mapping[int, list[Mapping[str, np.ndarray]]] = field(default_factory=dict)
     preconditioned: Mapping[int, list[Mapping[str, np.ndarray]]] = field(default_factory=dict)
+    own: Mapping[int, Mapping[int, list[Mapping[str, np.ndarray]]]] = field(default_factory=dict)
     effective_rank: Mapping[str, float] = field(default_factory=dict)
     input_variance: Mapping[str, np.ndarray] = field(default_factory=dict)
     input_directions: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
-    def mean_delta(self, pilots: int | None = None, steps: int = PILOT) -> dict[str, np.ndarray]:
-        return mean_of(self.delta[steps][:pilots])
+    def mean_delta(self, seed: int, pilots: int | None = None, steps: int = PILOT) -> dict[str, np.ndarray]:
+        return mean_of(self.own.get(seed, self.delta)[steps][:pilots])
 
 
 def mean_of(seeds: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -77,7 +81,7 @@ def effective_rank(facts: Facts, budget: int, seed: int) -> Ranks:
 
 
 def delta_threshold(facts: Facts, budget: int, seed: int, pilots: int | None = None, steps: int = PILOT) -> Ranks:
-    sizes = by_weight(facts.mean_delta(pilots, steps))
+    sizes = by_weight(facts.mean_delta(seed, pilots, steps))
     return by_module(share_by_threshold(facts.targets, sizes, budget, Limits()).ranks)
 
 
@@ -93,7 +97,7 @@ def wider(factor: float) -> "Arm":
 
 
 def delta_energy(facts: Facts, budget: int, seed: int) -> Ranks:
-    gains = {name: value**2 for name, value in by_weight(facts.mean_delta()).items()}
+    gains = {name: value**2 for name, value in by_weight(facts.mean_delta(seed)).items()}
     return by_module(share_gains(facts.targets, gains, budget, Limits()).ranks)
 
 
@@ -114,9 +118,15 @@ def type_alone(facts: Facts, budget: int, seed: int) -> Ranks:
     return by_module(share_real(facts.targets, real, budget, Limits()).ranks)
 
 
+EVA_RHO = 2.0  # PEFT's default: no layer gets more than rho times the uniform rank
+
+
 def eva(facts: Facts, budget: int, seed: int) -> Ranks:
-    """EVA (Paischer et al. 2024): directions of the layers' inputs by explained variance, largest first over all."""
-    return by_module(share_by_threshold(facts.targets, by_weight(facts.input_variance), budget, Limits()).ranks)
+    """EVA (Paischer et al. 2024): directions of the layers' inputs by explained variance, largest first over all, up to
+    rho times the uniform rank. Shared out by parameters, as for every arm, where PEFT counts directions."""
+    even = budget / sum(target.cost for target in facts.targets)
+    limits = Limits(max_rank=max(1, int(EVA_RHO * even)))
+    return by_module(share_by_threshold(facts.targets, by_weight(facts.input_variance), budget, limits).ranks)
 
 
 Arm = Callable[[Facts, int, int], Ranks]

@@ -7,13 +7,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rank_study.arms import Facts, targets_of
+from rank_study.arms import PILOT, PILOTS, Facts, targets_of
 from rank_study.bases import Base
 from rank_study.many_adapters import ManyAdapters
 from rank_study.moving_ranks import Mover
 from rank_study.tasks import Rows
 
 PILOT_SEEDS = (900, 901, 902)
+
+
+def pilot_seeds_of(seed: int) -> tuple[int, ...]:
+    """Pilots of a job's own, apart from those of every other seed and from the training itself."""
+    return tuple(1000 * seed + number for number in range(1, PILOTS + 1))
 
 
 def train_jobs(
@@ -48,14 +53,15 @@ def train_jobs(
 
 
 def pilot_spectra(
-    base: Base, rows: Rows, rank: int, rate: float, steps: int, batch: int
+    base: Base, rows: Rows, rank: int, rate: float, steps: int, batch: int, pilot_seeds: Sequence[int] = PILOT_SEEDS
 ) -> dict[str, list[dict[str, np.ndarray]]]:
     """Singular values of short uniform runs, a mapping a pilot seed: 'plain' of delta-W, 'preconditioned' of delta-W
     in AdamW's metric. By QR of B and A^T, then an R x R SVD, in float64."""
-    ranks = [dict.fromkeys(base.modules, rank)] * len(PILOT_SEEDS)
-    adapters = train_jobs(base, rows, ranks, [rate] * len(PILOT_SEEDS), list(PILOT_SEEDS), steps, batch)
+    count = len(pilot_seeds)
+    ranks = [dict.fromkeys(base.modules, rank)] * count
+    adapters = train_jobs(base, rows, ranks, [rate] * count, list(pilot_seeds), steps, batch)
     spectra: dict[str, list[dict[str, np.ndarray]]] = {
-        kind: [{} for _ in PILOT_SEEDS] for kind in ("plain", "preconditioned")
+        kind: [{} for _ in pilot_seeds] for kind in ("plain", "preconditioned")
     }
     for name, up, down in adapters.factors():
         up, down = up.double(), down.double()
@@ -133,12 +139,21 @@ def input_variances(base: Base, rows: Rows, most: int, batches: int = 8, batch: 
     return ratios, directions
 
 
-def pilots(base: Base, rows: Rows, rate: float, steps: int, rank: int, batch: int, cache: Path) -> dict:
+def pilots(
+    base: Base,
+    rows: Rows,
+    rate: float,
+    steps: int,
+    rank: int,
+    batch: int,
+    cache: Path,
+    pilot_seeds: Sequence[int] = PILOT_SEEDS,
+) -> dict:
     """`pilot_spectra`, kept in `cache` and read from there the next time."""
     if cache.is_file():
         kept = json.loads(cache.read_text())
     else:
-        found = pilot_spectra(base, rows, rank, rate, steps, batch)
+        found = pilot_spectra(base, rows, rank, rate, steps, batch, pilot_seeds)
         kept = {
             kind: [{name: [float(f"{v:.6g}") for v in values] for name, values in one.items()} for one in seeds]
             for kind, seeds in found.items()
@@ -154,18 +169,34 @@ def pilots(base: Base, rows: Rows, rate: float, steps: int, rank: int, batch: in
 
 
 def gather_facts(
-    base: Base, rows: Rows, rate: float, lengths: Sequence[int], rank: int, batch: int, folder: Path, task: str
+    base: Base,
+    rows: Rows,
+    rate: float,
+    lengths: Sequence[int],
+    rank: int,
+    batch: int,
+    folder: Path,
+    task: str,
+    own_seeds: Sequence[int] = (),
 ) -> Facts:
-    """Facts of a base and task, with pilots of these lengths in steps; what pilots found is kept in `folder`."""
+    """Facts of a base and task, with pilots of these lengths in steps; what pilots found is kept in `folder`.
+
+    own_seeds: seeds of jobs that get three pilots of their own, of the length PILOT.
+    """
     found = {
         steps: pilots(base, rows, rate, steps, rank, batch, folder / f"pilots-{base.name}-{task}-{steps}.json")
         for steps in lengths
     }
+    own = {}
+    for seed in own_seeds:
+        cache = folder / f"pilots-{base.name}-{task}-{PILOT}-of-{seed}.json"
+        own[seed] = {PILOT: pilots(base, rows, rate, PILOT, rank, batch, cache, pilot_seeds_of(seed))["plain"]}
     variance, directions = input_variances(base, rows, most=rank)
     return Facts(
         targets_of(base.shapes()),
         {steps: one["plain"] for steps, one in found.items()},
         {steps: one["preconditioned"] for steps, one in found.items() if "preconditioned" in one},
+        own,
         effective_ranks(base),
         variance,
         directions,

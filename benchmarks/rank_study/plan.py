@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rank_study.arms import ARMS, CONFIRMED, TUNED
+from rank_study.arms import ARMS, CONFIRMED, PILOT, PILOTS, TUNED
 
 BUDGETS = (2, 4, 8)  # uniform ranks whose parameters are shared out
 MIDDLE = 4
@@ -57,13 +57,17 @@ def finished(lines: list[dict]) -> set[tuple]:
 
 
 def rates_tried(lines: Sequence[dict], base: str, task: str, arm: str, budget: int) -> dict[float, float]:
-    """Rate -> mean loss on the development part over the seeds of tuning; infinity where a run diverged."""
-    losses: dict[float, list[float]] = {}
+    """Rate -> mean loss on the development part over the seeds of tuning; infinity where a run diverged.
+
+    A rate that a killed run left without some of its seeds is not tried yet."""
+    losses: dict[float, dict[int, float]] = {}
     for line in lines:
         found = (line["base"], line["task"], line["arm"], line["budget"], line["part"])
         if found == (base, task, arm, budget, "development") and line["seed"] in RATE_SEEDS[base]:
-            losses.setdefault(line["rate"], []).append(line["loss"] if math.isfinite(line["loss"]) else math.inf)
-    return {rate: sum(values) / len(values) for rate, values in losses.items()}
+            loss = line["loss"] if math.isfinite(line["loss"]) else math.inf
+            losses.setdefault(line["rate"], {})[line["seed"]] = loss
+    whole = {rate: own for rate, own in losses.items() if len(own) == len(RATE_SEEDS[base])}
+    return {rate: sum(own.values()) / len(own) for rate, own in whole.items()}
 
 
 def best_rate(lines: Sequence[dict], base: str, task: str, arm: str, budget: int) -> float:
@@ -86,6 +90,18 @@ def rates_wanted(lines: Sequence[dict], base: str, task: str, arm: str, budget: 
     return [rate for rate in further if RATE_LIMITS[0] <= rate <= RATE_LIMITS[1]]
 
 
+def _refuse_open_grids(base: str, task: str, lines: Sequence[dict], arms: Sequence[str]) -> None:
+    """A rate that is the best only because nothing beyond it was tried makes a comparison of arms void."""
+    for arm in arms:
+        for budget in BUDGETS:
+            if wanted := rates_wanted(lines, base, task, arm, budget):
+                shown = ", ".join(f"{rate:g}" for rate in wanted)
+                raise SystemExit(
+                    f"The grid of rates of {arm} at r {budget} on {base} and {task} is open (next {shown}): "
+                    "run --stage rates first."
+                )
+
+
 def jobs_of(stage: str, base: str, task: str, lines: Sequence[dict]) -> Iterator[Job]:
     """The jobs of a stage, done or not.
 
@@ -94,7 +110,7 @@ def jobs_of(stage: str, base: str, task: str, lines: Sequence[dict]) -> Iterator
     test, seed by seed so that a cut leaves pairs whole. curve: uniform over ranks on the same test part."""
     if stage == "rates":
         for budget in (MIDDLE, *(other for other in BUDGETS if other != MIDDLE)):
-            for arm in TUNED:
+            for arm in TUNED if budget == MIDDLE else CONFIRMED:  # others are screened at the middle budget only
                 for rate in rates_wanted(lines, base, task, arm, budget):
                     for seed in RATE_SEEDS[base]:
                         yield Job(base, task, arm, budget, seed, rate, "development")
@@ -104,11 +120,13 @@ def jobs_of(stage: str, base: str, task: str, lines: Sequence[dict]) -> Iterator
                 rate = best_rate(lines, base, task, arm if arm in TUNED else "delta-threshold", MIDDLE)
                 yield Job(base, task, arm, MIDDLE, seed, rate, "development")
     elif stage == "confirm":
+        _refuse_open_grids(base, task, lines, CONFIRMED)
         for seed in CONFIRM_SEEDS:
             for budget in BUDGETS:
                 for arm in CONFIRMED:
                     yield Job(base, task, arm, budget, seed, best_rate(lines, base, task, arm, budget), "test")
     elif stage == "curve":
+        _refuse_open_grids(base, task, lines, ("uniform",))
         for seed in CURVE_SEEDS:
             for rank in CURVE_RANKS:
                 yield Job(base, task, "uniform", rank, seed, best_rate(lines, base, task, "uniform", rank), "test")
@@ -147,7 +165,10 @@ def plan(lines: Sequence[dict], size: int, steps: int) -> str:
                 continue
             jobs = sum(len(group) for group in groups)
             each = seconds_of_group(lines, base, size, steps)
-            minutes = "unknown time" if each is None else f"about {each * jobs / size / 60:.0f} min"
+            runs = float(jobs)
+            if stage == "confirm":  # each seed has pilots of its own
+                runs += len({job.seed for group in groups for job in group}) * PILOTS * PILOT / steps
+            minutes = "unknown time" if each is None else f"about {each * runs / size / 60:.0f} min"
             told.append(f"{base} {task} {stage}: {len(groups)} groups, {jobs} jobs, {minutes}")
     return "\n".join(told)
 

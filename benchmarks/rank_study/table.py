@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rank_study.arms import ARMS, CONFIRMED
+from rank_study.arms import ARMS, CONFIRMED, PILOT, PILOTS
 from rank_study.plan import CONFIRM_SEEDS, MIDDLE, SCREEN_SEEDS, SETTINGS, best_rate
 from rank_study.statistics import holm, not_worse, paired, uniform_rank_of_equal_loss
 
@@ -109,4 +109,66 @@ def markdown(lines: Sequence[dict]) -> str:
             f"| {row['base']}, {row['task']} | {row['arm']} | {row['mean']:+.4f} | {row['seeds']} |"
             for row in rows_of_screen
         ]
+    return "\n".join(text)
+
+
+# Declared with the arms, before the fresh seeds: is a choice by layer more than the choice by kind of matrix?
+COMPARED = (("delta-threshold", "type-alone"), ("effective-rank", "type-alone"))
+
+
+def against_type(lines: Sequence[dict]) -> list[dict]:
+    """One row a setting, budget and pair of COMPARED, over the seeds that both have; Holm over these rows.
+
+    A family of its own: the other table asks whether an arm beats uniform, this one whether layers matter."""
+    table = []
+    for base, task in SETTINGS:
+        for budget in sorted({line["budget"] for line in lines if line["part"] == "test"}):
+            for arm, other in COMPARED:
+                one, two = (losses_of(lines, base, task, name, budget) for name in (arm, other))
+                seeds = sorted(set(one) & set(two))
+                if len(seeds) > 1:
+                    found = paired(np.array([one[s] for s in seeds]), np.array([two[s] for s in seeds]))
+                    table.append(
+                        {"base": base, "task": task, "budget": budget, "arm": arm, "other": other} | vars(found)
+                    )
+    for row, p in zip(table, holm([row["p"] for row in table]), strict=True):
+        row["holm_p"] = p
+    return table
+
+
+def costs(lines: Sequence[dict]) -> list[dict]:
+    """One row a setting: seconds of one training among others side by side, by the median, and with the pilots.
+
+    A pilot's step is taken to cost what the training's does; it has a larger rank, which matters little beside the
+    frozen weights."""
+    table = []
+    for base, task in SETTINGS:
+        own = [line for line in lines if (line["base"], line["task"], line["part"]) == (base, task, "test")]
+        if own:
+            seconds = float(np.median([line["seconds_of_group"] / line["jobs_in_group"] for line in own]))
+            steps, device = own[-1]["steps"], own[-1]["device"]
+            factor = 1 + PILOTS * PILOT / steps
+            table.append(
+                {"base": base, "task": task, "seconds": seconds, "steps": steps, "device": device, "factor": factor}
+            )
+    return table
+
+
+def further(lines: Sequence[dict]) -> str:
+    """What `--print` shows below the main table: arms against the kind of matrix alone, and the cost in time."""
+    text = [
+        "| base, task | budget | arm | loss - type-alone's (95 %) | seeds | p (Holm) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in against_type(lines):
+        text.append(
+            f"| {row['base']}, {row['task']} | r {row['budget']} | {row['arm']} | {row['mean']:+.4f} "
+            f"({row['low']:+.4f} .. {row['high']:+.4f}) | {row['seeds']} | {row['holm_p']:.2g} |"
+        )
+    text += ["", f"| base, task | one run | with its {PILOTS} pilots of {PILOT} steps |", "|---|---|---|"]
+    for row in costs(lines):
+        text.append(
+            f"| {row['base']}, {row['task']} | {row['steps']} steps, {row['seconds']:.1f} s ({row['device']}) | "
+            f"{row['factor']:.1f} times as long |"
+        )
     return "\n".join(text)

@@ -2,25 +2,41 @@
 
 import json
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import ranks
 from rank_study.arms import ARMS, PILOT, PILOT_LENGTHS, targets_of
 from rank_study.bases import Base, layer_linears
-from rank_study.facts import adam_metric, gather_facts, train_jobs
+from rank_study.facts import PILOT_SEEDS, adam_metric, gather_facts, pilot_seeds_of, train_jobs
 from rank_study.many_adapters import ManyAdapters
 from rank_study.moving_ranks import AdaLora, Reshared, thin_svd
-from rank_study.plan import CONFIRM_SEEDS, Job, best_rate, groups_of, jobs_of, plan, rates_wanted, read_lines
-from rank_study.table import losses_of, markdown
+from rank_study.plan import (
+    BUDGETS,
+    CONFIRM_SEEDS,
+    RATES,
+    Job,
+    best_rate,
+    groups_of,
+    jobs_of,
+    plan,
+    rates_wanted,
+    read_lines,
+)
+from rank_study.table import against_type, costs, losses_of, markdown
+from rank_study.table import rows as table_rows
 from rank_study.tasks import encode
 from test_rank_study import tiny_llama
+
+from glmspectra.ranks.measured import GAINS
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +191,70 @@ def test_a_grid_of_rates_grows_until_the_best_is_inside_it():
     assert best_rate(screened, *where) == 8e-3, "seeds of the screening do not tune"
 
 
+def test_only_arms_that_are_confirmed_are_tuned_at_every_budget():
+    tuned = {(job.arm, job.budget) for job in jobs_of("rates", "smollm2", "medical", [])}
+    assert {budget for arm, budget in tuned if arm == "adalora"} == {4}
+    assert {budget for arm, budget in tuned if arm == "type-alone"} == set(BUDGETS)
+
+
+def test_a_rate_that_lacks_a_seed_is_not_tried_yet():
+    where = ("chatglm2", "medical", "uniform", 4)
+    lines = [{**line(rate, 1.0 + rate, seed=10), "base": "chatglm2"} for rate in RATES["chatglm2"]]
+    assert rates_wanted(lines, *where) == list(RATES["chatglm2"])
+    lines += [{**line(rate, 1.0 + abs(rate - 4e-3), seed=11), "base": "chatglm2"} for rate in RATES["chatglm2"]]
+    assert rates_wanted(lines, *where) == [1e-3]
+
+
+def test_a_confirming_seed_has_pilots_of_its_own(base, rows, facts, tmp_path):
+    own = gather_facts(base, rows["train"], 1e-2, (PILOT,), 6, 2, tmp_path, "medical", own_seeds=(200, 201))
+    assert len({seed for asked in (200, 201) for seed in pilot_seeds_of(asked)} | set(PILOT_SEEDS)) == 9
+    budget = 2 * sum(target.cost for target in own.targets)
+    sizes = [own.mean_delta(seed) for seed in (200, 201, 5)]
+    name = base.modules[0]
+    assert not np.allclose(sizes[0][name], sizes[1][name])
+    assert np.allclose(sizes[2][name], own.mean_delta(6)[name]), "others share the first pilots"
+    for seed in (200, 201):
+        assert sum(ARMS["delta-threshold"](own, budget, seed)[t.module] * t.cost for t in own.targets) <= budget
+
+
+def test_eva_gives_no_layer_more_than_pefts_rho_allows(facts):
+    budget = 2 * sum(target.cost for target in facts.targets)
+    loud = next(iter(facts.input_variance))
+    variance = {name: np.full(6, 0.9 if name == loud else 0.1) for name in facts.input_variance}
+    found = ARMS["eva"](replace(facts, input_variance=variance), budget, 0)
+    assert found[loud] == max(found.values()) == 4
+
+
+def test_arms_are_compared_with_the_kind_alone_in_a_family_of_their_own():
+    lines = []
+    for rate, loss in ((4e-3, 1.2), (8e-3, 1.1), (1.6e-2, 1.3)):
+        lines += [line(rate, loss, arm) for arm in ("uniform", "delta-threshold", "effective-rank", "type-alone")]
+    gaps = np.random.default_rng(0).normal(-0.01, 0.002, size=10)
+    for seed, gap in zip(CONFIRM_SEEDS, gaps, strict=True):
+        for arm, shift in (("type-alone", 0.0), ("delta-threshold", gap), ("effective-rank", -gap)):
+            lines.append(line(8e-3, 1.0 + seed + shift, arm, seed=seed, part="test", device="card"))
+    found = {row["arm"]: row for row in against_type(lines)}
+    assert found["delta-threshold"]["mean"] == pytest.approx(gaps.mean())
+    assert found["effective-rank"]["mean"] == pytest.approx(-gaps.mean())
+    p = stats.ttest_1samp(gaps, 0).pvalue
+    assert [row["holm_p"] for row in found.values()] == pytest.approx([2 * p, 2 * p])
+    (cost,) = costs(lines)
+    assert (cost["seconds"], cost["factor"]) == (4.0, 2.0), "60 s for 15 jobs; 3 pilots of 80 steps beside 240"
+
+
+def test_what_suggest_rank_says_of_a_gain_is_what_the_lines_say():
+    lines = read_lines(Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "ranks.jsonl")
+    for name, gain in GAINS.items():
+        arm = name.replace("type:delta-threshold", "type-alone")
+        found = [row["paired"] for row in table_rows(lines) if row["base"] == "smollm2" and row["arm"] == arm]
+        gained = sorted(-one.mean for one in found)
+        assert len(found) == 3
+        assert (gain.least, gain.most) == pytest.approx((gained[0], gained[-1]), abs=6e-4), name
+        assert {one.seeds for one in found} == {gain.seeds}
+        others = [row for row in table_rows(lines) if row["base"] == "chatglm2" and row["arm"] == arm]
+        assert all(row["holm_p"] > 0.05 for row in others), "nothing on the other model"
+
+
 def test_the_table_reads_the_chosen_rate_and_fresh_seeds_first():
     lines = [line(4e-3, 1.2), line(8e-3, 1.1), line(4e-3, 9.0, seed=100, part="test")]
     where = ("smollm2", "medical", "uniform", 4)
@@ -196,10 +276,14 @@ def test_the_screening_is_printed_apart_from_the_evidence():
 def test_the_plan_counts_what_is_open():
     with pytest.raises(SystemExit, match="run --stage rates first"):
         list(jobs_of("confirm", "smollm2", "medical", []))
-    lines = [line(rate, loss, arm) for arm in ARMS for rate, loss in ((4e-3, 1.2), (8e-3, 1.1), (1.6e-2, 1.3))]
+    grid = ((4e-3, 1.2), (8e-3, 1.1), (1.6e-2, 1.3))
+    middle = [line(rate, loss, arm) for arm in ARMS for rate, loss in grid]
+    with pytest.raises(SystemExit, match=r"rates of uniform at r 2 on smollm2 and medical is open \(next 0.004"):
+        list(jobs_of("confirm", "smollm2", "medical", middle))
+    lines = [line(rate, loss, arm, budget) for arm in ARMS for budget in BUDGETS for rate, loss in grid]
     told = plan(lines, 15, 240)
-    assert "smollm2 medical confirm: 10 groups, 150 jobs, about 10 min" in told
-    assert "smollm2 python confirm: No rates are tuned" in told
+    assert "smollm2 medical confirm: 10 groups, 150 jobs, about 11 min" in told, "ten minutes, and the pilots"
+    assert "smollm2 python confirm: The grid of rates of uniform at r 2 on smollm2 and python is open" in told
     first = groups_of("confirm", "smollm2", "medical", lines, 15)[0]
     assert len(first) == 15
     assert {job.seed for job in first} == {CONFIRM_SEEDS[0]}, "a cut leaves pairs whole"
