@@ -37,17 +37,19 @@ OPTIONAL_COLUMNS = (
 )
 SIMILARITY_TABLE = ("name", "layer", "matrix", "side", "i", "j", "similarity")
 MOST_PANELS = 12
+FLOOR_REACH = 300.0  # how far below the smallest value a rounding floor may lie and still be drawn
 _SIGMA = "singular value σ of ΔW (units of the weight)"
 
 
 def draw_delta_spectra(spectra: Spectra, delta: pd.DataFrame | None = None) -> Figure:
     """A panel for each matrix type, one line a layer; a hatched band where rounding alone could have made the values.
 
-    `spectra` of one step of quantity 'delta'; `delta` the further table of the same step (its noise_floor is drawn).
+    `spectra` of one step of quantity 'delta'; `delta` the further table of the same step (its noise_floor is drawn,
+    unless it is so far down that the lines would be pressed together: `low_floors` names it then).
     """
     names = list(spectra.order)[:MOST_PANELS]
     figure, axes, colour = depth_panels(names, spectra.layers, NUMBER_LABEL, _SIGMA)
-    longest, largest, smallest = 1, 0.0, np.inf
+    longest, largest, smallest = 1, 0.0, _smallest(spectra)
     for ax, name in zip(axes, names, strict=True):
         for layer in spectra.layers:
             sigma = spectra.sigma.get((layer, name))
@@ -64,9 +66,8 @@ def draw_delta_spectra(spectra: Spectra, delta: pd.DataFrame | None = None) -> F
                 gid=slug(f"delta-{name}-layer-{layer}"),
             )
             longest, largest = max(longest, len(sigma)), max(largest, sigma[0])
-            smallest = min(smallest, sigma[sigma > 0][-1])
         floor = _floor(delta, name)
-        if floor > 0:
+        if floor > smallest / FLOOR_REACH:
             ax.axhspan(
                 floor * 1e-12, floor, facecolor="#eceef1", edgecolor="#b9bfc7", hatch="////", linewidth=0, zorder=0
             )
@@ -84,7 +85,7 @@ def draw_delta_spectra(spectra: Spectra, delta: pd.DataFrame | None = None) -> F
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2},
             )
     first = axes[0]
-    floors = [value for value in (_floor(delta, name) for name in names) if value > 0]
+    floors = [value for value in (_floor(delta, name) for name in names) if value > smallest / FLOOR_REACH]
     low = max(min([smallest, *floors]) / 2, largest * 1e-9)
     first.set_ylim(low, largest * 1.6)
     if longest > 64:
@@ -95,6 +96,17 @@ def draw_delta_spectra(spectra: Spectra, delta: pd.DataFrame | None = None) -> F
         style.linear_axis(first, "x", 4, whole=True)
     style.log_axis(first, "y", 5)
     return figure
+
+
+def _smallest(spectra: Spectra) -> float:
+    return min((float(sigma[sigma > 0][-1]) for sigma in spectra.sigma.values() if (sigma > 0).any()), default=np.inf)
+
+
+def low_floors(spectra: Spectra, delta: pd.DataFrame | None) -> float:
+    """The highest rounding floor that `draw_delta_spectra` leaves below its frame; 0 where it leaves none."""
+    smallest = _smallest(spectra)
+    floors = [_floor(delta, name) for name in list(spectra.order)[:MOST_PANELS]]
+    return max((floor for floor in floors if 0 < floor <= smallest / FLOOR_REACH), default=0.0)
 
 
 def _floor(delta: pd.DataFrame | None, series: str) -> float:

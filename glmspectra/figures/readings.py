@@ -157,8 +157,7 @@ READINGS = {
     "budget_curve": Reading(
         "What a budget buys",
         "Trainable parameters against what they are expected to give, for each criterion. Where a line has become "
-        "level, more rank buys little; where lines lie within each other's bands, the choice of criterion does not "
-        "matter.",
+        "level, more rank buys little; where lines lie on each other, the choice of criterion does not matter.",
         "Budget curve",
     ),
     "delta_spectra": Reading(

@@ -6,6 +6,7 @@ What `suggest-rank` and `delta` know beyond the three tables of a run lies besid
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from glmspectra.errors import RequestError, StoreError
 from glmspectra.figures import style, training
 from glmspectra.figures.page import Album, Section, write_page
 from glmspectra.figures.ranks import budget_of
-from glmspectra.figures.sections import Progress, analysis_sections, silent, training_sections
+from glmspectra.figures.sections import Progress, analysis_sections, silent, summary_section, training_sections
 from glmspectra.figures.tables import RunTables, Tables, layers_of, pick, whole_matrices
 from glmspectra.figures.tuned_sections import comparison_section, delta_sections, rank_sections
 
@@ -96,17 +97,27 @@ def write_tables_report(
             picked = pick(run, main)
             sections += analysis_sections(picked, album, columns, per_layer=main != "delta", progress=progress)
         if "delta" in quantities:
-            sections[1:1] = delta_sections(run, album, delta, similarity, progress=progress)
+            changed = delta_sections(run, album, delta, similarity, progress=progress)
+            if main == "delta":
+                sections[1:1] = changed
+            else:  # the weights before and after are there too, and come second
+                for section in changed[:1]:
+                    section.grid = summary_section(pick(run, "delta")).grid
+                sections[:1] = [*changed, replace(sections[0], title=f"Table of {_QUANTITIES[str(main)]}")]
         if ranks is not None and len(ranks):
             suggested = str(ranks["criterion"].iloc[0])
             chosen = budget_of(ranks, whole_matrices(run.matrices), suggested)
             sections[1:1] = rank_sections(ranks, album, budget_curve, chosen, suggested, progress)
         if runs:
             sections += [comparison_section(runs), *training_sections(runs, album, progress)]
-    name = title or f"Spectra of {facts.get('checkpoint', 'a checkpoint')}"
-    lead = (
-        f"Figures of {_QUANTITIES.get(main or '', main or 'ranks and training')}, drawn from the stored tables alone."
-    )
+    of = facts.get("checkpoint", "a checkpoint")
+    matter = _QUANTITIES.get(main or "", main or "ranks and training")
+    if "delta" in quantities:
+        name = title or f"What training changed: {of}"
+        matter = _QUANTITIES["delta"] + ("" if main == "delta" else f", and of {matter} before it")
+    else:
+        name = title or f"Spectra of {of}"
+    lead = f"Figures of {matter}, drawn from the stored tables alone."
     return write_page(Path(out), name, sections, facts, warnings, lead)
 
 

@@ -15,6 +15,10 @@ from glmspectra.figures.tables import Tables, has, in_layers, series_order
 
 # Column of matrices.parquet -> its head in the summary, where the words for an axis are too long.
 SUMMARY_HEADS = {
+    "rank": "rank above rounding",
+    "allotted_rank": "rank allotted",
+    "share_of_rank_in_use": "in use, %",
+    "relative_frobenius": "of ||W||, %",
     "spectral_norm": "spectral norm",
     "frobenius_norm": "Frobenius norm",
     "stable_rank": "stable rank",

@@ -117,7 +117,9 @@ def delta_sections(
     if spectra.sigma:
         title = READINGS["delta_spectra"].title + (f", step {step}" if step is not None else "")
         alt = f"Spectra of the change of {len(spectra.layers)} layers; largest {extremes(matrices, 'spectral_norm')}."
-        album.add(section, "delta_spectra", changes.draw_delta_spectra(spectra, now), alt, title)
+        low = changes.low_floors(spectra, now)
+        note = f"Rounding made at most {cell_text(low)} here, far below the frame." if low else ""
+        album.add(section, "delta_spectra", changes.draw_delta_spectra(spectra, now), alt, title, note=note)
     if len(matrices):
         alt = f"Lines by layer; effective rank {extremes(matrices, 'effective_rank')}."
         album.add(section, "delta_ranks", depth.draw_by_depth(matrices, RANK_MEASURES), alt)

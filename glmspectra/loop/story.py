@@ -32,7 +32,11 @@ def write_loop_page(options: LoopOptions, results: Results, out: Path) -> Path:
     with styled():
         sections = [_outcome(results), *_samples(results)]
         sections += rank_sections(
-            pd.read_parquet(tables / "ranks.parquet"), album, _table(tables / "budget_curve.parquet")
+            pd.read_parquet(tables / "ranks.parquet"),
+            album,
+            _table(tables / "budget_curve.parquet"),
+            results["suggest"]["parameters"],
+            results["suggest"]["criterion"],
         )
         sections += delta_sections(
             pilot, album, _table(pilot.folder / "delta.parquet"), _table(pilot.folder / "similarity.parquet")
@@ -75,7 +79,7 @@ def _outcome(results: Results) -> Section:
         parameters = results[stage].get("trainable_parameters") if stage else None
         measured = [values["loss"], values["perplexity"], values["token_accuracy"]]
         rows.append([name, *measured, gap.get("mean"), gap.get("low"), gap.get("high"), parameters])
-    words = list(results["suggest"]["lines"]) + verdict(results)
+    words = verdict(results) + list(results["suggest"]["lines"])
     return Section("outcome", "What came out", words, grid=Grid("Losses on rows not trained on.", heads, rows))
 
 

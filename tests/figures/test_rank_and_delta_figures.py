@@ -161,6 +161,12 @@ def test_delta_spectra_and_their_floor(grown, further):
     assert lines["delta-dense-layer-2"][:, 1] == pytest.approx(rows["sigma"].to_numpy())
     assert lines["floor-dense"][:, 1] == pytest.approx([0.2, 0.2])
     assert "floor-dense" not in drawn(delta.draw_delta_spectra(Spectra.of(last)))
+    assert delta.low_floors(Spectra.of(last), further) == 0
+    deep = further.assign(noise_floor=1e-9)
+    figure = delta.draw_delta_spectra(Spectra.of(last), deep)
+    assert "floor-dense" not in drawn(figure), "it would press the lines together"
+    assert figure.axes[0].get_ylim()[0] > 1e-6
+    assert delta.low_floors(Spectra.of(last), deep) == 1e-9
     assert "singular value σ of ΔW (units of the weight)" in words(figure)
 
 
@@ -248,6 +254,8 @@ def test_delta_report_from_tables_and_from_a_stored_run(grown, further, similari
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     whole = write_report(folder, tmp_path / "c").read_text(encoding="utf-8")
+    assert "What training changed: " in whole
+    assert whole.index("What training changed</h2>") < whole.index("Table of the weights</h2>")
     assert 'src="delta_growth.svg"' in whole
     assert 'src="layer_02.svg"' in whole
     (folder / "delta.parquet").write_bytes(b"not a table")
