@@ -93,11 +93,12 @@ def delta(
     similarity = _similarity(tuned, compare, initial) if compare is not None else {}
     index = None
     if not no_report:
-        from glmspectra.figures import write_report
+        from glmspectra.figures import write_overview, write_report
 
         if not quiet:
             stderr.print("drawing the report ...", highlight=False)
         index = write_report(run.folder, (out or Path()) / "reports" / run.folder.name)
+        write_overview(index.parent.parent)
     facts: dict[str, Any] = {
         "run": run.folder.name,
         "tables": str(run.folder),

@@ -97,7 +97,10 @@ def _tell(
     if export_jsonl:
         exported = store.export_jsonl(run)
     if report:
+        from glmspectra.figures import write_overview
+
         index = _draw(folder, (out or Path()) / REPORTS_FOLDER / folder.name, options.quiet)
+        write_overview(index.parent.parent)
     facts: dict[str, Any] = {
         "run": folder.name,
         "tables": str(folder),

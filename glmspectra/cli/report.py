@@ -87,10 +87,12 @@ def report(
         if training and not joined:
             place = out if out is not None and not folders else target / "training"
             pages.append(figures.write_training_report(training, place))
+    overview = figures.write_overview(target) if out is None or len(folders) > 1 else None
     drawn = {str(page): sorted(str(page.parent / name) for name in figures.figures_of(page)) for page in pages}
     finish(
-        {"pages": [str(page) for page in pages], "figures": drawn},
-        [f"{page} ({len(drawn[str(page)])} figures)" for page in pages],
+        {"pages": [str(page) for page in pages], "overview": str(overview) if overview else None, "figures": drawn},
+        [f"{page} ({len(drawn[str(page)])} figures)" for page in pages]
+        + ([f"{overview} (all of them)"] if overview else []),
         as_json,
     )
 

@@ -166,9 +166,10 @@ def suggest_rank(
     files = outcome.write(ranks or root / RANKS_FILE, tables, request)
     index = None
     if not no_report:
-        from glmspectra.figures import write_report
+        from glmspectra.figures import write_overview, write_report
 
         index = write_report(tables, root / "reports" / tables.name)
+        write_overview(root / "reports")
     said = outcome.lines()
     said += [
         f"ranks:  {files['ranks_file']} (glmspectra train --ranks {files['ranks_file']})",

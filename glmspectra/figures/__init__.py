@@ -4,6 +4,7 @@ Nothing here measures a matrix or opens a checkpoint: every figure is drawn from
 `trainer_state.json` of training folders, so all of it can be drawn again when the weights are gone.
 """
 
+from glmspectra.figures.overview import write_overview
 from glmspectra.figures.page import Album, Drawing, Grid, Section, figures_of, write_page
 from glmspectra.figures.report import (
     write_delta_report,
@@ -34,6 +35,7 @@ __all__ = [
     "styled",
     "training_sections",
     "write_delta_report",
+    "write_overview",
     "write_page",
     "write_ranks_report",
     "write_report",

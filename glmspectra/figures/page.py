@@ -52,6 +52,17 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A cell of a table that leads to another page, by a relative name."""
+
+    words: str
+    href: str
+
+    def __str__(self) -> str:
+        return self.words
+
+
+@dataclass(frozen=True)
 class Grid:
     """A table for a page. heads: (words, tooltip) of each column; rows: values, numbers as numbers.
     facets: columns a reader may filter by choosing a value; row_head: the column that names a row."""
@@ -158,6 +169,7 @@ def _environment() -> Environment:
     environment.filters["cell"] = cell_text
     environment.filters["key"] = sort_key
     environment.tests["prose"] = is_prose
+    environment.tests["link"] = lambda value: isinstance(value, Link)
     # The page's own style and script, not a reader's data: they go in unescaped.
     source = environment.loader.get_source if environment.loader else None
     assert source is not None

@@ -125,7 +125,7 @@ def measure_trained(options: LoopOptions, results: Results) -> dict[str, Any]:
 
 def write_story(options: LoopOptions, results: Results) -> dict[str, Any]:
     """The one page that tells what happened, and the full reports beside it."""
-    from glmspectra.figures import write_report
+    from glmspectra.figures import write_overview, write_report
     from glmspectra.loop.story import write_loop_page
 
     reports = options.out / REPORTS
@@ -133,7 +133,9 @@ def write_story(options: LoopOptions, results: Results) -> dict[str, Any]:
     folders.append(Path(results["final-delta"]["tables"]))
     for folder in folders:
         write_report(folder, reports / folder.name)
-    return {"page": str(write_loop_page(options, results, reports / "loop"))}
+    page = write_loop_page(options, results, reports / "loop")
+    write_overview(reports)
+    return {"page": str(page)}
 
 
 # name -> what runs; the order is the order of the loop.

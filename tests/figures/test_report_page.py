@@ -11,6 +11,7 @@ from synthetic_run import make_tables, store_tables, training_folder
 
 from glmspectra.cli.main import main
 from glmspectra.figures import Album, Grid, Section, Tables, styled, write_page, write_report, write_tables_report
+from glmspectra.figures.overview import write_overview
 from glmspectra.figures.page import cell_text, sort_key
 from glmspectra.figures.report import run_facts
 from glmspectra.figures.style import panels
@@ -333,3 +334,24 @@ def test_report_command_says_what_is_wrong(tmp_path, capsys, monkeypatch, argume
         main(arguments)
     assert left.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_page_over_all_reports_links_to_each_and_leaves_others_alone(tmp_path):
+    reports = tmp_path / "reports"
+    write_tables_report(make_tables(layers=2), reports / "one <run>", title="Spectra of <one>")
+    assert write_overview(reports) is None, "one report needs no list"
+    write_tables_report(make_tables(layers=2), reports / "two", title="Spectra of two")
+    (reports / "theirs").mkdir()
+    (reports / "theirs" / "index.html").write_text("<title>not ours</title>")
+    page = write_overview(reports)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    assert '<a href="one%20%3Crun%3E/index.html">Spectra of &lt;one&gt;</a>' in text
+    assert '<a href="two/index.html">Spectra of two</a>' in text
+    assert "not ours" not in text
+    before = page.read_bytes()
+    assert write_overview(reports) == page
+    assert page.read_bytes() == before
+    page.write_text("mine")
+    assert write_overview(reports) is None
+    assert page.read_text() == "mine"
