@@ -2,9 +2,11 @@
 
 What `suggest-rank` and `delta` know beyond the three tables of a run lies beside these as `ranks.parquet`,
 `budget_curve.parquet`, `delta.parquet` and `similarity.parquet` (columns: `figures.ranks` and `figures.delta`);
-`write_report` draws each that is there; the criterion that `ranks.parquet` names first is the suggested one.
+`write_report` draws each that is there; the criterion that `ranks.parquet` names first is the suggested one, and
+`ranks_summary.json` holds what `suggest-rank` said of it.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,8 +58,27 @@ def write_report(
     further = {name: _further(run_folder / f"{name}.parquet") for name in FURTHER_TABLES}
     runs = _training_runs(training_folders)
     return write_tables_report(
-        run, out or REPORTS / run_folder.name, runs=runs, columns=columns, progress=progress, title=None, **further
+        run,
+        out or REPORTS / run_folder.name,
+        runs=runs,
+        columns=columns,
+        rank_words=_rank_words(run_folder / "ranks_summary.json"),
+        progress=progress,
+        title=None,
+        **further,
     )
+
+
+def _rank_words(path: Path) -> list[str]:
+    """What `suggest-rank` said in words; empty where it left nothing."""
+    if not path.is_file():
+        return []
+    try:
+        return [str(line) for line in json.loads(path.read_text(encoding="utf-8"))["lines"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path} cannot be read ({error}): remove it, or run `glmspectra suggest-rank` again."
+        ) from error
 
 
 def _further(path: Path) -> pd.DataFrame | None:
@@ -82,9 +103,13 @@ def write_tables_report(
     budget_curve: pd.DataFrame | None = None,
     delta: pd.DataFrame | None = None,
     similarity: pd.DataFrame | None = None,
+    rank_words: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Path:
-    """As `write_report`, from tables in memory. Returns the path of index.html."""
+    """As `write_report`, from tables in memory; rank_words: the summary of the ranks, a paragraph each.
+
+    Returns the path of index.html.
+    """
     album = Album(Path(out))
     facts, warnings = run_facts(run)
     sections: list[Section] = []
@@ -107,7 +132,7 @@ def write_tables_report(
         if ranks is not None and len(ranks):
             suggested = str(ranks["criterion"].iloc[0])
             chosen = budget_of(ranks, whole_matrices(run.matrices), suggested)
-            sections[1:1] = rank_sections(ranks, album, budget_curve, chosen, suggested, progress)
+            sections[1:1] = rank_sections(ranks, album, budget_curve, chosen, suggested, progress, rank_words)
         if runs:
             sections += [comparison_section(runs), *training_sections(runs, album, progress)]
     of = facts.get("checkpoint", "a checkpoint")

@@ -28,12 +28,13 @@ def rank_sections(
     chosen: float | None = None,
     criterion: str | None = None,
     progress: Progress = silent,
+    words: Sequence[str] = (),
 ) -> list[Section]:
     """Figures of suggested ranks, and a table of them.
 
     table: a row for each criterion and base weight (`figures.ranks` names the columns). curve: what each budget buys.
-    chosen: the budget in trainable parameters. criterion: the one that is suggested. Raises StoreError when a column
-    is missing.
+    chosen: the budget in trainable parameters. criterion: the one that is suggested. words: the summary of the
+    suggestion, a paragraph each. Raises StoreError when a column is missing.
     """
     ranks.check_columns(table, ranks.RANK_TABLE, "ranks")
     section = Section("suggested-ranks", "Suggested ranks")
@@ -44,7 +45,8 @@ def rank_sections(
             f"The suggestion is by {criterion}; the other criteria stand beside it at the same budget, and uniform "
             "ranks are the control."
         )
-    note = _disagreement(table, criteria)
+    section.paragraphs += words
+    note = "" if words else _disagreement(table, criteria)
     if note:
         section.paragraphs.append(note)
     listed = ", ".join(criteria)

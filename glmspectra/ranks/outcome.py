@@ -11,7 +11,7 @@ from glmspectra.ranks import report
 from glmspectra.ranks.budget import Budget, default_budget, parse_budget
 from glmspectra.ranks.evidence import Evidence, gather
 from glmspectra.ranks.exports import EXPORTS
-from glmspectra.ranks.peft_form import DEFAULT_SCALE
+from glmspectra.ranks.peft_form import DEFAULT_SCALE, write_json
 from glmspectra.ranks.sharing import Limits
 from glmspectra.ranks.stability import Stability, between_runs, between_steps
 from glmspectra.ranks.suggest import Suggestion, budget_curve, check_criterion, default_criterion, suggest_all
@@ -67,8 +67,9 @@ class Outcome:
         return report.lines(self.suggestions, self.evidence, self.curve, self.stabilities)
 
     def write(self, path: Path, tables: Path, request: RankRequest) -> dict[str, Any]:
-        """The ranks file at `path`, exports beside it, tables into the run's folder; paths by what they are."""
-        return report.write_suggestion(
+        """The ranks file at `path`, exports beside it, tables and the summary in words into the run's folder; paths by
+        what they are."""
+        files = report.write_suggestion(
             path,
             tables,
             self.suggestions,
@@ -78,6 +79,8 @@ class Outcome:
             request.rslora,
             request.exports,
         )
+        summary = write_json(tables / "ranks_summary.json", {"ranks_file": str(path), "lines": self.lines()})
+        return {**files, "summary": str(summary)}
 
 
 def evidence_and_budget(base: Run | None, deltas: Sequence[Run], request: RankRequest) -> tuple[Evidence, Budget]:

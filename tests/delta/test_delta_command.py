@@ -93,6 +93,16 @@ def test_a_base_that_was_measured_when_columns_meant_something_else_is_passed_ov
     assert not any("relative_frobenius" in entry for entry in json.loads(out)["summary"].values())
 
 
+def test_what_suggest_rank_says_is_kept_for_its_report(here, capsys):
+    assert run(capsys, "svd", "--model", "base", "--no-report", "--no-values", "--quiet")[0] == 0
+    asked = ("suggest-rank", "--model", "base", "--delta", "one", "--delta", "two", "--budget", "like:r=2")
+    code, out, _ = run(capsys, *asked, "--no-report")
+    assert code == 0
+    told = json.loads(next((here / "param_matrix").glob("base-*/ranks_summary.json")).read_text())
+    assert any(line.startswith("Between 2 pilots") for line in told["lines"])
+    assert all(line in out for line in told["lines"])
+
+
 def test_a_base_of_other_matrices_is_told_apart(here, capsys):
     write_merged(here / "base", here / "merged", random_factors(2, 4, seed=1))
     write_base(here / "short", layers=1)

@@ -1,5 +1,6 @@
 """Figures of suggested ranks and of what training changed."""
 
+import json
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -240,7 +241,7 @@ def test_ranks_report(suggested, tmp_path):
 
 
 @pytest.mark.slow
-def test_delta_report_from_tables_and_from_a_stored_run(grown, further, similarity, tmp_path):
+def test_delta_report_from_tables_and_from_a_stored_run(grown, further, similarity, suggested, tmp_path):
     page = write_delta_report(grown, tmp_path / "a", delta=further, similarity=similarity)
     names = {path.name for path in (tmp_path / "a").glob("*.svg")}
     wanted = ["spectra", "ranks", "rank_use", "relative_frobenius", "intruders", "growth", "similarity", "merged"]
@@ -253,11 +254,20 @@ def test_delta_report_from_tables_and_from_a_stored_run(grown, further, similari
     write_delta_report(folder, tmp_path / "b")
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    suggested.to_parquet(folder / "ranks.parquet")
+    moved = (
+        "Between 2 pilots, 14% of the parameters move (at most 14%), where the suggestion itself is 26% from uniform."
+    )
+    (folder / "ranks_summary.json").write_text(json.dumps({"lines": ["Ranks by delta-threshold", moved]}))
     whole = write_report(folder, tmp_path / "c").read_text(encoding="utf-8")
+    assert f"<p>{moved}</p>" in whole
     assert "What training changed: " in whole
     assert whole.index("What training changed</h2>") < whole.index("Table of the weights</h2>")
     assert 'src="delta_growth.svg"' in whole
     assert 'src="layer_02.svg"' in whole
+    (folder / "ranks_summary.json").write_text("[")
+    with pytest.raises(StoreError, match=r"ranks_summary\.json cannot be read"):
+        write_report(folder, tmp_path / "c")
     (folder / "delta.parquet").write_bytes(b"not a table")
     with pytest.raises(StoreError, match=r"delta\.parquet cannot be read as a table"):
         write_report(folder, tmp_path / "d")
