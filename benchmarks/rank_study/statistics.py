@@ -44,11 +44,24 @@ def not_worse(arm: np.ndarray, uniform: np.ndarray, margin: float) -> float:
     return float(stats.ttest_1samp(difference, margin, alternative="less").pvalue)
 
 
-def uniform_rank_of_equal_loss(ranks: list[int], losses: list[float], loss: float) -> float:
-    """Uniform's rank that would reach `loss`, from its own curve: monotone, linear in log rank between its points.
+@dataclass(frozen=True)
+class EqualLoss:
+    """Uniform's rank of a given loss, and whether it is only the end of the curve, beyond which nothing is known."""
 
-    Outside the curve the answer is the nearer end, so that a saving is never extrapolated.
+    rank: float
+    at_end: bool
+
+
+def uniform_rank_of_equal_loss(ranks: list[int], losses: list[float], loss: float) -> EqualLoss:
+    """Uniform's rank that would reach `loss`, from its own curve: descending, linear in log rank between its points.
+
+    A rank that is no better than a smaller one is no point of the curve. Outside the curve the answer is the nearer
+    end, so that a saving is never extrapolated.
     """
-    order = np.argsort(ranks)
-    x, y = np.log(np.asarray(ranks, dtype=float)[order]), np.minimum.accumulate(np.asarray(losses, dtype=float)[order])
-    return float(np.exp(np.interp(-loss, -y, x)))
+    points: list[tuple[int, float]] = []
+    for rank, own in sorted(zip(ranks, losses, strict=True)):
+        if not points or own < points[-1][1]:
+            points.append((rank, own))
+    x, y = np.log([rank for rank, _ in points]), np.array([own for _, own in points])
+    at_end = not y[-1] < loss < y[0]
+    return EqualLoss(float(np.exp(np.interp(-loss, -y, x))), at_end)

@@ -59,7 +59,6 @@ def rows(lines: Sequence[dict]) -> list[dict]:
                 if len(ranks) > 2 and budget in ranks:
                     at = curve[ranks.index(budget)] + float((a - u).mean())
                     row["worth"] = uniform_rank_of_equal_loss(ranks, curve, at)
-                    row["curve_end"] = row["worth"] in (float(ranks[0]), float(ranks[-1]))
                 table.append(row)
     for row, p in zip(table, holm([row["paired"].p for row in table]), strict=True):
         row["holm_p"] = p
@@ -96,7 +95,8 @@ def markdown(lines: Sequence[dict]) -> str:
     ]
     for row in rows(lines):
         one = row["paired"]
-        worth = "-" if "worth" not in row else f"{row['worth']:.1f}" + (" (end of curve)" if row["curve_end"] else "")
+        equal = row.get("worth")
+        worth = "-" if equal is None else f"{equal.rank:.1f}" + (" (end of curve)" if equal.at_end else "")
         text.append(
             f"| {row['base']}, {row['task']} | r {row['budget']} ({row['uniform']:.4f}) | {row['arm']} | "
             f"{one.mean:+.4f} ({one.low:+.4f} .. {one.high:+.4f}) | {one.seeds} | {row['holm_p']:.2g} | "

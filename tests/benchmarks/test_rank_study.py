@@ -174,6 +174,14 @@ def test_paired_and_holm_agree_with_scipy_and_the_paper():
 
 def test_saving_is_read_off_the_uniform_curve_and_never_extrapolated():
     ranks, losses = [1, 2, 4, 8], [1.2, 1.1, 1.0, 0.9]
-    assert uniform_rank_of_equal_loss(ranks, losses, 1.0) == pytest.approx(4)
-    assert uniform_rank_of_equal_loss(ranks, losses, 1.05) == pytest.approx(np.sqrt(8))
-    assert uniform_rank_of_equal_loss(ranks, losses, 0.1) == pytest.approx(8)
+    for loss, rank, at_end in (
+        (1.0, 4, False),
+        (1.05, np.sqrt(8), False),
+        (0.9, 8, True),
+        (0.1, 8, True),
+        (2, 1, True),
+    ):
+        found = uniform_rank_of_equal_loss(ranks, losses, loss)
+        assert (found.rank, found.at_end) == (pytest.approx(rank), at_end)
+    found = uniform_rank_of_equal_loss(ranks, [1.2, 1.1, 1.0, 1.1], 0.95)
+    assert (found.rank, found.at_end) == (pytest.approx(4), True), "a rank that is worse than a smaller one is no point"
