@@ -1,5 +1,6 @@
 """Composes the commands and turns an error into one sentence and an exit status."""
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -92,9 +93,11 @@ def main(arguments: list[str] | None = None) -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
     except OSError as error:
-        if debug or error.filename is None:
+        if debug or (error.filename is None and error.errno != errno.ENOSPC):
             raise
-        typer.echo(f"error: {error.filename} cannot be read or written: {error.strerror}.", err=True)
+        place = error.filename or "a result"
+        message = f"{place} cannot be read or written ({error.strerror}): name another place, or mend this one."
+        typer.echo(f"error: {message}", err=True)
         sys.exit(GlmspectraError.exit_status)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:  # Typer turns Ctrl-C into this status, without a word
