@@ -4,12 +4,12 @@
     python scripts/nano/train.py            # a minute on a GPU, some fifteen on two cores
 
 Nano has ChatGLM2's form with small sizes, all multiples of 64 so that NF4 takes every matrix: 8 layers, hidden 128,
-ffn 320, 4 heads of 32 in 2 key-value groups, 1728 tokens. In float32 throughout. On one machine and one
-torch build the script gives the same bytes each time; elsewhere the same first losses to about three digits, since sums
-are rounded in another order. The committed weights are from two cores of a CPU.
+ffn 320, 4 heads of 32 in 2 key-value groups, 1728 tokens. In float32 throughout. On one machine and one torch build the
+script gives the same bytes each time; elsewhere the same first losses to about three digits, since sums are rounded in
+another order. The committed weights are from two cores of a CPU.
 
-New weights want new ranks in the preset that carries them, `args_file/qlora_spectra/ranks.json` (there and in the package):
-`glmspectra svd --layers all`, then `glmspectra suggest-rank --ranks FILE`.
+New weights want new ranks in the preset that carries them, `args_file/qlora_spectra/ranks.json` (there and in the
+package): `glmspectra svd --layers all`, then `glmspectra suggest-rank --ranks FILE`.
 """
 
 import argparse
