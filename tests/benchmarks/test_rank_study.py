@@ -153,6 +153,7 @@ def test_rows_mask_the_prompt_and_learn_the_end():
     assert rows.input_ids[1].tolist() == [1] + [112] * 7 + [113] * 8
 
 
+@pytest.mark.slow
 def test_splits_are_disjoint_and_python_bodies_are_many():
     pairs = python_bodies()
     training, development, test = split(pairs, 100)

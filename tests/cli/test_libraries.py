@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 from glmspectra.cli.main import main
 try:
@@ -15,6 +17,7 @@ assert not transformers.utils.is_kernels_available()
 """
 
 
+@pytest.mark.slow
 def test_kernels_are_fetched_by_no_library_even_where_the_package_is_installed(tmp_path):
     """bitsandbytes asks for them when peft imports it, 4 bits or not (on CPUs with AVX512_BF16)."""
     (tmp_path / "kernels.py").write_text("def get_kernel(*a, **k): print('FETCHED')\nprint('IMPORTED')\n")

@@ -337,6 +337,7 @@ def test_every_number_of_the_table_has_a_meaning():
         assert name in COLUMNS, name
 
 
+@pytest.mark.slow
 def test_a_figure_that_leaves_lines_out_says_so(tmp_path):
     shapes = {f"matrix_{i:02d}": ((6, 5), {}) for i in range(layers.MOST_LINES + 2)}
     album = Album(tmp_path)

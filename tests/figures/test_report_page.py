@@ -336,6 +336,7 @@ def test_report_command_says_what_is_wrong(tmp_path, capsys, monkeypatch, argume
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_page_over_all_reports_links_to_each_and_leaves_others_alone(tmp_path):
     reports = tmp_path / "reports"
     write_tables_report(make_tables(layers=2), reports / "one <run>", title="Spectra of <one>")
