@@ -126,12 +126,15 @@ def measured_speed(device: str, side: int = 768) -> float:
 def plan_delta(base: Path | str | None, tuned: Path | str, options: DeltaOptions) -> DeltaPlan:
     """Open base and states, and find what is to be measured. Close the plan when done.
 
-    base: a checkpoint; None where every state is an adapter that needs none. tuned: an adapter, a checkpoint,
-    or a run's folder with checkpoint-N in it. Raises RequestError when the base is needed and absent or
-    nothing is selected, CheckpointError when base and states do not fit.
+    base: a checkpoint; None where every state is an adapter that needs none, or names a base that is there.
+    tuned: an adapter, a checkpoint, or a run's folder with checkpoint-N in it. Raises RequestError when the base
+    is needed and absent or nothing is selected, CheckpointError when base and states do not fit.
     """
     states = [_open_state(where, options.initial) for where in tuned_checkpoints(tuned)]
-    if base is None and (options.against_base or any(state.needs_base for state in states)):
+    needs_base = options.against_base or any(state.needs_base for state in states)
+    named = _named_base(states) if base is None and needs_base else None
+    base = base if named is None else named
+    if base is None and needs_base:
         kinds = sorted({state.kind for state in states if state.needs_base and state.adapter is not None})
         if any(state.adapter is None for state in states):
             what = "is a model, no adapter: what changed"
@@ -146,12 +149,13 @@ def plan_delta(base: Path | str | None, tuned: Path | str, options: DeltaOptions
     opened = open_checkpoint(base) if base is not None else None
     try:
         places, notes = _places(opened, states, options)
+        notes += [f"the base is {named}, which the adapter names."] if named is not None else []
     except BaseException:
         for checkpoint in (opened, *(state.checkpoint for state in states)):
             if checkpoint is not None:
                 checkpoint.close()
         raise
-    streams = opened is not None and (options.against_base or any(state.needs_base for state in states))
+    streams = opened is not None and needs_base
     names = {place.name for place in places}
     bytes_read = sum(r.nbytes for name, r in opened.tensors.items() if name in names) if streams and opened else 0
     for state in states:
@@ -160,6 +164,13 @@ def plan_delta(base: Path | str | None, tuned: Path | str, options: DeltaOptions
                 state.checkpoint.tensors[state.names[p.name]].nbytes for p in places if p.name in state.names
             )
     return DeltaPlan(opened, states, places, options, _source(opened, states, tuned), streams, bytes_read, notes)
+
+
+def _named_base(states: list[State]) -> Path | None:
+    """The local folder or file that all adapters name as their base; None where there is no such one."""
+    names = {state.adapter.base_model if state.adapter is not None else None for state in states}
+    name = names.pop() if len(names) == 1 else None
+    return Path(name) if name and Path(name).exists() else None
 
 
 def _open_state(where: TunedCheckpoint, initial: Path | None) -> State:

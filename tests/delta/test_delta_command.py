@@ -70,6 +70,17 @@ def test_wrong_requests_are_one_sentence_with_exit_status_2(here, capsys):
     assert "--against-base cannot be told without the base weights" in err
 
 
+def test_the_base_that_an_adapter_names_is_taken_where_it_is_there(here, capsys):
+    path = here / "one" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(here / "base")}))
+    asked = ("--against-base", "--json", "--no-report", "--quiet")
+    code, out, _ = run(capsys, "delta", "one", *asked)
+    assert code == 0
+    named = json.loads(out)
+    assert f"the base is {here / 'base'}, which the adapter names." in named["notes"]
+    assert named["summary"] == json.loads(run(capsys, "delta", "base", "one", *asked, "--fresh")[1])["summary"]
+
+
 @pytest.mark.slow
 def test_the_report_draws_what_changed(here, capsys):
     code, out, _ = run(capsys, "delta", "base", "one", "--against-base", "--json", "--quiet")
