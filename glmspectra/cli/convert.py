@@ -8,6 +8,12 @@ from glmspectra.cli.options import Json, Model, Out, Quiet
 
 FORMS = ("safetensors", "glm", "chatglm")
 
+# AutoTokenizer goes by the model's type, and its class for Glm knows no prefix and, without protobuf, not the file.
+GLM_TOKENIZER = (
+    "\nThe tokenizer stays ChatGLM2's: take its ids from glmspectra.chatglm2.ChatGLMTokenizer. AutoTokenizer reads the "
+    "same pieces here, but puts no [gMASK] sop before them, which the model was trained to see."
+)
+
 
 def convert(
     model: Model = None,
@@ -89,10 +95,9 @@ def convert(
             "shards_kept_from_before": done.resumed,
         }
     kept = f", {done.resumed} of them from before" if done.resumed else ""
-    finish(
-        result,
+    told = (
         f"{len(done.shards)} safetensors file{'s' if len(done.shards) != 1 else ''}{kept}, "
         f"{sum(done.shards.values()) / 1e9:.3f} GB, written to {done.out} and compared; "
-        f"{len(done.copied)} other files copied.",
-        as_json,
+        f"{len(done.copied)} other files copied."
     )
+    finish(result, told + (GLM_TOKENIZER if to == "glm" else ""), as_json)

@@ -1,14 +1,15 @@
 """The same logits as transformers' own GlmForCausalLM, on random configurations."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer, GlmForCausalLM
+from transformers import AutoModelForCausalLM, GlmForCausalLM
 
-from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
+from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer
 from glmspectra.chatglm2.conversion import chatglm_config, correspondences, from_glm, glm_config, to_glm
 from glmspectra.chatglm2.folder_conversion import convert_folder
 from glmspectra.errors import CheckpointError, ConfigError, RequestError
@@ -239,12 +240,17 @@ def test_the_command_converts_there_and_back(tmp_path, capsys, monkeypatch):
     nano = AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32)
     glm = AutoModelForCausalLM.from_pretrained("nano-glm", dtype=torch.float32)
     assert type(glm) is GlmForCausalLM
-    tokenizer = AutoTokenizer.from_pretrained("nano-glm")
+    tokenizer = ChatGLMTokenizer.from_pretrained("nano-glm")
     inputs = tokenizer(["头晕怎么办？"], return_tensors="pt")
+    assert inputs["input_ids"][0, :2].tolist() == tokenizer.convert_tokens_to_ids(["[gMASK]", "sop"])
     with torch.no_grad():
         expected = nano(**inputs).logits
         assert (glm(**inputs).logits - expected).abs().max() < 1e-5
     assert run("--model", "nano-glm", "--to", "chatglm", "--out", "back", "--quiet") == 0
+    assert "gMASK" not in capsys.readouterr().out
+    assert run("--model", "nano", "--to", "glm", "--out", "again", "--quiet") == 0
+    assert "puts no [gMASK] sop before them" in capsys.readouterr().out.replace("\n", " ")
+    shutil.rmtree("again")
     back = AutoModelForCausalLM.from_pretrained("back", dtype=torch.float32)
     assert all(torch.equal(weight, dict(back.named_parameters())[name]) for name, weight in nano.named_parameters())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "nano-glm"]  # nothing unfinished beside them
