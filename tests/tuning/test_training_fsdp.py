@@ -1,19 +1,13 @@
 """FSDP over two GPUs: LoRA and QLoRA, against one process with twice the batch."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import make_run, write_args, write_data, write_model
+from tiny_run import make_run, train_on_two_processes, write_args, write_data, write_model
 
 from glmspectra.tuning.training import train
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.gpu
@@ -34,14 +28,7 @@ def test_a_sharded_run_gives_the_losses_of_one_process(tmp_path, method):
         "fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["GLMBlock"]}
     }  # fmt: skip
     args = write_args(tmp_path / "two" / "args", model, data, finetune, {"lora_dropout": 0.0}, sharded)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
-        "--rdzv-endpoint", "localhost:0", "-m", "glmspectra", "train", "--args", str(args), "--device", "cuda",
-        "--quiet", "--no-report",
-    ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_on_two_processes(tmp_path, args, "cuda", "--quiet")
     history = json.loads((tmp_path / "two/run/trainer_state.json").read_text())["log_history"]
     found = [entry["loss"] for entry in history if "loss" in entry]
     expected = [entry["loss"] for entry in one.trainer.state.log_history if "loss" in entry]

@@ -3,16 +3,13 @@
 import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tiny_run import make_run, tokenizer, write_args, write_data, write_model
+from tiny_run import make_run, tokenizer, train_on_two_processes, write_args, write_data, write_model
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, set_seed
@@ -27,8 +24,6 @@ from glmspectra.tuning.sampling import EpochSampler
 from glmspectra.tuning.throughput import PEAK_FLOPS, Throughput
 from glmspectra.tuning.token_loss import TokenLoss, linear_cross_entropy
 from glmspectra.tuning.training import train
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -264,14 +259,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, model, data):
     )
     train(one)
     args = write_args(tmp_path / "two" / "args", model, data, lora={"lora_dropout": 0.0}, train=common)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
-        "--rdzv-endpoint", "localhost:0", "-m", "glmspectra", "train", "--args", str(args), "--device", "cpu",
-        "--json", "--no-report",
-    ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = train_on_two_processes(tmp_path, args, "cpu", "--json")
     assert json.loads(done.stdout)["steps"] == 6  # one object, of the first process alone
     history = json.loads((tmp_path / "two/run/trainer_state.json").read_text())["log_history"]
     for key in ("loss", "eval_loss", "grad_norm"):

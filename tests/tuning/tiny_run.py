@@ -2,7 +2,10 @@
 files."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -15,7 +18,8 @@ from glmspectra.tuning.training import prepare_run
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz ?.问答患者头痛发烧吃药休息多喝水"
 VOCABULARY = 64
-REPOSITORY_DATA = Path(__file__).parents[2] / "data"
+REPOSITORY = Path(__file__).parents[2]
+REPOSITORY_DATA = REPOSITORY / "data"
 QUESTIONS = {"头痛": "吃药", "发烧": "休息", "abc": "xyz", "水": "多喝水"}
 
 
@@ -92,6 +96,19 @@ def make_run(root: Path, model: Path, data: Path, finetune=None, lora=None, trai
     """A prepared run under `root` on the CPU."""
     args = write_args(root / "args", model, data, finetune, lora, train)
     return prepare_run(load_settings(args), device="cpu", quiet=True, **options)
+
+
+def train_on_two_processes(folder: Path, args: Path, device: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """`glmspectra train` under torchrun, started in `folder`; it must end well."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", "localhost:0", "-m", "glmspectra", "train", "--args", str(args), "--device", device,
+        "--no-report", *options,
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
 ADALORA = {
