@@ -134,11 +134,10 @@ def suggest_rank(
     from glmspectra.errors import RequestError
     from glmspectra.ranks import Limits
     from glmspectra.ranks.outcome import RankRequest, suggest_ranks
+    from glmspectra.ranks.peft_form import scale_of
 
     if pilot is not None or gradients is not None:
         hush(quiet or as_json)
-    from glmspectra.ranks.peft_form import scale_of
-
     if pilot_seeds > 1 and pilot is None:
         raise RequestError("--pilot-seeds counts pilots, and none is asked for: give --pilot STEPS too.")
     if step is not None and not delta:

@@ -23,10 +23,7 @@ class Column:
 _DIRECTIONS = "directions"
 _WEIGHT = "units of the weight"
 _NONE = "no unit"
-_QUANTILES = {
-    **{"0001": "0.01", "001": "0.1", "01": "1", "05": "5", "25": "25", "50": "50"},
-    **{"75": "75", "95": "95", "99": "99", "999": "99.9", "9999": "99.99"},
-}
+_QUANTILES = ("0001", "001", "01", "05", "25", "50", "75", "95", "99", "999", "9999")  # decimals of the share below
 
 COLUMNS = {
     column.name: column
@@ -51,12 +48,12 @@ COLUMNS = {
         *(
             Column(
                 f"q_{digits}",
-                f"{percent} % quantile",
+                f"{100 * float(f'0.{digits}'):.4g} % quantile",
                 _WEIGHT,
-                f"{percent} % of the entries are at or below this value.",
+                f"{100 * float(f'0.{digits}'):.4g} % of the entries are at or below this value.",
                 signed=True,
             )
-            for digits, percent in _QUANTILES.items()
+            for digits in _QUANTILES
         ),
         Column("share_nan", "entries that are NaN", "", "Share of entries that are no number.", share=True),
         Column("share_inf", "entries that are infinite", "", "Share of infinite entries.", share=True),

@@ -96,9 +96,7 @@ class DeltaPlan:
     notes: list[str]
 
     def close(self) -> None:
-        for checkpoint in (self.base, *(state.checkpoint for state in self.states)):
-            if checkpoint is not None:
-                checkpoint.close()
+        _close(self.base, self.states)
 
     def sentence(self, device: str) -> str:
         """The cost before it is paid: bytes to read, eigenproblems, and the time on this device."""
@@ -110,6 +108,12 @@ class DeltaPlan:
             f"{self.bytes_read / 1e9:.2f} GB and decomposes up to {largest} x {largest}; "
             f"about {time_left(seconds)} on {device}."
         )
+
+
+def _close(base: Checkpoint | None, states: list[State]) -> None:
+    for checkpoint in (base, *(state.checkpoint for state in states)):
+        if checkpoint is not None:
+            checkpoint.close()
 
 
 def measured_speed(device: str, side: int = 768) -> float:
@@ -140,9 +144,7 @@ def plan_delta(base: Path | str | None, tuned: Path | str, options: DeltaOptions
             what = "is a model, no adapter: what changed"
         else:
             what = f"is an adapter, of which {' and '.join(kinds) or '--against-base'}"
-        for state in states:
-            if state.checkpoint is not None:
-                state.checkpoint.close()
+        _close(None, states)
         raise RequestError(
             f"{tuned} {what} cannot be told without the base weights; write glmspectra delta BASE TUNED."
         )
@@ -151,9 +153,7 @@ def plan_delta(base: Path | str | None, tuned: Path | str, options: DeltaOptions
         places, notes = _places(opened, states, options)
         notes += [f"the base is {named}, which the adapter names."] if named is not None else []
     except BaseException:
-        for checkpoint in (opened, *(state.checkpoint for state in states)):
-            if checkpoint is not None:
-                checkpoint.close()
+        _close(opened, states)
         raise
     streams = opened is not None and needs_base
     names = {place.name for place in places}
