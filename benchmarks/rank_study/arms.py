@@ -4,57 +4,17 @@ The shares are those of `glmspectra suggest-rank`, so that what is tested is wha
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-import torch
 
-from glmspectra.ranks.evidence import Target
 from glmspectra.ranks.sharing import Limits, share_by_threshold, share_gains, share_real, share_scores
+from rank_study.facts import PILOT, Facts, mean_of
 from rank_study.moving_ranks import MOVERS
 
 Ranks = dict[str, int]
 
-
-PILOTS = 3  # that are averaged
-PILOT = 80  # steps of the pilots of all arms whose name tells no other
-PILOT_LENGTHS = (20, 40, 80, 160)
-
-
-@dataclass
-class Facts:
-    """What arms may look at. targets: the adapted layers. delta: steps of the pilots -> sigma of delta-W by module, a
-    list over pilot seeds; preconditioned: the same in AdamW's metric. own: seed of a job -> delta of pilots of its own,
-    so that what is said of many seeds holds for other pilots too; seeds that are not there take the first ones.
-    effective_rank: of the base weights.
-    input_variance: explained-variance ratios of each layer's inputs, descending, and `input_directions` the directions
-    (count, in) that belong to them."""
-
-    targets: list[Target]
-    delta: Mapping[int, list[Mapping[str, np.ndarray]]] = field(default_factory=dict)
-    preconditioned: Mapping[int, list[Mapping[str, np.ndarray]]] = field(default_factory=dict)
-    own: Mapping[int, Mapping[int, list[Mapping[str, np.ndarray]]]] = field(default_factory=dict)
-    effective_rank: Mapping[str, float] = field(default_factory=dict)
-    input_variance: Mapping[str, np.ndarray] = field(default_factory=dict)
-    input_directions: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-    def mean_delta(self, seed: int, pilots: int | None = None, steps: int = PILOT) -> dict[str, np.ndarray]:
-        return mean_of(self.own.get(seed, self.delta)[steps][:pilots])
-
-
-def mean_of(seeds: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Mean over pilots, index by index."""
-    return {name: np.mean([one[name] for one in seeds], axis=0) for name in seeds[0]}
-
-
-def targets_of(shapes: Mapping[str, tuple[int, int]]) -> list[Target]:
-    """Targets from module names like `...layers.3.mlp.up_proj` and their (rows, cols)."""
-    targets = []
-    for module, (rows, cols) in shapes.items():
-        words = module.split(".")
-        targets.append(Target(f"{module}.weight", int(words[words.index("layers") + 1]), words[-1], rows, cols))
-    return targets
+PILOT_LENGTHS = (20, 40, 80, 160)  # that are screened; all arms whose name tells no other take facts.PILOT
 
 
 def by_module(ranks: Mapping[str, int]) -> Ranks:
@@ -80,15 +40,29 @@ def effective_rank(facts: Facts, budget: int, seed: int) -> Ranks:
     return by_module(share_scores(facts.targets, by_weight(facts.effective_rank), budget, Limits()).ranks)
 
 
-def delta_threshold(facts: Facts, budget: int, seed: int, pilots: int | None = None, steps: int = PILOT) -> Ranks:
-    sizes = by_weight(facts.mean_delta(seed, pilots, steps))
-    return by_module(share_by_threshold(facts.targets, sizes, budget, Limits()).ranks)
+def _over_one_threshold(facts: Facts, sizes: Mapping[str, np.ndarray], budget: int) -> Ranks:
+    return by_module(share_by_threshold(facts.targets, by_weight(sizes), budget, Limits()).ranks)
 
 
-def preconditioned(facts: Facts, budget: int, seed: int) -> Ranks:
-    """One global threshold on delta-W in AdamW's metric (`facts.adam_metric`): what a step of the optimizer weighs."""
-    sizes = by_weight(mean_of(facts.preconditioned[PILOT]))
-    return by_module(share_by_threshold(facts.targets, sizes, budget, Limits()).ranks)
+def delta_threshold(
+    facts: Facts, budget: int, seed: int, pilots: int | None = None, steps: int = PILOT, metric: str = "plain"
+) -> Ranks:
+    """One global threshold on the singular values of the pilots' mean delta-W, in a metric of `facts.Pilot`."""
+    return _over_one_threshold(
+        facts, mean_of([getattr(one, metric) for one in facts.pilots(seed, steps)[:pilots]]), budget
+    )
+
+
+def loss_change(facts: Facts, budget: int, seed: int) -> Ranks:
+    """Each layer's part in what the pilots' loss fell (loss change allocation), shared over its directions as delta-W's
+    energy is; one global threshold on the roots of these parts, which have the unit of a singular value."""
+    pilots = facts.pilots(seed)
+    parts = mean_of([one.loss_change for one in pilots])
+    sizes = mean_of([one.plain for one in pilots])
+    shared = {
+        name: np.sqrt(max(float(parts[name]), 0.0)) * sigma / np.linalg.norm(sigma) for name, sigma in sizes.items()
+    }
+    return _over_one_threshold(facts, shared, budget)
 
 
 def wider(factor: float) -> "Arm":
@@ -97,14 +71,15 @@ def wider(factor: float) -> "Arm":
 
 
 def delta_energy(facts: Facts, budget: int, seed: int) -> Ranks:
-    gains = {name: value**2 for name, value in by_weight(facts.mean_delta(seed)).items()}
+    sizes = mean_of([one.plain for one in facts.pilots(seed)])
+    gains = {name: value**2 for name, value in by_weight(sizes).items()}
     return by_module(share_gains(facts.targets, gains, budget, Limits()).ranks)
 
 
-def delta_and_effective(facts: Facts, budget: int, seed: int) -> Ranks:
-    """The mean of the delta threshold's ranks and effective rank's: a mixture."""
-    one, other = delta_threshold(facts, budget, seed), effective_rank(facts, budget, seed)
-    real = {t.name: (one[t.module] + other[t.module]) / 2 for t in facts.targets}
+def mixed(facts: Facts, budget: int, seed: int, other: "Arm") -> Ranks:
+    """The mean of the delta threshold's ranks and another arm's."""
+    one, two = delta_threshold(facts, budget, seed), other(facts, budget, seed)
+    real = {t.name: (one[t.module] + two[t.module]) / 2 for t in facts.targets}
     return by_module(share_real(facts.targets, real, budget, Limits()).ranks)
 
 
@@ -126,7 +101,7 @@ def eva(facts: Facts, budget: int, seed: int) -> Ranks:
     rho times the uniform rank. Shared out by parameters, as for every arm, where PEFT counts directions."""
     even = budget / sum(target.cost for target in facts.targets)
     limits = Limits(max_rank=max(1, int(EVA_RHO * even)))
-    return by_module(share_by_threshold(facts.targets, by_weight(facts.input_variance), budget, limits).ranks)
+    return by_module(share_by_threshold(facts.targets, by_weight(facts.inputs.variance), budget, limits).ranks)
 
 
 Arm = Callable[[Facts, int, int], Ranks]
@@ -138,14 +113,28 @@ ARMS: dict[str, Arm] = {
     "type-alone": type_alone,
     "random": random_ranks,
     "delta-energy": delta_energy,
-    "delta-and-effective-rank": delta_and_effective,
-    "delta-threshold-one-pilot": partial(delta_threshold, pilots=1),
-    **{f"delta-threshold-{steps}": partial(delta_threshold, steps=steps) for steps in PILOT_LENGTHS if steps != PILOT},
-    "delta-preconditioned": preconditioned,
+    "delta-and-effective-rank": partial(mixed, other=effective_rank),
+    "delta-and-type": partial(mixed, other=type_alone),
+    "delta-preconditioned": partial(delta_threshold, metric="preconditioned"),
+    "delta-fisher": partial(delta_threshold, metric="fisher"),
+    "delta-loss-change": loss_change,
     "eva": eva,
     **{name: wider(start) for name, (_, start) in MOVERS.items()},
+    "delta-threshold-one-pilot": partial(delta_threshold, pilots=1),
+    **{f"delta-threshold-{steps}": partial(delta_threshold, steps=steps) for steps in PILOT_LENGTHS if steps != PILOT},
 }
-# What was declared before the confirming runs; the others are screened only.
+# What was declared before the confirming runs. One more is confirmed: the best challenger of the screening, by the rule
+# of `plan.challenger`, declared likewise. The others are screened only.
 CONFIRMED = ("uniform", "delta-threshold", "effective-rank", "type-alone", "random")
+CHALLENGERS = (
+    "delta-energy",
+    "delta-and-effective-rank",
+    "delta-and-type",
+    "delta-preconditioned",
+    "delta-fisher",
+    "delta-loss-change",
+    "eva",
+    *MOVERS,
+)
 # Arms whose learning rate is tuned for themselves; the others take delta-threshold's.
 TUNED = (*CONFIRMED, *MOVERS)

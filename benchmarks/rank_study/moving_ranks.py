@@ -106,6 +106,7 @@ class Reshared(Mover):
             for name, (_, _, width) in adapters.places.items():
                 adapters.keep(name, torch.arange(width)[None, :] < ranks[f"{name}.weight"], [job])
             adapters.restart(job, factors[row])
+            grad[job] = 0  # it belongs to factors that are gone
 
 
 def thin_svd(up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

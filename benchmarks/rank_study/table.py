@@ -4,27 +4,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rank_study.arms import ARMS, CONFIRMED, PILOT, PILOTS
-from rank_study.plan import CONFIRM_SEEDS, MIDDLE, SCREEN_SEEDS, SETTINGS, best_rate
-from rank_study.statistics import holm, not_worse, paired, uniform_rank_of_equal_loss
+from rank_study.arms import ARMS
+from rank_study.facts import PILOT, PILOTS
+from rank_study.plan import MIDDLE, SETTINGS, NotReadyError, best_rate, screened_gaps
+from rank_study.statistics import EqualLoss, holm, not_worse, paired, uniform_rank_of_equal_loss
 
 MARGIN = 0.002  # nats a token: what 'no worse than uniform' is tested against
 
 
 def losses_of(lines: Sequence[dict], base: str, task: str, arm: str, budget: int) -> dict[int, float]:
-    """Seed -> loss on the test part, at the rate that tuning chose: with fresh seeds where there are any."""
+    """Seed -> loss on the test part, at the rate that tuning chose."""
     try:
         rate = best_rate(lines, base, task, arm, budget)
-    except SystemExit:
+    except NotReadyError:
         return {}
     wanted = (base, task, arm, budget, "test", rate)
-    found = {
+    return {
         line["seed"]: line["loss"]
         for line in lines
         if (line["base"], line["task"], line["arm"], line["budget"], line["part"], line["rate"]) == wanted
     }
-    fresh = {seed: loss for seed, loss in found.items() if seed in CONFIRM_SEEDS}
-    return fresh or found
 
 
 def curve_of(lines: Sequence[dict], base: str, task: str) -> tuple[list[int], list[float]]:
@@ -48,7 +47,7 @@ def rows(lines: Sequence[dict]) -> list[dict]:
         budgets = sorted({line["budget"] for line in lines if line["part"] == "test" and line["arm"] != "uniform"})
         for budget in budgets:
             uniform = losses_of(lines, base, task, "uniform", budget)
-            for arm in CONFIRMED[1:]:
+            for arm in (arm for arm in ARMS if arm != "uniform"):
                 own = losses_of(lines, base, task, arm, budget)
                 seeds = sorted(set(own) & set(uniform))
                 if len(seeds) < 2:
@@ -66,37 +65,33 @@ def rows(lines: Sequence[dict]) -> list[dict]:
 
 
 def screened(lines: Sequence[dict]) -> list[dict]:
-    """One row a setting and arm that was screened: mean difference from uniform on the development part, and the seeds.
-
-    Two seeds choose what to confirm; they are no evidence."""
+    """One row a setting and arm that was screened: mean difference from uniform on the development part, its standard
+    error and the seeds. The screening chooses what to confirm; it is no evidence."""
     table = []
     for base, task in SETTINGS:
-        found: dict[str, dict[int, float]] = {}
-        for line in lines:
-            where = (line["base"], line["task"], line["budget"], line["part"])
-            if where == (base, task, MIDDLE, "development") and line["seed"] in SCREEN_SEEDS:
-                found.setdefault(line["arm"], {})[line["seed"]] = line["loss"]
-        for arm in ARMS:
-            seeds = sorted(set(found.get(arm, {})) & set(found.get("uniform", {})))
-            if arm != "uniform" and seeds:
-                gaps = [found[arm][seed] - found["uniform"][seed] for seed in seeds]
-                table.append(
-                    {"base": base, "task": task, "arm": arm, "mean": float(np.mean(gaps)), "seeds": len(seeds)}
-                )
+        for arm, gaps in screened_gaps(lines, base, task).items():
+            error = float(np.std(gaps, ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else float("nan")
+            row = {"base": base, "task": task, "arm": arm, "mean": float(np.mean(gaps)), "error": error}
+            table.append(row | {"seeds": len(gaps)})
     return table
+
+
+def saving(equal: EqualLoss, budget: int) -> str:
+    """Uniform's rank of equal loss, and by how many per cent the parameters are fewer or more than that one's."""
+    return f"{equal.rank:.1f} ({budget / equal.rank - 1:+.0%}{', end of curve' if equal.at_end else ''})"
 
 
 def markdown(lines: Sequence[dict]) -> str:
     """The confirmed arms, and below them the screening where there was one."""
     text = [
         "| base, task | budget | arm | loss - uniform's (95 %) | seeds | p (Holm) | p, worse by "
-        f"{MARGIN} | uniform rank of equal loss |",
+        f"{MARGIN} | uniform rank of equal loss (parameters against it) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows(lines):
         one = row["paired"]
         equal = row.get("worth")
-        worth = "-" if equal is None else f"{equal.rank:.1f}" + (" (end of curve)" if equal.at_end else "")
+        worth = "-" if equal is None else saving(equal, row["budget"])
         text.append(
             f"| {row['base']}, {row['task']} | r {row['budget']} ({row['uniform']:.4f}) | {row['arm']} | "
             f"{one.mean:+.4f} ({one.low:+.4f} .. {one.high:+.4f}) | {one.seeds} | {row['holm_p']:.2g} | "
@@ -104,9 +99,11 @@ def markdown(lines: Sequence[dict]) -> str:
         )
     rows_of_screen = screened(lines)
     if rows_of_screen:
-        text += ["", f"| screened at r {MIDDLE}: base, task | arm | loss - uniform's | seeds |", "|---|---|---|---|"]
+        text += ["", f"| screened at r {MIDDLE}: base, task | arm | loss - uniform's (standard error) | seeds |"]
+        text += ["|---|---|---|---|"]
         text += [
-            f"| {row['base']}, {row['task']} | {row['arm']} | {row['mean']:+.4f} | {row['seeds']} |"
+            f"| {row['base']}, {row['task']} | {row['arm']} | {row['mean']:+.4f} ({row['error']:.4f}) | "
+            f"{row['seeds']} |"
             for row in rows_of_screen
         ]
     return "\n".join(text)

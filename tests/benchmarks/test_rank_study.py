@@ -10,7 +10,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from rank_study.many_adapters import ManyAdapters, ManyLoraLinear
+from rank_study.many_adapters import ManyAdapters, ManyLoraLinear, initial_down
 from rank_study.statistics import holm, not_worse, paired, uniform_rank_of_equal_loss
 from rank_study.tasks import encode, python_bodies, split
 
@@ -70,7 +70,8 @@ def test_a_job_among_others_equals_the_job_alone():
     model = tiny_llama()
     one = dict.fromkeys(names(model), 2)
     two = {name: 4 if "q_proj" in name else 0 for name in names(model)}
-    jobs = [(one, 3e-3, 1), (two, 1e-2, 2)]
+    wide = dict.fromkeys(names(model), 11)  # alone the other two are half as wide
+    jobs = [(one, 3e-3, 1), (two, 1e-2, 2), (wide, 5e-3, 3)]
     losses, change = train(jobs)
     for index, job in enumerate(jobs):
         alone_losses, alone = train([job])
@@ -87,6 +88,28 @@ def test_rank_is_what_the_mask_says():
         assert torch.linalg.matrix_rank(change[name][0], rtol=1e-4) == rank
 
 
+def test_what_fills_a_layer_up_to_whole_eights_is_never_trained():
+    model = tiny_llama()
+    ranks, steps = {name: 11 if "q_proj" in name else 3 for name in names(model)}, 4
+    adapters = ManyAdapters(model, names(model), [ranks, dict.fromkeys(names(model), 2)], [1e-2] * 2, [1, 2])
+    for step in range(steps):
+        adapters.step({key: value.repeat(2, 1) for key, value in batch_of(step).items()}, step / steps)
+    for name, rank in ranks.items():
+        width = 16 if "q_proj" in name else 8
+        for job, (seed, own) in enumerate(((1, rank), (2, 2))):
+            down, up = (view[job] for view in adapters.of(adapters.master, name))
+            assert down.shape[0] == up.shape[1] == width
+            begin = initial_down(name, seed, width, down.shape[1])
+            assert torch.equal(down[own:], begin[own:])
+            assert not torch.isclose(down[:own], begin[:own]).all(1).any(), "every direction that counts has moved"
+            assert not up[:, own:].any()
+            assert up[:, :own].any(0).all()
+            for kind in (adapters.first, adapters.second, adapters.work, adapters.mask):
+                down, up = (view[job] for view in adapters.of(kind, name))
+                assert not down[own:].any()
+                assert not up[:, own:].any()
+
+
 def test_one_job_follows_peft_under_adamw():
     from peft import LoraConfig, get_peft_model
 
@@ -98,7 +121,7 @@ def test_one_job_follows_peft_under_adamw():
     tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=MODULES))
     tuned.eval()
     for name, layer in starts.layers.items():
-        tuned.base_model.model.get_submodule(name).lora_A["default"].weight.data.copy_(layer.down.data[0])
+        tuned.base_model.model.get_submodule(name).lora_A["default"].weight.data.copy_(layer.down.data[0, :4])
     trained = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0.0)
     for step in range(4):
