@@ -6,9 +6,9 @@ A criterion reads `Evidence` and answers for each target with one of three thing
 - 'threshold': an array, the size of each direction; all over one global size are kept;
 - 'score': one number; ranks are shared out in proportion to it.
 
-None of those from base weights was seen to beat uniform ranks at equal budget over several seeds, and
-published ones contradict each other (some give more rank to what others give less); `suggest` therefore
-always has the controls beside.
+No rule from base weights beat uniform ranks on both models of our study (`measured`), and published ones
+contradict each other (some give more rank to what others give less); `suggest` therefore always has the
+controls beside.
 """
 
 from collections.abc import Callable, Mapping
@@ -157,9 +157,9 @@ def top_k_share(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("effective-rank", "score", "weight")
 def effective_rank(evidence: Evidence, option: str | None) -> Answer:
-    """exp of the entropy of sigma / sum(sigma): Roy & Vetterli 2007, The effective rank. Proportional. The
-    best of the base-weight criteria in our measurements: a quarter to three quarters of what
-    delta-threshold gained, for nothing.
+    """exp of the entropy of sigma / sum(sigma): Roy & Vetterli 2007, The effective rank. Proportional.
+    For nothing it gained a sixth to two thirds of what delta-threshold did on one model of our study, and
+    nothing on the other.
     """
     return evidence.column("weight", "effective_rank")
 
@@ -242,9 +242,9 @@ def gradient_importance(evidence: Evidence, option: str | None) -> Answer:
 @criterion("delta-threshold", "threshold", "delta")
 def delta_threshold(evidence: Evidence, option: str | None) -> Answer:
     """Keep every direction whose sigma_i of delta-W, of a pilot's adapter or of full fine-tuning, is over one
-    global threshold that the budget sets. Ours; the best in our first measurement (a 135M model): better than
-    uniform at three budgets on a task far from the base, no different from it on one near. Several pilots are
-    averaged value by value.
+    global threshold that the budget sets. Ours; better than uniform in our study at three budgets on two
+    models with a task far from them, and never worse on one near (`measured`). Several pilots are averaged
+    value by value.
     """
     return evidence.spectra("delta", absent_is_zero=True)
 

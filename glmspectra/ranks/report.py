@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WITHOUT_DELTA = (
-    "No change of the weights was given. What a short pilot changes told better ranks in our study so far (few seeds "
-    "of one model; on another no choice of ranks made a difference), and the base's effective rank got a quarter to "
-    "three quarters of that: `--pilot 80` trains one, `--delta` takes an earlier training's."
+    "No change of the weights was given. What a short pilot changes told better ranks than uniform on both models of "
+    "our study; the base's effective rank got a sixth to two thirds of that on one and nothing on the other: "
+    "`--pilot 80` trains one, `--delta` takes an earlier training's."
 )
 
 
