@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -206,15 +207,20 @@ def training_arguments(settings: Settings, precision: Precision, device: torch.d
         more["dataloader_pin_memory"] = False
     arguments = settings.training_arguments(**more)
     check_trackers(arguments.report_to)
+    refuse_idle_fsdp(arguments, device)
+    if device.type == "cuda" and arguments.world_size == 1:
+        torch.cuda.set_device(device)
+        arguments._n_gpu = 1  # without a launcher the Trainer would spread a batch over all cards by DataParallel
+    return arguments
+
+
+def refuse_idle_fsdp(arguments: Any, device: torch.device) -> None:
+    """Raises ConfigError where fsdp is asked for and there is nothing to shard over."""
     if arguments.fsdp and (device.type != "cuda" or arguments.world_size == 1):
         raise ConfigError(
             "train_args.json: fsdp is given and would do nothing here: it shards over GPUs under a launcher "
             "(torchrun --nproc-per-node 8 -m glmspectra train ...); leave fsdp out, or start the run so."
         )
-    if device.type == "cuda" and arguments.world_size == 1:
-        torch.cuda.set_device(device)
-        arguments._n_gpu = 1  # without a launcher the Trainer would spread a batch over all cards by DataParallel
-    return arguments
 
 
 def check_trackers(names: list[str]) -> None:
@@ -316,6 +322,7 @@ def longest_batch_step(run: Run) -> dict[str, Any]:
     inputs = trainer._prepare_inputs({key: value for key, value in batch.items() if key != REAL_TOKENS})
     run.model.train()
     if run.device.type == "cuda":
+        gc.collect()  # a model that is done with lies in cycles, and would be counted
         torch.cuda.reset_peak_memory_stats(run.device)
     try:
         with run.precision.context(run.device):

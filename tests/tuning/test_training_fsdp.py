@@ -1,6 +1,7 @@
-"""FSDP over two GPUs: LoRA and QLoRA, against one process with twice the batch."""
+"""FSDP over two GPUs, and over two CPU processes: LoRA and QLoRA, against one process with twice the batch."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +10,15 @@ from tiny_run import make_run, train_on_two_processes, write_args, write_data, w
 
 from glmspectra.tuning.training import train
 
+ON_CPU = (str(Path(__file__).with_name("fsdp_on_cpu.py")),)
 
-@pytest.mark.gpu
+
 @pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_a_sharded_run_gives_the_losses_of_one_process(tmp_path, method):
-    if torch.cuda.device_count() < 2:
+@pytest.mark.parametrize(
+    "device", [pytest.param("cuda", marks=pytest.mark.gpu), pytest.param("cpu", marks=pytest.mark.slow)]
+)
+def test_a_sharded_run_gives_the_losses_of_one_process(tmp_path, method, device):
+    if device == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     model = write_model(tmp_path / "model", "chatglm")
     data = write_data(tmp_path / "data")
@@ -28,11 +33,16 @@ def test_a_sharded_run_gives_the_losses_of_one_process(tmp_path, method):
         "fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["GLMBlock"]}
     }  # fmt: skip
     args = write_args(tmp_path / "two" / "args", model, data, finetune, {"lora_dropout": 0.0}, sharded)
-    train_on_two_processes(tmp_path, args, "cuda", "--quiet")
+    program = ("-m", "glmspectra") if device == "cuda" else ON_CPU
+    train_on_two_processes(tmp_path, args, device, "--quiet", program=program)
     history = json.loads((tmp_path / "two/run/trainer_state.json").read_text())["log_history"]
     found = [entry["loss"] for entry in history if "loss" in entry]
     expected = [entry["loss"] for entry in one.trainer.state.log_history if "loss" in entry]
-    assert found == pytest.approx(expected, abs=2e-3)
+    tolerance = 2e-3 if device == "cuda" else 1e-5
+    assert found == pytest.approx(expected, abs=tolerance)
     weights = [load_file(tmp_path / name / "run/final_adapter/adapter_model.safetensors") for name in ("one", "two")]
-    assert {name: value.shape for name, value in weights[0].items()} == {n: v.shape for n, v in weights[1].items()}
-    assert (tmp_path / "two/run/checkpoint-3/LoraAdapter/adapter_model.safetensors").is_file()
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=tolerance, rtol=0)
+    parts = (tmp_path / "two/run/checkpoint-3").rglob("*")
+    assert {"pytorch_model_fsdp.bin", "optimizer.bin", "adapter_model.safetensors"} <= {path.name for path in parts}

@@ -98,14 +98,17 @@ def make_run(root: Path, model: Path, data: Path, finetune=None, lora=None, trai
     return prepare_run(load_settings(args), device="cpu", quiet=True, **options)
 
 
-def train_on_two_processes(folder: Path, args: Path, device: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """`glmspectra train` under torchrun, started in `folder`; it must end well."""
+def train_on_two_processes(
+    folder: Path, args: Path, device: str, *options: str, program: tuple[str, ...] = ("-m", "glmspectra")
+) -> subprocess.CompletedProcess[str]:
+    """`glmspectra train` under torchrun, started in `folder`; it must end well. program: what stands for glmspectra."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
-        "--rdzv-endpoint", "localhost:0", "-m", "glmspectra", "train", "--args", str(args), "--device", device,
+        "--rdzv-endpoint", "localhost:0", *program, "train", "--args", str(args), "--device", device,
         "--no-report", *options,
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    places = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
