@@ -103,6 +103,7 @@ def test_two_processes_write_every_line_once(work, tmp_path, capsys):
     assert pilots.stat().st_mtime_ns == before, "pilots are kept"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["medical", "base"])
 def test_what_a_process_cannot_read_is_told_and_its_jobs_stay_open(work, tmp_path, broken, capfd):
     out = tmp_path / "lines.jsonl"
@@ -136,6 +137,7 @@ def test_a_base_that_is_not_there_is_told_and_the_rest_is_tried(work, tmp_path):
     assert not (tmp_path / "lines.jsonl").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_rates")
 def test_a_killed_process_is_told_and_the_other_device_goes_on(work, tmp_path):
     """The rows come from a pipe, so that no group ends before one process is killed."""

@@ -184,7 +184,8 @@ def test_half_precision(folder, golden, dtype, tolerance):
 @pytest.mark.parametrize(("dtype", "step"), [(torch.float16, 2**-7), (torch.bfloat16, 2**-4)])
 def test_the_angles_are_all_that_differs_in_half_precision(folder, golden, dtype, step):
     """With the published code's rounded table in place of ours, logits in half are its: to the bit on the kind of CPU
-    that recorded them, and within a step (of numbers near 10) where products are summed in another order."""
+    that recorded them, within a step and a half (of numbers near 10) where products are summed in another order, and
+    always nearer than with our own."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     half = load_file(folder / "golden_half.safetensors")
     name = str(dtype).removeprefix("torch.")
@@ -199,12 +200,18 @@ def test_the_angles_are_all_that_differs_in_half_precision(folder, golden, dtype
         sin[..., 0:turned:2] *= -1
         return cos, sin
 
-    model.transformer.rotary_pos_emb.forward = published
-    for batch in BATCHES:
+    def apart(batch):
         with torch.no_grad():
             logits = model(**inputs(golden, batch)).logits
         tokens = golden[f"{batch}.attention_mask"].bool()
-        assert (logits.float() - half[f"{batch}.logits.{name}"].float())[tokens].abs().max() <= step
+        return (logits.float() - half[f"{batch}.logits.{name}"].float())[tokens]
+
+    ours = {batch: apart(batch) for batch in BATCHES}
+    model.transformer.rotary_pos_emb.forward = published
+    for batch in BATCHES:
+        theirs = apart(batch)
+        assert theirs.abs().max() <= 1.5 * step
+        assert theirs.norm() < 0.9 * ours[batch].norm()
 
 
 def test_angles_are_float32_whatever_the_weights(folder):
