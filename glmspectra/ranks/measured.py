@@ -7,9 +7,9 @@ against them. When the study goes on, this is the one place to change.
 from dataclasses import dataclass
 
 SETTINGS = {
-    ("smollm2", "medical"): "on a 135M model with a task far from it",
-    ("chatglm2", "medical"): "on a small ChatGLM2-shaped one with the same task",
-    ("smollm2", "python"): "on a task near to the first",
+    ("smollm2", "medical"): "135M model, a task far from it",
+    ("chatglm2", "medical"): "small ChatGLM2-shaped model, the same task",
+    ("smollm2", "python"): "135M model, a task near to it",
 }
 
 
@@ -41,11 +41,10 @@ def sentence(criterion: str) -> str:
     if name not in GAINS:
         return UNTESTED
     parts = [
-        f"{gain.least:.3f}{' (worse)' * (gain.least < 0)} to {gain.most:.3f} {where}"
-        f"{'' if gain.sure else ' (not sure at every budget)'}"
+        f"{gain.least:.3f} to {gain.most:.3f} ({where}{'' if gain.sure else '; not sure at every budget'})"
         for gain, where in zip(GAINS[name], SETTINGS.values(), strict=True)
     ]
     return (
-        f"What it gains: in our study the loss was below uniform's by {', '.join(parts)}, in nats a token over three "
-        f"budgets. A learning rate twice or half the best cost 0.002 to 0.16 there: tune that first, and {BESIDE}."
+        f"What it gains, by our study, in nats a token below uniform's loss over three budgets: {', '.join(parts)}. A "
+        f"learning rate twice or half the best cost 0.002 to 0.16 there: tune that first, and {BESIDE}."
     )

@@ -276,7 +276,7 @@ def test_what_rounding_alone_can_have_made_gets_no_rank():
 def test_the_summary_says_what_a_criterion_gains(evidence):
     budget = parse_budget("like:r=6", evidence)
     for criterion, words in (
-        ("delta-threshold", "below uniform's by 0.010 to 0.013 on a 135M model"),
+        ("delta-threshold", "0.010 to 0.013 (135M model, a task far from it)"),
         ("delta-rank:0.8", "not among those our study confirms"),
     ):
         found = suggest_all(evidence, criterion, budget)
@@ -286,7 +286,7 @@ def test_the_summary_says_what_a_criterion_gains(evidence):
         own, theirs = told["delta_energy_held"], told["delta_energy_held_by_uniform"]
         assert f"hold {theirs:.1%} of the energy of delta-W at this cost where these hold {own:.1%}" in said
     assert own != theirs
-    assert "-0.003 (worse) to 0.000 on a small ChatGLM2-shaped one" in sentence("effective-rank")
+    assert "-0.003 to 0.000 (small ChatGLM2-shaped model, the same task; not sure" in sentence("effective-rank")
     nearly = against_uniform({"moved_from_uniform": 0.02, "criterion": "effective-rank"})
     assert "Only 2.0%" in nearly[0]
     assert "expect no difference" in nearly[0]
