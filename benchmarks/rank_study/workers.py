@@ -89,7 +89,7 @@ class Worker:
 
     def __init__(self, device: str, settings: Settings):
         self.device, self.settings = device, settings
-        self.settings_of: dict[tuple[str, str], tuple[dict[str, Rows], Facts]] = {}
+        self.prepared: dict[tuple[str, str], tuple[dict[str, Rows], Facts]] = {}
 
     @cached_property
     def smollm2(self) -> Base:
@@ -102,14 +102,14 @@ class Worker:
     def run(self, jobs: Sequence[Job]) -> str:
         own, setting = self.settings, (jobs[0].base, jobs[0].task)
         base: Base = getattr(self, jobs[0].base)
-        if setting not in self.settings_of:
+        if setting not in self.prepared:
             rows = rows_of(base, jobs[0].task, own.medical, own.held_out)
             facts = Facts(
                 base, rows["train"], jobs[0].task, own.work, own.pilot_rate, PILOT_RANK, own.batch,
                 own_pilots=CONFIRM_SEEDS[setting],
             )  # fmt: skip
-            self.settings_of[setting] = rows, facts
-        rows, facts = self.settings_of[setting]
+            self.prepared[setting] = rows, facts
+        rows, facts = self.prepared[setting]
         try:
             return run_group(base, rows, facts, jobs, own.steps, own.batch)
         except torch.OutOfMemoryError:
