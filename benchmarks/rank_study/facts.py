@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock
 
 from glmspectra.ranks.evidence import Target
+from glmspectra.store.atomic import write_atomically
 from rank_study.bases import Base
 from rank_study.many_adapters import ManyAdapters, Watch
 from rank_study.tasks import Rows
@@ -80,6 +81,7 @@ class Facts:
     rank: int
     batch: int
     own_pilots: Container[int] = ()
+    _found: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def targets(self) -> list[Target]:
@@ -119,14 +121,15 @@ class Facts:
 
     def _kept(self, name: str, measure: Callable[[], Any]) -> Any:
         """What `measure` gives, from its file if there; two processes never measure the same thing side by side."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        cache = self.folder / f"{name}-{self._mark}.json"
-        with FileLock(cache.with_suffix(".lock")):
-            if not cache.is_file():
-                partial = cache.with_suffix(".partial")
-                partial.write_text(json.dumps(measure(), default=lambda array: [float(f"{v:.6g}") for v in array]))
-                partial.replace(cache)
-            return json.loads(cache.read_text())
+        if name not in self._found:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            cache = self.folder / f"{name}-{self._mark}.json"
+            with FileLock(cache.with_suffix(".lock")):
+                if not cache.is_file():
+                    text = json.dumps(measure(), default=lambda array: [float(f"{v:.6g}") for v in array])
+                    write_atomically(cache, lambda file: file.write(text.encode()))
+            self._found[name] = json.loads(cache.read_text())
+        return self._found[name]
 
 
 def train_jobs(

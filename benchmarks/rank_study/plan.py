@@ -11,7 +11,7 @@ from rank_study.facts import PILOT, PILOTS
 
 BUDGETS = (2, 4, 8)  # uniform ranks whose parameters are shared out
 MIDDLE = 4
-RATES = {"smollm2": (4e-3, 8e-3), "chatglm2": (4e-3, 8e-3)}  # where a grid begins; it grows at its edges
+RATES = (4e-3, 8e-3)  # where a grid begins; it grows at its edges
 RATE_LIMITS = (1.25e-4, 6.4e-2)
 RATE_SEEDS = {"smollm2": (10,), "chatglm2": (10, 11)}
 SCREEN_SEEDS = (20, 21, 22, 23)
@@ -98,7 +98,7 @@ def best_rate(lines: Sequence[dict], base: str, task: str, arm: str, budget: int
 def rates_wanted(lines: Sequence[dict], base: str, task: str, arm: str, budget: int) -> list[float]:
     """Rates to try: the grid, then twice or half of the best while that one is at an edge of what was tried."""
     tried = rates_tried(lines, base, task, arm, budget)
-    missing = [rate for rate in RATES[base] if rate not in tried]
+    missing = [rate for rate in RATES if rate not in tried]
     if missing:
         return missing
     best = min(tried, key=lambda rate: (tried[rate], rate))

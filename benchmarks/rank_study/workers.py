@@ -38,7 +38,7 @@ class Settings:
 
 
 def rows_of(base: Base, task: str, medical: Path | None, held_out: int) -> dict[str, Rows]:
-    pairs = medical_pairs(medical) if task == "medical" and medical else python_bodies()
+    pairs = python_bodies() if task == "python" else medical_pairs(medical)
     parts = zip(("train", "development", "test"), split(pairs, held_out), strict=True)
     return {name: encode(part, base.tokens, base.prefix, base.eos, base.length) for name, part in parts}
 
@@ -121,18 +121,18 @@ class Worker:
 
 
 def serve(number: int, device: str, threads: int, settings: Settings, tasks, results) -> None:
-    """Run groups from `tasks` until there is None; (number, lines, error) of each to `results`."""
+    """Run groups from `tasks` until there is None; (number, lines, error, whether it goes on) of each to `results`."""
     torch.set_num_threads(threads)  # together the processes have one a core: more would wait for each other
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     worker = Worker(device, settings)
     while (jobs := tasks.get()) is not None:
         try:
-            results.put((number, worker.run(jobs), ""))
+            results.put((number, worker.run(jobs), "", True))
         except SystemExit as error:  # the parent tells it, and goes on with the other groups
-            results.put((number, "", str(error)))
+            results.put((number, "", str(error), True))
         except Exception:
-            results.put((number, "", traceback.format_exc()))
+            results.put((number, "", traceback.format_exc(), False))
             raise  # a device in trouble would fail every group that is left
 
 
@@ -168,7 +168,7 @@ def run_open(
                 tasks[number].put(jobs)
         if not running:
             break
-        number, text, error = _next_result(results, {number: processes[number] for number in running})
+        number, text, error, goes_on = _next_result(results, {number: processes[number] for number in running})
         jobs = running.pop(number)
         append_lines(out, text)
         told = f"{jobs[0].base} {jobs[0].task} {', '.join(sorted({job.arm for job in jobs}))}: {len(jobs)} jobs"
@@ -176,8 +176,8 @@ def run_open(
         if error:
             errors.append(f"{told}: {error}")
             failed.update(jobs)
-            if error.startswith("Traceback") or not processes[number].is_alive():
-                in_service.discard(number)
+        if not goes_on:
+            in_service.discard(number)
     for queue in tasks:
         queue.put(None)
     for process in processes:
@@ -187,12 +187,12 @@ def run_open(
     return errors
 
 
-def _next_result(results, processes: Mapping[int, Any]) -> tuple[int, str, str]:
-    """(number, lines, error) of the group that ends next, or of one whose process was killed."""
+def _next_result(results, processes: Mapping[int, Any]) -> tuple[int, str, str, bool]:
+    """What `serve` tells of the group that ends next, or the same of one whose process was killed."""
     while True:
         try:
             return results.get(timeout=5)
         except Empty:
             for number, process in processes.items():
                 if not process.is_alive():
-                    return number, "", f"the process ended with exit code {process.exitcode}"
+                    return number, "", f"the process ended with exit code {process.exitcode}", False

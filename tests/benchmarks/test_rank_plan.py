@@ -93,7 +93,7 @@ def test_a_grid_of_rates_grows_until_the_best_is_inside_it():
 
 def test_a_rate_that_lacks_a_seed_is_not_tried_yet():
     where = ("chatglm2", "medical", "uniform", 4)
-    assert rates_wanted([], *where) == [4e-3, 8e-3] == list(RATES["chatglm2"])
+    assert rates_wanted([], *where) == [4e-3, 8e-3] == list(RATES)
     lines = [line(rate, 1.0 + rate, seed=10, base="chatglm2") for rate in (4e-3, 8e-3)]
     assert rates_wanted(lines, *where) == [4e-3, 8e-3]
     lines.append(line(4e-3, 1.0, seed=11, base="chatglm2"))

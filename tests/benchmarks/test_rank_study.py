@@ -31,13 +31,14 @@ def tiny_llama():
     return LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).eval()
 
 
-def tiny_chatglm2():
+def tiny_chatglm2(vocabulary=64, positions=64):
     from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
 
     torch.manual_seed(0)
     sizes = {"num_layers": 2, "hidden_size": 32, "ffn_hidden_size": 48, "kv_channels": 8, "num_attention_heads": 4}
-    groups = {"multi_query_attention": True, "multi_query_group_num": 2, "padded_vocab_size": 64, "seq_length": 64}
-    config = ChatGLMConfig(**sizes, **groups, add_qkv_bias=True, add_bias_linear=False, rmsnorm=True)
+    groups = {"multi_query_attention": True, "multi_query_group_num": 2}
+    ends = {"padded_vocab_size": vocabulary, "seq_length": positions}
+    config = ChatGLMConfig(**sizes, **groups, **ends, add_qkv_bias=True, add_bias_linear=False, rmsnorm=True)
     return ChatGLMForConditionalGeneration(config).eval()
 
 

@@ -19,6 +19,7 @@ from rank_study import plan, workers
 from rank_study.bases import BYTE_VOCABULARY
 from rank_study.plan import Job, finished, open_jobs, read_lines
 from rank_study.workers import Settings, Worker, run_group, run_open
+from test_rank_study import tiny_chatglm2
 
 WANTED = [("rates", "chatglm2", "medical")]
 
@@ -26,25 +27,8 @@ WANTED = [("rates", "chatglm2", "medical")]
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A folder of work with a tiny base chatglm2, and beside it 60 rows of the medical task."""
-    from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
-
     folder = tmp_path_factory.mktemp("study") / "work"
-    torch.manual_seed(0)
-    config = ChatGLMConfig(
-        num_layers=2,
-        hidden_size=32,
-        ffn_hidden_size=48,
-        kv_channels=8,
-        num_attention_heads=4,
-        multi_query_attention=True,
-        multi_query_group_num=2,
-        padded_vocab_size=BYTE_VOCABULARY,
-        seq_length=512,
-        add_qkv_bias=True,
-        add_bias_linear=False,
-        rmsnorm=True,
-    )
-    ChatGLMForConditionalGeneration(config).save_pretrained(folder / "chatglm2")
+    tiny_chatglm2(BYTE_VOCABULARY, 512).save_pretrained(folder / "chatglm2")
     chance = np.random.default_rng(0)
     texts = [" ".join(chance.choice(["ache", "head", "rest", "tea", "no"], size=4)) for _ in range(120)]
     rows = [{"context": f"{n}: {texts[n]}?", "target": f"{texts[60 + n]}."} for n in range(60)]
@@ -59,7 +43,7 @@ def settings_of(work, medical=None):
 @pytest.fixture
 def few_rates(monkeypatch):
     """Grids that never grow: the first ask is all there is of the stage `rates`."""
-    monkeypatch.setattr(plan, "RATE_LIMITS", plan.RATES["chatglm2"])
+    monkeypatch.setattr(plan, "RATE_LIMITS", plan.RATES)
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ run as they do there, only the collectives are gloo's. Started by `test_training
 import sys
 
 import accelerate.state
-import torch
 from accelerate.utils import DistributedType
 
 import glmspectra.tuning.training as training
@@ -25,7 +24,6 @@ def take_fsdp_on_cpu() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     take_fsdp_on_cpu()
     training.refuse_idle_fsdp = lambda arguments, device: None  # tested elsewhere
     sys.exit(main())
