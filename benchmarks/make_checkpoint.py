@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from glmspectra.checkpoint.writer import Planned, write_shard
+from glmspectra.checkpoint.writing.shards import Planned, write_shard
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared/reference/chatglm2_6b_spectra.json"
 CONFIG: dict[str, Any] = {

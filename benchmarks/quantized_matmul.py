@@ -24,7 +24,7 @@ import torch
 from torch.nn import functional
 
 from glmspectra.chatglm2 import quantization
-from glmspectra.checkpoint.packed import dequantize_rows, quantize_rows
+from glmspectra.checkpoint.formats.chatglm_int import dequantize_rows, quantize_rows
 
 SHAPES = {
     "query_key_value": (4608, 4096),

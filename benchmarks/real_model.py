@@ -105,10 +105,10 @@ def compare(run: Any, reference: Path) -> dict[str, Any]:
 
 def chat(folder: Path, questions: list[str], device: str, four_bit: bool, tokens: int) -> list[dict[str, Any]]:
     """One greedy answer to each question, each a conversation of its own, and its time."""
-    from glmspectra.chatglm2.conversation import Conversation
     from glmspectra.tuning.data.template import has_chat_form
-    from glmspectra.tuning.inference import load_for_inference
-    from glmspectra.tuning.preparation import positions_of
+    from glmspectra.tuning.inference.batch import load_for_inference
+    from glmspectra.tuning.inference.conversation import Conversation
+    from glmspectra.tuning.model.preparation import positions_of
 
     loaded = load_for_inference(folder, None, device, four_bit=four_bit)
     form = "chat" if has_chat_form(loaded.tokenizer) else "plain"
@@ -132,9 +132,9 @@ def chat(folder: Path, questions: list[str], device: str, four_bit: bool, tokens
 
 def loss(folder: Path, valid: Path, device: str, four_bit: bool, limit: int | None) -> dict[str, float]:
     """Loss (nats a token), perplexity, token accuracy and tokens over the rows of a JSON Lines file."""
-    from glmspectra.tuning.evaluation import evaluate
-    from glmspectra.tuning.presets import write_presets
-    from glmspectra.tuning.settings import load_settings
+    from glmspectra.tuning.inference.evaluation import evaluate
+    from glmspectra.tuning.settings.load import load_settings
+    from glmspectra.tuning.settings.presets import write_presets
 
     asked: Mapping[str, Any] = {
         "finetune.model_path": str(folder),

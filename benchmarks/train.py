@@ -176,7 +176,7 @@ def make_rows(setting: Setting, options: argparse.Namespace) -> list[dict[str, A
     draw.shuffle(lines)
     tokenizer = None
     if options.tokenizer:
-        from glmspectra.tuning.preparation import load_tokenizer
+        from glmspectra.tuning.model.preparation import load_tokenizer
 
         tokenizer = load_tokenizer(options.tokenizer)
     rows = []
@@ -259,7 +259,7 @@ def quantize(model: Any, compute: Any, device: str) -> None:
     from bitsandbytes.nn import Linear4bit, Params4bit
     from torch import nn
 
-    from glmspectra.tuning.quantization import check_four_bit, keep_layout
+    from glmspectra.tuning.model.four_bit import check_four_bit, keep_layout
 
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
@@ -299,8 +299,8 @@ def load(setting: Setting, options: argparse.Namespace, dtype: Any) -> Any:
         if setting.four_bit:
             quantize(model, dtype, options.device)
         return model.to(dtype) if not setting.four_bit else model
-    from glmspectra.tuning.precision import Precision
-    from glmspectra.tuning.preparation import load_base
+    from glmspectra.tuning.model.precision import Precision
+    from glmspectra.tuning.model.preparation import load_base
 
     if not native:
         from glmspectra.chatglm2 import to_glm
@@ -327,8 +327,8 @@ def result(setting: Setting, options: argparse.Namespace, base: Any, **measured:
     """Rates, MFU and memory from seconds and token counts."""
     import torch
 
-    from glmspectra.tuning.preparation import flops_parameters
-    from glmspectra.tuning.throughput import peak_flops
+    from glmspectra.tuning.model.preparation import flops_parameters
+    from glmspectra.tuning.training.throughput import peak_flops
 
     rate = measured["tokens"] / measured["seconds"]
     peak = peak_flops(torch.device(options.device))
@@ -350,9 +350,9 @@ def run_ours(setting: Setting, options: argparse.Namespace, rows: list[dict[str,
     from transformers import TrainerCallback
 
     from glmspectra.tuning.data import PackedCollator, PaddingCollator, TrainingData
-    from glmspectra.tuning.precision import choose_precision
-    from glmspectra.tuning.settings import load_settings
-    from glmspectra.tuning.training import build_run
+    from glmspectra.tuning.model.precision import choose_precision
+    from glmspectra.tuning.settings.load import load_settings
+    from glmspectra.tuning.training.run import build_run
 
     with TemporaryDirectory() as folder:
         settings = load_settings(write_args(Path(folder), setting, options))
@@ -397,10 +397,10 @@ def run_ours(setting: Setting, options: argparse.Namespace, rows: list[dict[str,
 
 
 def estimate(run: Any, setting: Setting, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """What `tuning/memory.py` says the peak of the longest batch will be, beside the measured one."""
+    """What `tuning/memory/` says the peak of the longest batch will be, beside the measured one."""
     import torch
 
-    from glmspectra.tuning.memory import BatchShape, estimate_memory
+    from glmspectra.tuning.memory.estimate import BatchShape, estimate_memory
 
     longest = sorted(rows, key=lambda row: -row["length"])[: setting.batch]
     supervised = sum(label != -100 for row in longest for label in row["labels"])
@@ -463,7 +463,7 @@ def run_plain(setting: Setting, options: argparse.Namespace, rows: list[dict[str
     counted: dict[str, Any] = {"tokens": 0, "real": 0}
     started = 0.0
     if setting.rows and not study:
-        from glmspectra.tuning.sampling import EpochSampler
+        from glmspectra.tuning.training.sampling import EpochSampler
 
         order = EpochSampler([row["length"] for row in rows], setting.batch, SEED, "group_by_length")
         rows = [rows[index] for index in order]

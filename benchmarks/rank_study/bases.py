@@ -132,7 +132,7 @@ def pretraining_text() -> torch.Tensor:
 def pretrain_chatglm2(folder: Path, device: str, steps: int, rows: int = 64, length: int = 512, seed: int = 7) -> None:
     """Pre-train the small ChatGLM2 and save it; prints its loss as it goes."""
     from glmspectra.chatglm2 import ChatGLMForConditionalGeneration
-    from glmspectra.tuning.checkpoints import written_whole
+    from glmspectra.files import atomic_folder
 
     torch.manual_seed(seed)
     model = ChatGLMForConditionalGeneration(chatglm2_config()).to(device)
@@ -158,7 +158,7 @@ def pretrain_chatglm2(folder: Path, device: str, steps: int, rows: int = 64, len
                 f"pre-training step {step}: {loss.item():.4f} nats a byte, {time.perf_counter() - started:.0f} s",
                 flush=True,
             )
-    with written_whole(folder) as staging:
+    with atomic_folder(folder) as staging:
         model.to(torch.bfloat16).save_pretrained(staging, max_shard_size="12MB")
 
 

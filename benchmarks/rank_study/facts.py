@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from glmspectra.files import write_atomically
 from glmspectra.ranks.evidence import Target
-from glmspectra.store.atomic import write_atomically
 from rank_study.bases import Base
 from rank_study.many_adapters import ManyAdapters, Watch
 from rank_study.tasks import Rows

@@ -13,7 +13,7 @@ from transformers import GlmConfig
 from glmspectra.chatglm2.configuration import ChatGLMConfig
 from glmspectra.chatglm2.conversion import chatglm_config, correspondences, glm_config
 from glmspectra.checkpoint import Checkpoint, open_checkpoint
-from glmspectra.checkpoint.writer import Planned, plan_shards, verify_shard, write_shard
+from glmspectra.checkpoint.writing.shards import Planned, plan_shards, verify_shard, write_shard
 from glmspectra.errors import CheckpointError, RequestError
 
 # Files beside the weights that mean the same in both forms.

@@ -15,7 +15,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from glmspectra.checkpoint.packed import BITS, dequantize_rows, quantize_rows, row_chunks
+from glmspectra.checkpoint.formats.chatglm_int import BITS, dequantize_rows, quantize_rows, row_chunks
 from glmspectra.errors import RequestError
 
 # With more tokens than this the weight is widened once and multiplied by the library: the work then grows

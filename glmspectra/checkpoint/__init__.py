@@ -1,12 +1,11 @@
 """Opens a model folder and yields one named tensor at a time, never the model."""
 
-from glmspectra.checkpoint.adapter import Adapter, open_adapter
-from glmspectra.checkpoint.reader import EMBEDDED_MODEL, Checkpoint, open_checkpoint
+from glmspectra.checkpoint.adapter.adapter import Adapter, open_adapter
+from glmspectra.checkpoint.reader import Checkpoint, open_checkpoint
 from glmspectra.checkpoint.records import FileRecord, Part, TensorRecord
 from glmspectra.checkpoint.selection import select
 
 __all__ = [
-    "EMBEDDED_MODEL",
     "Adapter",
     "Checkpoint",
     "FileRecord",

@@ -16,18 +16,17 @@ from typing import Any, Protocol
 
 import torch
 
-from glmspectra.checkpoint import mapped, quantized
 from glmspectra.checkpoint.fingerprint import fingerprint_file, fingerprint_set
+from glmspectra.checkpoint.formats import logical as quantized
+from glmspectra.checkpoint.formats import mapped
+from glmspectra.checkpoint.formats.logical import Logical
+from glmspectra.checkpoint.formats.safetensors_file import SafetensorsFile
+from glmspectra.checkpoint.formats.torch_file import TorchFile
 from glmspectra.checkpoint.heads import fused_parts, head_parts, heads_of
 from glmspectra.checkpoint.locate import Located, locate, refuse_pointer
 from glmspectra.checkpoint.names import IN_LAYERS, Place, place_of
-from glmspectra.checkpoint.quantized import Logical
 from glmspectra.checkpoint.records import FileRecord, StoredTensor, TensorRecord
-from glmspectra.checkpoint.safetensors_file import SafetensorsFile
-from glmspectra.checkpoint.torch_file import TorchFile
 from glmspectra.errors import CheckpointError, RequestError
-
-EMBEDDED_MODEL = Path(__file__).resolve().parents[1] / "nano"
 
 
 class WeightFile(Protocol):
@@ -186,7 +185,7 @@ def _open_file(path: Path) -> WeightFile:
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
     if path.suffix == ".gguf":
-        from glmspectra.checkpoint.gguf_file import GgufFile
+        from glmspectra.checkpoint.formats.gguf_file import GgufFile
 
         return GgufFile(path)
     return TorchFile(path)

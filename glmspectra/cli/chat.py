@@ -62,10 +62,10 @@ def chat(
     if adapter is not None and not adapter.is_dir():  # said before minutes of loading
         raise RequestError(f"--adapter {adapter}: there is no such folder.")
 
-    from glmspectra.chatglm2.conversation import HELP, Conversation, talk
     from glmspectra.tuning.data.template import has_chat_form
-    from glmspectra.tuning.inference import load_for_inference
-    from glmspectra.tuning.preparation import positions_of
+    from glmspectra.tuning.inference.batch import load_for_inference
+    from glmspectra.tuning.inference.conversation import HELP, Conversation, talk
+    from glmspectra.tuning.model.preparation import positions_of
 
     hush(quiet or as_json)
     loaded = load_for_inference(place, adapter, device, template, four_bit=four_bit)

@@ -51,8 +51,8 @@ def convert(
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from glmspectra.checkpoint import open_checkpoint
-    from glmspectra.checkpoint.convert import INDEX, Conversion
-    from glmspectra.checkpoint.convert import convert as rewrite
+    from glmspectra.checkpoint.writing.convert import INDEX, Conversion
+    from glmspectra.checkpoint.writing.convert import convert as rewrite
     from glmspectra.cli.console import finish, stderr
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.errors import RequestError

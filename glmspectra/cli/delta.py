@@ -125,17 +125,17 @@ def measure_changes(base: Path | None, tuned: Path, root: Path, **options: Any) 
     where W is streamed.
     """
     from glmspectra.cli.measuring import TABLES_FOLDER
+    from glmspectra.device import choose_device
     from glmspectra.store import read_run
     from glmspectra.sweep.delta import measure_delta
     from glmspectra.sweep.delta_plan import DeltaOptions, plan_delta
     from glmspectra.sweep.delta_tables import write_delta_tables
-    from glmspectra.sweep.device import choose_device
 
     asked = DeltaOptions(**options)
     plan = plan_delta(base, tuned, asked)
     try:
         if plan.streams and not asked.quiet and int(os.environ.get("RANK", "0")) == 0:
-            stderr.print(plan.sentence(choose_device(asked.device)), highlight=False, soft_wrap=True)
+            stderr.print(plan.sentence(str(choose_device(asked.device))), highlight=False, soft_wrap=True)
         result = measure_delta(plan, root / TABLES_FOLDER)
     finally:
         plan.close()
@@ -147,8 +147,8 @@ def measure_changes(base: Path | None, tuned: Path, root: Path, **options: Any) 
 
 def _similarity(tuned: Path, other: Path, initial: Path | None) -> dict[str, Any]:
     """Cosine and subspace similarity of two adapters' changes, by weight, from their last states."""
-    from glmspectra.checkpoint.adapter import open_adapter
-    from glmspectra.checkpoint.run_folder import tuned_checkpoints
+    from glmspectra.checkpoint.adapter.adapter import open_adapter
+    from glmspectra.checkpoint.adapter.run_folder import tuned_checkpoints
     from glmspectra.errors import RequestError
     from glmspectra.spectra.lowrank import adapter_similarity, factor_spectrum
 

@@ -45,8 +45,8 @@ def evaluate(
     from glmspectra.cli.libraries import hush
     from glmspectra.cli.progress_line import counting
     from glmspectra.errors import RequestError
-    from glmspectra.tuning import evaluation
-    from glmspectra.tuning.settings import load_settings
+    from glmspectra.tuning.inference import evaluation
+    from glmspectra.tuning.settings.load import load_settings
 
     if split not in ("valid", "train"):
         raise RequestError(f"--split {split}: write valid or train.")

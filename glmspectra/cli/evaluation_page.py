@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from glmspectra.tuning.evaluation import Evaluation
+    from glmspectra.tuning.inference.evaluation import Evaluation
 
 MEASURES = (
     ("loss", "loss", "mean natural-log loss a token"),

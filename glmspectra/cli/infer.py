@@ -36,7 +36,7 @@ def infer(
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.cli.progress_line import counting
     from glmspectra.errors import RequestError
-    from glmspectra.tuning import inference
+    from glmspectra.tuning.inference import batch as inference
 
     if template not in ("auto", "plain", "chat"):
         raise RequestError(f"--template {template}: write auto, plain or chat.")

@@ -21,10 +21,10 @@ def init(
     Presets: args_file/lora, qlora_spectra, adalora and qlora_8gb, each three files that
     `glmspectra train --args FOLDER` takes. Then `glmspectra train` runs at once, on the embedded model.
     """
-    from glmspectra.tuning.presets import write_presets
+    from glmspectra.tuning.settings.presets import write_presets
 
     if keys:
-        from glmspectra.tuning.settings import explain_keys
+        from glmspectra.tuning.settings.load import explain_keys
 
         table = explain_keys()
         finish({"keys": table}, [_line(entry) for entry in table], as_json)

@@ -192,9 +192,9 @@ def _available_memory(wanted: str) -> tuple[str, int | None]:
     """The device that a run would take, and the bytes free on it (None where the system does not tell)."""
     import torch
 
-    from glmspectra.sweep.device import choose_device
+    from glmspectra.device import choose_device
 
-    device = choose_device(wanted)
+    device = str(choose_device(wanted))
     if device != "cpu":
         return device, torch.cuda.mem_get_info(torch.device(device))[0]
     try:

@@ -71,7 +71,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """The whole loop on the embedded model and the package's own sample data, in minutes on two cores."""
-    from glmspectra.checkpoint import EMBEDDED_MODEL
+    from glmspectra.embedded import EMBEDDED_MODEL
     from glmspectra.loop import LoopOptions
     from glmspectra.loop.demonstration import write_demo_settings
 

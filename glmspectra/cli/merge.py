@@ -25,12 +25,12 @@ def merge(
 
     Example: glmspectra merge runs/train/final_adapter --model chatglm2-6b --out chatglm2-6b-tuned
     """
+    from glmspectra.checkpoint.writing import merge as merging
     from glmspectra.cli.console import finish
     from glmspectra.cli.libraries import hush
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.cli.progress_line import counting
     from glmspectra.errors import RequestError
-    from glmspectra.tuning import merging
 
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise RequestError(f"--dtype {dtype}: write float32, bfloat16 or float16.")

@@ -265,7 +265,7 @@ def _measure_more(
         sweep_quantization_error(checkpoint, records, more.quantized, store, device=device, quiet=quiet)
     if more.gradients is not None:
         from glmspectra.loop.gradients import measure_gradients
-        from glmspectra.tuning.settings import load_settings
+        from glmspectra.tuning.settings.load import load_settings
 
         settings = load_settings(more.args, [f"finetune.model_path={json.dumps(str(path))}"])
         measure_gradients(settings, checkpoint, select(checkpoint, "all", more.targets), more.gradients, store, device)

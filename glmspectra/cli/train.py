@@ -8,7 +8,7 @@ import typer
 from glmspectra.cli.options import Device, Json, Model, Out, Quiet
 
 if TYPE_CHECKING:
-    from glmspectra.tuning.settings import Settings
+    from glmspectra.tuning.settings.load import Settings
 
 ArgsFolder = Annotated[Path, typer.Option("--args", help="The folder of the three JSON files.")]
 Overrides = Annotated[
@@ -61,7 +61,7 @@ def train(
     device = only_card(device)
     from glmspectra.cli.console import finish, stderr
     from glmspectra.cli.libraries import hush
-    from glmspectra.tuning.settings import load_settings
+    from glmspectra.tuning.settings.load import load_settings
 
     main = os.environ.get("RANK", "0") == "0"
     silent = quiet or not main
@@ -124,7 +124,7 @@ def settings_options(
 def _train(settings: "Settings", device: str, report: bool, silent: bool) -> tuple[dict[str, Any], list[str]]:
     from glmspectra.cli.console import stderr
     from glmspectra.figures import write_training_curves, write_training_report
-    from glmspectra.tuning.training import prepare_run, train
+    from glmspectra.tuning.training.run import prepare_run, train
 
     run = prepare_run(settings, device, draw=write_training_curves if report else None, quiet=silent)
     if not silent:
@@ -148,14 +148,14 @@ def _train(settings: "Settings", device: str, report: bool, silent: bool) -> tup
 
 
 def _find_lr(settings: "Settings", device: str, steps: int, silent: bool) -> tuple[dict[str, Any], list[str]]:
-    from glmspectra.tuning.learning_rate import find_learning_rate
+    from glmspectra.tuning.training.learning_rate import find_learning_rate
 
     found = find_learning_rate(settings, device, steps, silent)
     return found.as_dict(), found.lines()
 
 
 def _dry_run(settings: "Settings", device: str) -> tuple[dict[str, Any], list[str]]:
-    from glmspectra.tuning.dry_run import dry_run
+    from glmspectra.tuning.memory.dry_run import dry_run
 
     found = dry_run(settings, device)
     return found.as_dict(), found.lines()

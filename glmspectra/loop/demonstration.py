@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from glmspectra.tuning.presets import write_presets
+from glmspectra.tuning.settings.presets import write_presets
 
 
 def write_demo_settings(out: Path) -> Path:

@@ -6,15 +6,16 @@ from typing import Any
 import torch
 
 from glmspectra.checkpoint import Checkpoint, TensorRecord
+from glmspectra.device import choose_device
 from glmspectra.spectra import spectra_of, summarize_spectrum
 from glmspectra.store import Measurement, Request, RunStore
 from glmspectra.sweep.delta_rows import known
 from glmspectra.tuning.data import TrainingData, prepare_data
-from glmspectra.tuning.families import family_of
-from glmspectra.tuning.gradients import weight_gradients
-from glmspectra.tuning.precision import choose_device, choose_precision
-from glmspectra.tuning.preparation import load_config, load_for_settings, load_tokenizer, positions_of
-from glmspectra.tuning.settings import Settings
+from glmspectra.tuning.model.families import family_of
+from glmspectra.tuning.model.precision import choose_precision
+from glmspectra.tuning.model.preparation import load_config, load_for_settings, load_tokenizer, positions_of
+from glmspectra.tuning.settings.load import Settings
+from glmspectra.tuning.training.gradients import weight_gradients
 
 TOP_K = 64  # singular values of a gradient that are kept: more than any sensible rank
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from glmspectra.files import write_atomically
 from glmspectra.ranks import Budget, Evidence, pilot_rank
 from glmspectra.ranks.peft_form import DEFAULT_SCALE, target_modules
-from glmspectra.store.atomic import write_atomically
-from glmspectra.tuning.checkpoints import checkpoints
-from glmspectra.tuning.settings import Settings, load_settings
+from glmspectra.tuning.settings.load import Settings, load_settings
+from glmspectra.tuning.training.checkpoints import checkpoints
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -94,7 +94,7 @@ def train_once(
 def _train(settings: Settings, device: str, quiet: bool) -> dict[str, Any]:
     import torch
 
-    from glmspectra.tuning.training import prepare_run, train
+    from glmspectra.tuning.training.run import prepare_run, train
 
     run = prepare_run(settings, device, quiet=quiet)
     result = train(run)

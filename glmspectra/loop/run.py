@@ -7,7 +7,7 @@ from typing import Any
 from glmspectra.loop.options import LoopOptions
 from glmspectra.loop.stages import STAGES, Results
 from glmspectra.loop.state import LoopState
-from glmspectra.tuning.settings import load_settings
+from glmspectra.tuning.settings.load import load_settings
 
 
 def run_loop(

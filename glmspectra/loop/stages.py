@@ -87,8 +87,8 @@ def train_uniform(options: LoopOptions, results: Results) -> dict[str, Any]:
 
 def evaluate_both(options: LoopOptions, results: Results) -> dict[str, Any]:
     """Both adapters on the rows that were not trained on, and the difference between them row by row."""
-    from glmspectra.tuning.evaluation import evaluate, paired_interval, write_evaluation
-    from glmspectra.tuning.settings import load_settings
+    from glmspectra.tuning.inference.evaluation import evaluate, paired_interval, write_evaluation
+    from glmspectra.tuning.settings.load import load_settings
 
     settings = load_settings(options.args, [*options.overrides, *_model(options)])
     found: dict[str, Any] = {}

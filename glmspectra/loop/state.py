@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from glmspectra.errors import RequestError, StoreError
+from glmspectra.files import make_folder, write_atomically
 from glmspectra.loop.options import LoopOptions
-from glmspectra.store.atomic import make_folder, write_atomically
 
 FILE = "loop.json"
 FORM = 1

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from glmspectra.errors import RequestError
+from glmspectra.files import write_atomically
 from glmspectra.ranks.evidence import Evidence
 from glmspectra.ranks.peft_form import write_json, write_text
 from glmspectra.ranks.suggest import Suggestion
-from glmspectra.store.atomic import write_atomically
 
 EXPORTS = ("peft", "axolotl", "llama-factory")
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from glmspectra.errors import GlmspectraError, RequestError
+from glmspectra.files import make_folder, write_atomically
 from glmspectra.ranks.evidence import Evidence
 from glmspectra.ranks.suggest import Suggestion
-from glmspectra.store.atomic import make_folder, write_atomically
 
 FORM = 1
 DEFAULT_SCALE = 2.0  # the original study's lora_alpha 24 over r 12

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmspectra.files import make_folder, write_atomically
 from glmspectra.ranks.budget import BYTES_PER_PARAMETER
 from glmspectra.ranks.criteria import find
 from glmspectra.ranks.evidence import Evidence
@@ -20,7 +21,6 @@ from glmspectra.ranks.suggest import (
     needed_parameters,
     side_by_side,
 )
-from glmspectra.store.atomic import make_folder, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from glmspectra.errors import RequestError
-from glmspectra.store.atomic import write_atomically
+from glmspectra.files import write_atomically
 from glmspectra.store.tables import Run
 
 FILE_NAME = "singular_value.jsonl"

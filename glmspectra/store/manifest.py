@@ -10,7 +10,7 @@ from typing import Any
 
 from glmspectra import __version__
 from glmspectra.errors import StoreError
-from glmspectra.store.atomic import explain
+from glmspectra.files import explain
 from glmspectra.store.schema import KINDS, QUANTITIES, SCHEMA_VERSION
 
 MANIFEST = "manifest.json"

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from glmspectra.errors import StoreError
-from glmspectra.store.atomic import write_atomically
+from glmspectra.files import write_atomically
 from glmspectra.store.schema import IDENTITY, KINDS, MATRICES, MEASURED, QUANTITIES, STATUSES
 
 _IDENTITY = frozenset(column.name for column in IDENTITY)

@@ -22,7 +22,7 @@ from typing import Any
 
 from glmspectra import __version__
 from glmspectra.errors import StoreError
-from glmspectra.store.atomic import explain, locked, make_folder, remove_leftovers, write_atomically
+from glmspectra.files import explain, locked, make_folder, remove_leftovers, write_atomically
 from glmspectra.store.manifest import MANIFEST, PARTS, VECTORS, Request, Source, read_manifest, run_name
 from glmspectra.store.measurement import Measurement, part_file_name, read_part, write_part
 from glmspectra.store.schema import SCHEMA_VERSION

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from glmspectra.errors import StoreError
-from glmspectra.store.atomic import explain, write_atomically
+from glmspectra.files import explain, write_atomically
 from glmspectra.store.manifest import MANIFEST, PARTS, read_manifest
 from glmspectra.store.measurement import Measurement, part_file_name, read_part
 from glmspectra.store.schema import HISTOGRAMS, MATRICES, QUANTITIES, SCHEMA_VERSION, SINGULAR_VALUES, TABLES

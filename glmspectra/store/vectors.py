@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from glmspectra.errors import RequestError, StoreError
-from glmspectra.store.atomic import make_folder, write_atomically
+from glmspectra.files import make_folder, write_atomically
 from glmspectra.store.manifest import VECTORS, read_manifest
 from glmspectra.store.measurement import part_file_name
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from glmspectra.checkpoint.factors import Factors
+from glmspectra.checkpoint.adapter.factors import Factors
+from glmspectra.device import choose_device
 from glmspectra.errors import CheckpointError
 from glmspectra.spectra import NoiseBlock, spectra_of
 from glmspectra.spectra.intruders import (
@@ -28,7 +29,6 @@ from glmspectra.spectra.rounding import rounding_floor
 from glmspectra.store import Measurement, Request, RunStore, Source, read_manifest, run_name
 from glmspectra.sweep import delta_rows as rows
 from glmspectra.sweep.delta_plan import DeltaPlan, Place, State, cost_of
-from glmspectra.sweep.device import choose_device
 from glmspectra.sweep.known_base import KnownBase, known_base
 from glmspectra.sweep.measure import noise_blocks
 from glmspectra.sweep.processes import Processes, joined_processes, share_out
@@ -65,7 +65,7 @@ def measure_delta(plan: DeltaPlan, root: Path) -> DeltaResult:
     """
     start = time.monotonic()
     with joined_processes() as processes:
-        device = choose_device(plan.options.device, processes.local_rank)
+        device = str(choose_device(plan.options.device, processes.local_rank))
         store = processes.by_first(lambda: RunStore.of(root, _with_known_base(root, plan.source)))
         # What was measured against the base says all that would be measured now; it is not to be replaced by
         # less.

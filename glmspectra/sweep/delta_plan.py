@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from glmspectra.checkpoint import Checkpoint, TensorRecord, open_checkpoint, select
-from glmspectra.checkpoint.adapter import Adapter, open_adapter
+from glmspectra.checkpoint.adapter.adapter import Adapter, open_adapter
+from glmspectra.checkpoint.adapter.run_folder import TunedCheckpoint, tuned_checkpoints
 from glmspectra.checkpoint.fingerprint import fingerprint_file, fingerprint_set
 from glmspectra.checkpoint.names import place_of
-from glmspectra.checkpoint.run_folder import TunedCheckpoint, tuned_checkpoints
 from glmspectra.checkpoint.selection import parse_layers
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.store import Source

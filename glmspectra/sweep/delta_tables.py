@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from glmspectra.files import write_atomically
 from glmspectra.store import Run
-from glmspectra.store.atomic import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

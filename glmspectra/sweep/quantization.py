@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from glmspectra.checkpoint import Checkpoint, TensorRecord
-from glmspectra.checkpoint.round_trip import FORMS, quantized_copy
+from glmspectra.checkpoint.formats.round_trip import FORMS, quantized_copy
+from glmspectra.device import choose_device
 from glmspectra.errors import RequestError
 from glmspectra.spectra import spectra_of, summarize_spectrum
 from glmspectra.store import Measurement, Request, RunStore
 from glmspectra.sweep.cost import spectrum_cost
 from glmspectra.sweep.delta_rows import known
-from glmspectra.sweep.device import choose_device
 from glmspectra.sweep.progress import SweepProgress
 from glmspectra.sweep.readahead import read_ahead
 
@@ -41,7 +41,7 @@ def sweep_quantization_error(
         )
     names = tuple(record.name for record in records)
     request = Request("spectrum", names, {"form": form, "method": "topk", "top_k": top_k}, "quant_error")
-    place = choose_device(device)
+    place = str(choose_device(device))
     todo = set(store.begin([request], place)[request.key])
     work = [record for record in records if record.name in todo]
     positions = {name: position for position, name in enumerate(checkpoint.tensors)}

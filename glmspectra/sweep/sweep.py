@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from glmspectra.checkpoint.fingerprint import WHOLE_UP_TO
+from glmspectra.device import choose_device
 from glmspectra.errors import GlmspectraError
 from glmspectra.store import Request, RunStore, Source
 from glmspectra.sweep.cost import spectrum_cost, value_cost
-from glmspectra.sweep.device import choose_device
 from glmspectra.sweep.measure import Identity, begin_spectrum, begin_values, part_slices
 from glmspectra.sweep.options import SweepOptions
 from glmspectra.sweep.processes import Processes, joined_processes, share_out
@@ -79,7 +79,7 @@ def sweep(
         for kind in options.kinds
     ]
     with joined_processes() as processes:
-        device = choose_device(options.device, processes.local_rank)
+        device = str(choose_device(options.device, processes.local_rank))
         todo = _begin(store, requests, options, device, processes)
         work = [record for record in records if any(record.name in todo[request.key] for request in requests)]
         costs = [_cost(record, options, device) for record in work]

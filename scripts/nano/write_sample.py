@@ -14,7 +14,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY / "data"
-PACKAGED = REPOSITORY / "glmspectra" / "tuning" / "presets" / "data"  # what `glmspectra init` writes
+PACKAGED = REPOSITORY / "glmspectra" / "tuning" / "settings" / "presets" / "data"  # what `glmspectra init` writes
 SEED = 20261125
 TRAIN_ROWS, VALID_ROWS = 480, 96
 

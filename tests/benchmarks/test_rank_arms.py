@@ -34,7 +34,8 @@ from rank_study.moving_ranks import AdaLora, Reshared, thin_svd
 from rank_study.plan import CONFIRM_SEEDS, CURVE_SEEDS, RATE_SEEDS, SCREEN_SEEDS, Job
 from rank_study.tasks import encode
 from rank_study.workers import run_group
-from test_rank_study import tiny_llama
+
+from tests.benchmarks.test_rank_study import tiny_llama
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from rank_study import plan, workers
 from rank_study.bases import BYTE_VOCABULARY
 from rank_study.plan import Job, finished, open_jobs, read_lines
 from rank_study.workers import Settings, Worker, run_group, run_open
-from test_rank_study import tiny_chatglm2
+
+from tests.benchmarks.test_rank_study import tiny_chatglm2
 
 WANTED = [("rates", "chatglm2", "medical")]
 

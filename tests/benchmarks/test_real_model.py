@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import real_model
 
-from glmspectra.checkpoint import EMBEDDED_MODEL, open_checkpoint
+from glmspectra.checkpoint import open_checkpoint
+from glmspectra.embedded import EMBEDDED_MODEL
 
 MATRICES = (
     "self_attention.query_key_value",

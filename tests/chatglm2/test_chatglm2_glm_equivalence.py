@@ -225,8 +225,8 @@ def test_folders_there_and_back(tmp_path, changes, shard_bytes):
 
 def test_the_command_converts_there_and_back(tmp_path, capsys, monkeypatch):
     """`glmspectra convert --to glm` on the embedded model: a folder that transformers reads alone, and its return."""
-    from glmspectra.checkpoint import EMBEDDED_MODEL
     from glmspectra.cli.main import main
+    from glmspectra.embedded import EMBEDDED_MODEL
 
     def run(*arguments: str) -> int:
         with pytest.raises(SystemExit) as ended:

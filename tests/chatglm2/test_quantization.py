@@ -18,7 +18,7 @@ from glmspectra.chatglm2.quantization import (
     quantize_model,
 )
 from glmspectra.checkpoint import open_checkpoint
-from glmspectra.checkpoint.packed import dequantize_rows, quantize_rows, unpack_int4
+from glmspectra.checkpoint.formats.chatglm_int import dequantize_rows, quantize_rows, unpack_int4
 from glmspectra.errors import MissingExtraError, RequestError
 
 BITS = [4, 8]
@@ -244,7 +244,7 @@ def test_a_model_with_adapters_is_not_quantised():
 INTERPRETED = """
 import torch
 from glmspectra.chatglm2 import quantization_kernels as kernels
-from glmspectra.checkpoint.packed import dequantize_rows, quantize_rows
+from glmspectra.checkpoint.formats.chatglm_int import dequantize_rows, quantize_rows
 assert kernels.INTERPRETED
 torch.manual_seed(0)
 for bits in (4, 8):

@@ -7,11 +7,11 @@ import random
 
 import pytest
 import torch
-from made_checkpoints import chatglm2_tensors, write
 from safetensors.torch import save_file
 
 from glmspectra.checkpoint import open_checkpoint
 from glmspectra.errors import CheckpointError, RequestError
+from tests.checkpoint.made_checkpoints import chatglm2_tensors, write
 
 
 def refusal(path, kind=CheckpointError):

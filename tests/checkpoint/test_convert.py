@@ -6,15 +6,15 @@ import sys
 
 import pytest
 import torch
-from made_checkpoints import CONFIG, chatglm2_tensors, run_command, write
 from safetensors import safe_open
 
-from glmspectra.checkpoint import convert as conversion
 from glmspectra.checkpoint import open_checkpoint
-from glmspectra.checkpoint.convert import convert
-from glmspectra.checkpoint.packed import quantize_rows
-from glmspectra.checkpoint.writer import Planned, plan_shards
+from glmspectra.checkpoint.formats.chatglm_int import quantize_rows
+from glmspectra.checkpoint.writing import convert as conversion
+from glmspectra.checkpoint.writing.convert import convert
+from glmspectra.checkpoint.writing.shards import Planned, plan_shards
 from glmspectra.errors import CheckpointError, RequestError
+from tests.checkpoint.made_checkpoints import CONFIG, chatglm2_tensors, run_command, write
 
 SHARD = 12_000  # bytes: five shards of the small model
 

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from made_checkpoints import CONFIG, chatglm2_tensors, run_command, write
 
 from glmspectra.checkpoint import open_checkpoint, select
 from glmspectra.checkpoint.inventory import kinds, layer_ranges, spectrum_cost, spectrum_flops
+from tests.checkpoint.made_checkpoints import CONFIG, chatglm2_tensors, run_command, write
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_every_recorded_figure_is_planned(script, recorded):
 
 
 def test_shards_are_cut_evenly_and_in_order(script):
-    from glmspectra.checkpoint.writer import Planned
+    from glmspectra.checkpoint.writing.shards import Planned
 
     planned = [Planned(str(i), (size,), torch.uint8, size) for i, size in enumerate([10, 1, 9, 10, 5, 5])]
     groups = script.cut(planned, 4)

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from made_checkpoints import CONFIG, chatglm2_tensors, write
 from safetensors.torch import save_file
 
 from glmspectra.checkpoint import open_checkpoint, select
 from glmspectra.checkpoint.names import AFTER_LAYERS, BEFORE_LAYERS, IN_LAYERS, OUTPUT, UNKNOWN, place_of
 from glmspectra.errors import RequestError
+from tests.checkpoint.made_checkpoints import CONFIG, chatglm2_tensors, write
 
 PLACES = [
     # ChatGLM2

@@ -6,12 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from made_checkpoints import CONFIG, chatglm2_tensors, write
 from safetensors.torch import save_file
 
 from glmspectra.checkpoint import open_checkpoint, select
-from glmspectra.checkpoint.packed import dequantize_rows, pack_int4, quantize_rows, unpack_int4
+from glmspectra.checkpoint.formats.chatglm_int import dequantize_rows, pack_int4, quantize_rows, unpack_int4
 from glmspectra.errors import CheckpointError, RequestError
+from tests.checkpoint.made_checkpoints import CONFIG, chatglm2_tensors, write
 
 QKV = "transformer.encoder.layers.0.self_attention.query_key_value.weight"
 

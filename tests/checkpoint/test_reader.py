@@ -6,11 +6,12 @@ import threading
 
 import pytest
 import torch
-from made_checkpoints import CONFIG, FFN, GROUPS, HEADS, LAYERS, chatglm2_tensors, write
 from safetensors.torch import save_file
 
-from glmspectra.checkpoint import mapped, open_checkpoint, select
+from glmspectra.checkpoint import open_checkpoint, select
+from glmspectra.checkpoint.formats import mapped
 from glmspectra.errors import RequestError
+from tests.checkpoint.made_checkpoints import CONFIG, FFN, GROUPS, HEADS, LAYERS, chatglm2_tensors, write
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from glmspectra.checkpoint.packed import quantize_rows
+from glmspectra.checkpoint.formats.chatglm_int import quantize_rows
 
 pytestmark = pytest.mark.slow
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")

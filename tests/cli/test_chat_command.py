@@ -10,10 +10,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import glmspectra.chatglm2  # noqa: F401  (registers the model)
-from glmspectra.chatglm2.conversation import HELP, NEXT_ROUND, Conversation, talk
-from glmspectra.checkpoint import EMBEDDED_MODEL
 from glmspectra.cli.main import main
+from glmspectra.embedded import EMBEDDED_MODEL
 from glmspectra.errors import RequestError
+from glmspectra.tuning.inference.conversation import HELP, NEXT_ROUND, Conversation, talk
 
 GREEDY = ("--temperature", "0", "--max-new-tokens", "24", "--device", "cpu")
 

@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "loop": {"checkpoint", "spectra", "store", "sweep", "ranks", "chatglm2", "tuning", "figures"},
     "cli": {"checkpoint", "spectra", "store", "sweep", "ranks", "chatglm2", "tuning", "figures", "loop"},
 }
-SHARED = {"errors", "__version__"}  # the error page and the version are everybody's
+# The ground floor: what every package may import.
+SHARED = {"errors", "files", "json_files", "device", "embedded", "language", "__version__"}
 
 
 def imported(source: str, module: tuple[str, ...]) -> set[str]:

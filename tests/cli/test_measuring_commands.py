@@ -4,17 +4,14 @@ error."""
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "sweep"))
-from small_checkpoint import matrix, write_small_checkpoint
-
 from glmspectra.cli.main import main
 from glmspectra.errors import RequestError
 from glmspectra.store import read_run
+from tests.sweep.small_checkpoint import matrix, write_small_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from glmspectra.checkpoint import EMBEDDED_MODEL
 from glmspectra.cli.model_choice import choose_model
+from glmspectra.embedded import EMBEDDED_MODEL
 from glmspectra.errors import ConfigError, RequestError
 
 

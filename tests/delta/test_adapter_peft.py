@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from glmspectra.checkpoint.adapter import matching_pattern, open_adapter
-from glmspectra.checkpoint.run_folder import tuned_checkpoints
+from glmspectra.checkpoint.adapter.adapter import matching_pattern, open_adapter
+from glmspectra.checkpoint.adapter.run_folder import tuned_checkpoints
 from glmspectra.errors import CheckpointError, RequestError
 
 
@@ -222,7 +222,7 @@ def test_methods_that_reduce_the_base_are_read_by_their_saved_start(tmp_path, me
 
 def test_loftq_base_is_made_again(tmp_path):
     pytest.importorskip("bitsandbytes")
-    from glmspectra.checkpoint.round_trip import loftq_base, quantized_copy
+    from glmspectra.checkpoint.formats.round_trip import loftq_base, quantized_copy
 
     model = trained(peft.LoraConfig(**LORA))
     model.save_pretrained(tmp_path)

@@ -4,9 +4,9 @@ import json
 
 import pandas as pd
 import pytest
-from made_runs import random_factors, write_adapter, write_base, write_merged
 
 from glmspectra.cli.main import main
+from tests.delta.made_runs import random_factors, write_adapter, write_base, write_merged
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:

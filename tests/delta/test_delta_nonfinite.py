@@ -8,7 +8,6 @@ import sys
 import pandas as pd
 import pytest
 import torch
-from made_runs import random_factors, write_adapter, write_base, write_merged
 from safetensors.torch import load_file, save_file
 
 from glmspectra.cli.main import main
@@ -17,6 +16,7 @@ from glmspectra.ranks.evidence import gather
 from glmspectra.store import read_run
 from glmspectra.sweep.delta import measure_delta
 from glmspectra.sweep.delta_plan import DeltaOptions, plan_delta
+from tests.delta.made_runs import random_factors, write_adapter, write_base, write_merged
 
 BROKEN = "transformer.encoder.layers.1.self_attention.dense.weight"
 

@@ -5,7 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from made_runs import (
+
+from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.store import read_run
+from glmspectra.sweep.delta import measure_delta
+from glmspectra.sweep.delta_plan import DeltaOptions, plan_delta
+from glmspectra.sweep.delta_tables import similarity_table, write_delta_tables
+from tests.delta.made_runs import (
     SHAPES,
     base_weights,
     modules,
@@ -14,12 +20,6 @@ from made_runs import (
     write_base,
     write_merged,
 )
-
-from glmspectra.errors import CheckpointError, RequestError
-from glmspectra.store import read_run
-from glmspectra.sweep.delta import measure_delta
-from glmspectra.sweep.delta_plan import DeltaOptions, plan_delta
-from glmspectra.sweep.delta_tables import similarity_table, write_delta_tables
 
 QUIET = {"device": "cpu", "quiet": True}
 
@@ -239,7 +239,7 @@ def test_the_cost_is_said_before_it_is_paid(tmp_path):
 def test_the_quantisation_error_is_stored_beside_the_weights(tmp_path):
     pytest.importorskip("bitsandbytes")
     from glmspectra.checkpoint import open_checkpoint, select
-    from glmspectra.checkpoint.round_trip import quantized_copy
+    from glmspectra.checkpoint.formats.round_trip import quantized_copy
     from glmspectra.store import RunStore
     from glmspectra.sweep import source_of
     from glmspectra.sweep.quantization import sweep_quantization_error

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import LogNorm, TwoSlopeNorm
-from synthetic_run import EDGES, make_tables
 
 from glmspectra.errors import RequestError
 from glmspectra.figures import depth, heatmaps, layers, style, values
@@ -18,6 +17,7 @@ from glmspectra.figures.page import Album, Section
 from glmspectra.figures.sections import analysis_sections
 from glmspectra.figures.tables import Tables, pick, thin
 from glmspectra.store.schema import MATRICES
+from tests.figures.synthetic_run import EDGES, make_tables
 
 SVG = "{http://www.w3.org/2000/svg}"
 LLAMA = {name: ((24, 20), {}) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")}

@@ -6,12 +6,12 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_run import make_tables, store_tables
 
 from glmspectra.errors import StoreError
 from glmspectra.figures import Tables, delta, ranks, style, write_delta_report, write_ranks_report, write_report
 from glmspectra.figures.layers import Spectra
 from glmspectra.figures.tables import pick
+from tests.figures.synthetic_run import make_tables, store_tables
 
 SVG = "{http://www.w3.org/2000/svg}"
 MATRICES = ("query_key_value", "dense")

@@ -7,7 +7,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic_run import make_tables, store_tables, training_folder
 
 from glmspectra.cli.main import main
 from glmspectra.figures import Album, Grid, Section, Tables, styled, write_page, write_report, write_tables_report
@@ -15,6 +14,7 @@ from glmspectra.figures.overview import write_overview
 from glmspectra.figures.page import cell_text, sort_key
 from glmspectra.figures.report import run_facts
 from glmspectra.figures.style import panels
+from tests.figures.synthetic_run import make_tables, store_tables, training_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.integrate import trapezoid
-from synthetic_run import make_tables
 
 from glmspectra.errors import StoreError
 from glmspectra.figures import style
 from glmspectra.figures import tables as t
+from tests.figures.synthetic_run import make_tables
 
 SVG = "{http://www.w3.org/2000/svg}"
 

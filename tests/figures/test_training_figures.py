@@ -6,10 +6,10 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from synthetic_run import training_folder
 
 from glmspectra.errors import RequestError, StoreError
 from glmspectra.figures import read_training, style, training, write_training_curves, write_training_report
+from tests.figures.synthetic_run import training_folder
 
 SVG = "{http://www.w3.org/2000/svg}"
 

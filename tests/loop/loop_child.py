@@ -13,12 +13,12 @@ import sys
 import traceback
 from pathlib import Path
 
-from glmspectra.checkpoint import EMBEDDED_MODEL
+from glmspectra.embedded import EMBEDDED_MODEL
 from glmspectra.loop import LoopOptions, run_loop, stages
 from glmspectra.loop.demonstration import write_demo_settings
 from glmspectra.ranks.outcome import Outcome
 from glmspectra.store import RunStore
-from glmspectra.tuning.trainer import AdapterTrainer
+from glmspectra.tuning.training.trainer import AdapterTrainer
 
 
 def small_settings(out: Path) -> Path:
@@ -57,7 +57,7 @@ def arm(stage: str) -> None:
         elif stage in ("suggest-from-base", "suggest"):
             die_at(Outcome, "write", 1)
         elif stage == "evaluate":
-            import glmspectra.tuning.evaluation as evaluation
+            import glmspectra.tuning.inference.evaluation as evaluation
 
             die_at(evaluation, "write_evaluation", 1)
         else:

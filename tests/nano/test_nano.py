@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import glmspectra.chatglm2  # noqa: F401  (registers the Auto classes)
-from glmspectra.checkpoint import EMBEDDED_MODEL, open_checkpoint, select
+from glmspectra.checkpoint import open_checkpoint, select
+from glmspectra.embedded import EMBEDDED_MODEL
 from glmspectra.spectra import spectra_of, summarize_spectrum
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from glmspectra.errors import RequestError
-from glmspectra.tuning.gradients import weight_gradients
+from glmspectra.tuning.training.gradients import weight_gradients
 
 
 class Tiny(nn.Module):

@@ -5,13 +5,13 @@ import math
 
 import peft
 import pytest
-from made_evidence import SHAPES, base_run, delta_run
 from torch import nn
 
 from glmspectra.errors import GlmspectraError, StoreError
 from glmspectra.ranks import Limits, gather, lora_args, parse_budget, ranks_file, suggest
 from glmspectra.ranks.exports import export
 from glmspectra.ranks.peft_form import matched_by, module_pattern, scale_of, target_modules, verify, write_json
+from tests.ranks.made_evidence import SHAPES, base_run, delta_run
 
 LAYERS = 12
 
@@ -120,7 +120,7 @@ def test_the_ranks_file_says_whose_ranks_they_are(evidence, suggestion):
 
 
 def test_train_reads_the_ranks_file(evidence, suggestion, tmp_path):
-    settings_ranks = pytest.importorskip("glmspectra.tuning.settings_ranks")
+    settings_ranks = pytest.importorskip("glmspectra.tuning.settings.ranks")
     path = tmp_path / "ranks.json"
     path.write_text(json.dumps(ranks_file(suggestion, evidence)))
     found = settings_ranks.read_ranks(path)
@@ -129,8 +129,8 @@ def test_train_reads_the_ranks_file(evidence, suggestion, tmp_path):
 
 
 def test_the_rule_of_alpha_is_the_users_own_and_stands_in_the_file(evidence, suggestion, tmp_path):
-    settings_files = pytest.importorskip("glmspectra.tuning.settings_files")
-    settings_ranks = pytest.importorskip("glmspectra.tuning.settings_ranks")
+    settings_files = pytest.importorskip("glmspectra.tuning.settings.files")
+    settings_ranks = pytest.importorskip("glmspectra.tuning.settings.ranks")
     assert scale_of(tmp_path) == (2.0, False)
     mine = tmp_path / "lora_args.json"
     mine.write_text(json.dumps({"r": 16, "lora_alpha": 16}))

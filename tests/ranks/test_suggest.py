@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from made_evidence import BASE, base_run, delta_run, make_run, weight_names
 
 from glmspectra.errors import RequestError
 from glmspectra.ranks import (
@@ -25,6 +24,7 @@ from glmspectra.ranks.measured import sentence
 from glmspectra.ranks.outcome import RankRequest
 from glmspectra.ranks.report import against_uniform, curve_table, facts, lines, long_table
 from glmspectra.ranks.suggest import kept_energy, needed_parameters
+from tests.ranks.made_evidence import BASE, base_run, delta_run, make_run, weight_names
 
 LAYERS = 12
 

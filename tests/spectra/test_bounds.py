@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from planted import planted, reference
 
 from glmspectra.spectra.blocks import LongView
 from glmspectra.spectra.bounds import accepted, gram_eigenvalue_error, sigma_from_eigenvalues
 from glmspectra.spectra.eigenvalues import symmetric_eigenvalues
 from glmspectra.spectra.gram import gram_matrices
 from glmspectra.spectra.measure import spectra_of
+from tests.spectra.planted import planted, reference
 
 
 def hard_matrices(rows: int, cols: int, rng: np.random.Generator):

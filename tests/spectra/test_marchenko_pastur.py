@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from planted import orthonormal
 
 from glmspectra.spectra import spectra_of, summarize_spectrum
 from glmspectra.spectra.marchenko_pastur import (
@@ -10,6 +9,7 @@ from glmspectra.spectra.marchenko_pastur import (
     noise_level,
     optimal_hard_threshold,
 )
+from tests.spectra.planted import orthonormal
 
 # Shapes in the proportions of ChatGLM2's matrices and their parts, from square to 27392 x 4096.
 PROPORTIONS = {

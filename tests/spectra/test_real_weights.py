@@ -8,9 +8,9 @@ import powerlaw
 import pytest
 import safetensors.torch
 import torch
-from planted import reference
 
 from glmspectra.spectra import spectra_of, summarize_spectrum, value_distribution
+from tests.spectra.planted import reference
 
 LAYER = "encoder.layer.3."
 MATRICES = ["attention.self.query.weight", "attention.output.dense.weight", "intermediate.dense.weight"]

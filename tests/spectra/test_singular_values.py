@@ -3,10 +3,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import planted, reference
 
 from glmspectra.errors import RequestError
 from glmspectra.spectra import blocks, singular_values, spectra_of
+from tests.spectra.planted import planted, reference
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

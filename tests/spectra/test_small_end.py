@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from planted import planted, reference
 
 from glmspectra.spectra.blocks import LongView
 from glmspectra.spectra.measure import spectra_of
 from glmspectra.spectra.refine import small_end_bound, triangular_factor
+from tests.spectra.planted import planted, reference
 
 BULK = np.linspace(1, 0.1, 90)
 

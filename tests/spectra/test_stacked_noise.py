@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from planted import orthonormal
 
 from glmspectra.spectra import NoiseBlock, entry_scales, spectra_of, summarize_spectra, summarize_spectrum
 from glmspectra.spectra.marchenko_pastur import bulk_median, noise_edge
 from glmspectra.spectra.stacked_noise import scaled_to_bulk, stacked_bulk_median, stacked_noise_edge
+from tests.spectra.planted import orthonormal
 
 GATE_UP = [slice(0, 150), slice(150, 300)]
 

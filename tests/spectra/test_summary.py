@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from planted import planted
 
 from glmspectra.spectra import SPECTRUM_COLUMNS, spectra_of, summarize_spectra, summarize_spectrum
 from glmspectra.spectra.summary import tiling
+from tests.spectra.planted import planted
 
 
 def summary_of(sigma, rows=40, cols=30):

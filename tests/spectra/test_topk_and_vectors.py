@@ -3,11 +3,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted import planted, reference
 
 from glmspectra.spectra import spectra_of, summarize_spectrum
 from glmspectra.spectra.blocks import LongView
 from glmspectra.spectra.krylov import krylov_basis, rayleigh_ritz, start_block
+from tests.spectra.planted import planted, reference
 
 SPIKES = np.array([40.0, 25.0, 18.0, 12.0, 9.0, 7.0])
 

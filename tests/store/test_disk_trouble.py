@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_measurements import NAMES, SOURCE, measure_all, measurement, spectrum_request
 
 from glmspectra.errors import StoreError
+from glmspectra.files import UNFINISHED, remove_leftovers, write_atomically
 from glmspectra.store import Measurement, RunStore, read_run
-from glmspectra.store.atomic import TEMPORARY_SUFFIX, remove_leftovers, write_atomically
+from tests.store.made_up_measurements import NAMES, SOURCE, measure_all, measurement, spectrum_request
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_finished(small_disk):
             written.append(name)
     assert str(caught.value).count(". ") == 0, "one sentence"
     assert 1 <= len(written) < len(NAMES)
-    assert not list(store.folder.rglob(f"*{TEMPORARY_SUFFIX}")), "nothing half-written is left"
+    assert not list(store.folder.rglob(f"*{UNFINISHED}")), "nothing half-written is left"
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
     assert store.begin([request])[request.key] == list(NAMES[len(written) :])
     for name in NAMES[len(written) :]:
@@ -115,8 +115,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
-    (tmp_path / f".a.npz.{dead.pid}{TEMPORARY_SUFFIX}").touch()
-    living = tmp_path / f".b.npz.{os.getpid()}{TEMPORARY_SUFFIX}"
+    (tmp_path / f".a.npz.{dead.pid}{UNFINISHED}").touch()
+    living = tmp_path / f".b.npz.{os.getpid()}{UNFINISHED}"
     living.touch()
     remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == [living]
@@ -127,8 +127,8 @@ import itertools, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from glmspectra.store import RunStore
-from made_up_measurements import NAMES, SOURCE, measurement, spectrum_request
-from test_disk_trouble import big
+from tests.store.made_up_measurements import NAMES, SOURCE, measurement, spectrum_request
+from tests.store.test_disk_trouble import big
 store, request = RunStore.of(Path(sys.argv[1]), SOURCE), spectrum_request()
 store.begin([request])
 print("begun", flush=True)
@@ -141,7 +141,7 @@ for number in itertools.count():
 @pytest.mark.parametrize("delay", [0.0, 0.013, 0.05, 0.11])
 def test_killed_at_any_moment_every_file_is_whole_or_absent(tmp_path, delay):
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path), str(Path(__file__).parent)],
+        [sys.executable, "-c", WRITER, str(tmp_path), str(Path(__file__).parents[2])],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -153,7 +153,7 @@ def test_killed_at_any_moment_every_file_is_whole_or_absent(tmp_path, delay):
     finished = {path.name for path in (store.folder / "parts").glob("*.npz")}
     missing = store.begin([request])[request.key]
     assert len(finished) + len(missing) == len(NAMES), "a part that is there is whole"
-    assert not list(store.folder.rglob(f"*{TEMPORARY_SUFFIX}"))
+    assert not list(store.folder.rglob(f"*{UNFINISHED}"))
     for name in missing:
         store.write(request, big(request, name))
     assert store.merge()["complete"]
@@ -171,7 +171,7 @@ def test_processes_that_write_into_one_run_do_not_hinder_each_other(tmp_path):
                 "-c",
                 WRITER.replace("itertools.count()", "range(12)"),
                 str(tmp_path),
-                str(Path(__file__).parent),
+                str(Path(__file__).parents[2]),
             ],
             stdout=subprocess.DEVNULL,
         )

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from made_up_measurements import SOURCE, measurement
 
 from glmspectra.errors import RequestError
 from glmspectra.store import Measurement, Request, RunStore, export_jsonl, read_run
+from tests.store.made_up_measurements import SOURCE, measurement
 
 KEYS = {
     "att_qkv_singular_value": "query_key_value",

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_measurements import NAMES, SOURCE, measure_all, measurement, spectrum_request, values_request
 
 from glmspectra.errors import RequestError, StoreError
 from glmspectra.store import Request, RunStore, Source, list_runs, read_run, read_vectors
 from glmspectra.store.manifest import run_name
 from glmspectra.store.schema import HISTOGRAMS, MATRICES, SCHEMA_VERSION, SINGULAR_VALUES
+from tests.store.made_up_measurements import NAMES, SOURCE, measure_all, measurement, spectrum_request, values_request
 
 
 @pytest.fixture

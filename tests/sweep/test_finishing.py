@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_checkpoint import matrix, write_small_checkpoint
 
 from glmspectra.checkpoint import open_checkpoint, select
 from glmspectra.errors import StoreError
 from glmspectra.store import RunStore, read_run
 from glmspectra.sweep import SweepOptions, source_of, sweep
+from tests.sweep.small_checkpoint import matrix, write_small_checkpoint
 
 # By name: the package offers the function under the module's name.
 SWEEP = "glmspectra.sweep.sweep"

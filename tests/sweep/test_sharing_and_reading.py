@@ -11,10 +11,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from glmspectra.device import choose_device
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.sweep import SweepOptions, progress, readahead
 from glmspectra.sweep.cost import spectrum_cost, value_cost
-from glmspectra.sweep.device import choose_device
 from glmspectra.sweep.processes import share_out
 from glmspectra.sweep.readahead import READ_AHEAD_CEILING, anonymous_bytes, read_ahead
 
@@ -152,14 +152,14 @@ def test_an_unknown_device_is_refused(wanted):
 
 def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto") == choose_device("cpu") == "cpu"
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
     with pytest.raises(RequestError, match="no CUDA device"):
         choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("auto", local_rank=1) == choose_device("cuda", local_rank=3) == "cuda:1"
-    assert choose_device("cuda:0", local_rank=1) == "cuda:0"
-    assert choose_device("cpu", local_rank=1) == "cpu"
+    assert choose_device("auto", local_rank=1) == choose_device("cuda", local_rank=3) == torch.device("cuda:1")
+    assert choose_device("cuda:0", local_rank=1) == torch.device("cuda:0")
+    assert choose_device("cpu", local_rank=1) == torch.device("cpu")
     with pytest.raises(RequestError, match="there are 2 CUDA devices here, cuda:0 to cuda:1"):
         choose_device("cuda:2")
 

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
-from small_checkpoint import matrix, write_small_checkpoint
 
 from glmspectra.checkpoint import open_checkpoint, select
 from glmspectra.store import RunStore, read_run, read_vectors
 from glmspectra.sweep import SweepOptions, source_of, sweep
+from tests.sweep.small_checkpoint import matrix, write_small_checkpoint
 
 
 def options(**changes):

@@ -9,7 +9,7 @@ from peft.tuners.adalora import AdaLoraModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from glmspectra.errors import ConfigError, TrainingError
-from glmspectra.tuning.adalora import (
+from glmspectra.tuning.model.adalora import (
     MaskedRankAllocator,
     add_adalora,
     append_history,

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from data_tokenizers import TEMPLATE, character_tokenizer
 from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as some
@@ -12,9 +11,10 @@ from hypothesis import strategies as some
 from glmspectra.errors import DataError
 from glmspectra.tuning.data import IGNORED, PackedCollator, PaddingCollator, prepare_data
 from glmspectra.tuning.data.packing import pack_dataset, pack_lengths
-from glmspectra.tuning.families import FAMILIES, family_of
-from glmspectra.tuning.settings import FinetuneArgs, LoraArgs, Settings
-from glmspectra.tuning.settings_train import train_args_model
+from glmspectra.tuning.model.families import FAMILIES, family_of
+from glmspectra.tuning.settings.load import FinetuneArgs, LoraArgs, Settings
+from glmspectra.tuning.settings.train_args import train_args_model
+from tests.tuning.data_tokenizers import TEMPLATE, character_tokenizer
 
 LLAMA = family_of({"model_type": "llama"})
 
@@ -280,7 +280,7 @@ def test_the_project_sample_is_sound(tmp_path):
     """480 rows to train on, 96 to evaluate on, none of them bad, no context in both."""
     from pathlib import Path
 
-    import glmspectra.tuning.presets as presets
+    import glmspectra.tuning.settings.presets as presets
 
     top = Path(__file__).parents[2]
     for name in ("train", "valid"):

@@ -1,12 +1,12 @@
 """Tokens and labels: what is learnt, what is cut, and the cache."""
 
 import pytest
-from data_tokenizers import REWRITING, TEMPLATE, character_tokenizer
 
 from glmspectra.errors import ConfigError, DataError, RequestError
 from glmspectra.tuning.data import IGNORED, Encoder, Example, Row
 from glmspectra.tuning.data.template import chat_segments, choose_template
-from glmspectra.tuning.families import OTHER, family_of
+from glmspectra.tuning.model.families import OTHER, family_of
+from tests.tuning.data_tokenizers import REWRITING, TEMPLATE, character_tokenizer
 
 
 def pair(context, target):

@@ -7,17 +7,17 @@ import shutil
 import numpy as np
 import pytest
 from scipy import stats
-from tiny_run import make_run, rows, tokenizer, write_args, write_data, write_model
 
 from glmspectra.cli.main import main
 from glmspectra.errors import CheckpointError, DataError, RequestError
-from glmspectra.tuning.evaluation import evaluate, load_adapter, paired_interval, write_evaluation
-from glmspectra.tuning.generation import decode, split_prompt
-from glmspectra.tuning.inference import infer, load_for_inference, prompt_ids, read_questions
-from glmspectra.tuning.learning_rate import choose_rate, find_learning_rate
-from glmspectra.tuning.settings import load_settings
-from glmspectra.tuning.text_scores import text_scores
-from glmspectra.tuning.training import train
+from glmspectra.tuning.inference.batch import infer, load_for_inference, prompt_ids, read_questions
+from glmspectra.tuning.inference.evaluation import evaluate, load_adapter, paired_interval, write_evaluation
+from glmspectra.tuning.inference.generation import decode, split_prompt
+from glmspectra.tuning.inference.text_scores import text_scores
+from glmspectra.tuning.settings.load import load_settings
+from glmspectra.tuning.training.learning_rate import choose_rate, find_learning_rate
+from glmspectra.tuning.training.run import train
+from tests.tuning.tiny_run import make_run, rows, tokenizer, write_args, write_data, write_model
 
 
 @pytest.fixture(scope="module")

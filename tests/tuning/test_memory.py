@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from glmspectra.chatglm2 import ChatGLMConfig
-from glmspectra.tuning import memory
-from glmspectra.tuning.memory import GIB, BatchShape, estimate_memory, optimizer_bytes
-from glmspectra.tuning.memory_kernels import CudaKernels
-from glmspectra.tuning.memory_tracking import Tracker, rounded
-from glmspectra.tuning.precision import Precision
-from glmspectra.tuning.settings import FinetuneArgs, LoraArgs, Settings
-from glmspectra.tuning.settings_train import train_args_model
+from glmspectra.tuning.memory import estimate as memory
+from glmspectra.tuning.memory.estimate import GIB, BatchShape, estimate_memory, optimizer_bytes
+from glmspectra.tuning.memory.kernels import CudaKernels
+from glmspectra.tuning.memory.tracking import Tracker, rounded
+from glmspectra.tuning.model.precision import Precision
+from glmspectra.tuning.settings.load import FinetuneArgs, LoraArgs, Settings
+from glmspectra.tuning.settings.train_args import train_args_model
 
 FLOAT32 = Precision(torch.float32, torch.float32, None)
 BFLOAT16 = Precision(torch.bfloat16, torch.bfloat16, None)
@@ -77,7 +77,7 @@ def test_what_is_counted_as_kept_is_what_autograd_keeps():
     """Real tensors on a CPU against fake ones: float32, eager attention, no dropout, where both keep the same."""
     from transformers import AutoModelForCausalLM
 
-    from glmspectra.tuning.preparation import add_adapter
+    from glmspectra.tuning.model.preparation import add_adapter
 
     settings = make_settings(attn_implementation="eager", lora_dropout=0.0)
     config = chatglm(layers=3)
@@ -196,7 +196,7 @@ def plain_peft(monkeypatch):
             return base.loss_function(logits=logits, labels=target, vocab_size=65024)
 
     monkeypatch.setattr(memory, "_loss", whole_loss)
-    monkeypatch.setattr("glmspectra.tuning.adapter_products.follow_input_dtype", lambda *_: 0)
+    monkeypatch.setattr("glmspectra.tuning.model.adapter_products.follow_input_dtype", lambda *_: 0)
     return GlmConfig(
         vocab_size=65024, hidden_size=4096, num_hidden_layers=28, intermediate_size=13696, head_dim=128,
         num_attention_heads=32, num_key_value_heads=2, attention_bias=True, pad_token_id=0, rms_norm_eps=1e-5,
@@ -225,10 +225,10 @@ def test_the_estimate_is_within_a_tenth_of_the_measured_peak(tmp_path, method, c
     """A 12-layer ChatGLM2 of 2048 channels, 8 rows of some 500 tokens: loaded, one step, measured."""
     import json
 
-    from data_tokenizers import character_tokenizer
     from transformers import AutoModelForCausalLM
 
-    from glmspectra.tuning.dry_run import dry_run
+    from glmspectra.tuning.memory.dry_run import dry_run
+    from tests.tuning.data_tokenizers import character_tokenizer
 
     torch.manual_seed(0)
     config = ChatGLMConfig(

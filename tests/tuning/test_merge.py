@@ -6,12 +6,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
-from tiny_run import ADALORA, make_run, write_data, write_model
 from transformers import AutoModelForCausalLM
 
+from glmspectra.checkpoint.writing.merge import merge
 from glmspectra.errors import CheckpointError, RequestError
-from glmspectra.tuning.merging import merge
-from glmspectra.tuning.training import train
+from glmspectra.tuning.training.run import train
+from tests.tuning.tiny_run import ADALORA, make_run, write_data, write_model
 
 TOKENS = torch.arange(3, 23)[None]
 
@@ -132,7 +132,7 @@ def test_adapters_of_plain_peft_and_of_this_package_are_the_same_thing(tmp_path,
         *("peft_type", "r", "revision", "target_modules", "task_type"),
     ]
     (tmp_path / "plain/adapter_config.json").write_text(json.dumps({key: config[key] for key in old}))
-    from glmspectra.tuning.evaluation import load_adapter
+    from glmspectra.tuning.inference.evaluation import load_adapter
 
     loaded = load_adapter(AutoModelForCausalLM.from_pretrained(model), tmp_path / "plain")
     assert torch.allclose(logits(loaded), logits(plain), atol=1e-6)

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_run import write_args, write_data, write_model
 from typer.testing import CliRunner
 
 from glmspectra.cli.main import app
 from glmspectra.errors import ConfigError, RequestError
-from glmspectra.tuning.dry_run import dry_run, show
-from glmspectra.tuning.presets import PRESETS, write_presets
-from glmspectra.tuning.settings import load_settings
+from glmspectra.tuning.memory.dry_run import dry_run, show
+from glmspectra.tuning.settings.load import load_settings
+from glmspectra.tuning.settings.presets import PRESETS, write_presets
+from tests.tuning.tiny_run import write_args, write_data, write_model
 
 TOP = Path(__file__).parents[2]
 METHODS = {"": "qlora", "lora": "lora", "qlora_spectra": "qlora", "adalora": "adalora", "qlora_8gb": "qlora"}
@@ -126,9 +126,8 @@ def test_a_dry_run_tells_everything_and_trains_nothing(tiny):
 
 
 def test_shown_examples_mark_what_is_learnt():
-    from data_tokenizers import TEMPLATE, character_tokenizer
-
     from glmspectra.tuning.data import Encoder, Row
+    from tests.tuning.data_tokenizers import TEMPLATE, character_tokenizer
 
     tokenizer = character_tokenizer(TEMPLATE)
     row = Row("f", 1, (("user", "a\n"), ("assistant", "bc")), True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from glmspectra.errors import ConfigError
-from glmspectra.tuning.settings import load_settings
+from glmspectra.tuning.settings.load import load_settings
 
 STUDY = {
     "finetune": {

@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
-from tiny_run import ADALORA, make_run, write_args, write_data, write_model
 from transformers import TrainerCallback
 
-from glmspectra.tuning.settings import load_settings
-from glmspectra.tuning.training import prepare_run, train
+from glmspectra.tuning.settings.load import load_settings
+from glmspectra.tuning.training.run import prepare_run, train
+from tests.tuning.tiny_run import ADALORA, make_run, write_args, write_data, write_model
 
 
 @pytest.fixture(scope="module")

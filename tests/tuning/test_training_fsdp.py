@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import make_run, train_on_two_processes, write_args, write_data, write_model
 
-from glmspectra.tuning.training import train
+from glmspectra.tuning.training.run import train
+from tests.tuning.tiny_run import make_run, train_on_two_processes, write_args, write_data, write_model
 
 ON_CPU = (str(Path(__file__).with_name("fsdp_on_cpu.py")),)
 

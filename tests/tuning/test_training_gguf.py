@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
-from tiny_run import write_args
 
 from glmspectra.cli.main import main
+from tests.tuning.tiny_run import write_args
 
 
 @pytest.fixture(scope="module")

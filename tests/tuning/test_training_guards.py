@@ -8,22 +8,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_run import make_run, write_args, write_data, write_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from glmspectra.checkpoint import open_checkpoint
 from glmspectra.cli.train import only_card, settings_options
+from glmspectra.device import choose_device
 from glmspectra.errors import ConfigError, RequestError, TrainingError
-from glmspectra.tuning.adapter_products import InputTypedLinear, follow_input_dtype
-from glmspectra.tuning.checkpoints import prune
-from glmspectra.tuning.matching import check_pattern, resolve_names, resolve_targets
-from glmspectra.tuning.precision import Precision, choose_device, choose_precision
-from glmspectra.tuning.preparation import load_base, resolve_schedule
-from glmspectra.tuning.quantization import check_four_bit, check_layout, four_bit_modules
-from glmspectra.tuning.settings import load_settings
-from glmspectra.tuning.stopping import ExplosionWatch, first_non_finite
-from glmspectra.tuning.training import build_run, longest_batch_step, train
+from glmspectra.tuning.model.adapter_products import InputTypedLinear, follow_input_dtype
+from glmspectra.tuning.model.four_bit import check_four_bit, check_layout, four_bit_modules
+from glmspectra.tuning.model.precision import Precision, choose_precision
+from glmspectra.tuning.model.preparation import load_base, resolve_schedule
+from glmspectra.tuning.model.targets import check_pattern, resolve_names, resolve_targets
+from glmspectra.tuning.settings.load import load_settings
+from glmspectra.tuning.training.checkpoints import prune
+from glmspectra.tuning.training.divergence import ExplosionWatch, first_non_finite
+from glmspectra.tuning.training.run import build_run, longest_batch_step, train
+from tests.tuning.tiny_run import make_run, write_args, write_data, write_model
 
 
 @pytest.fixture(scope="module")

@@ -9,21 +9,21 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from tiny_run import make_run, tokenizer, train_on_two_processes, write_args, write_data, write_model
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, set_seed
 
 from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmspectra.errors import ConfigError
-from glmspectra.tuning import token_loss as token_loss_module
-from glmspectra.tuning.batching import REAL_TOKENS, right_padded
 from glmspectra.tuning.data import PackedCollator, PaddingCollator
+from glmspectra.tuning.data.batching import REAL_TOKENS, right_padded
 from glmspectra.tuning.data.packing import pack_dataset
-from glmspectra.tuning.sampling import EpochSampler
-from glmspectra.tuning.throughput import PEAK_FLOPS, Throughput
-from glmspectra.tuning.token_loss import TokenLoss, linear_cross_entropy
-from glmspectra.tuning.training import train
+from glmspectra.tuning.training import token_loss as token_loss_module
+from glmspectra.tuning.training.run import train
+from glmspectra.tuning.training.sampling import EpochSampler
+from glmspectra.tuning.training.throughput import PEAK_FLOPS, Throughput
+from glmspectra.tuning.training.token_loss import TokenLoss, linear_cross_entropy
+from tests.tuning.tiny_run import make_run, tokenizer, train_on_two_processes, write_args, write_data, write_model
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModelForCausalLM
-from tiny_run import REPOSITORY_DATA, write_args
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from glmspectra.checkpoint import EMBEDDED_MODEL
-from glmspectra.tuning.evaluation import evaluate, paired_interval
-from glmspectra.tuning.settings import load_settings
-from glmspectra.tuning.training import prepare_run, train
+from glmspectra.embedded import EMBEDDED_MODEL
+from glmspectra.tuning.inference.evaluation import evaluate, paired_interval
+from glmspectra.tuning.settings.load import load_settings
+from glmspectra.tuning.training.run import prepare_run, train
+from tests.tuning.tiny_run import REPOSITORY_DATA, write_args
 
 METHODS = {
     "lora": {"r": 8, "lora_alpha": 16},

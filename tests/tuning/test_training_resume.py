@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import ADALORA, make_run, write_args, write_data, write_model
 
 from glmspectra.errors import RequestError, TrainingError
-from glmspectra.tuning.checkpoints import checkpoints, clear_unfinished, find_resume, written_whole
-from glmspectra.tuning.training import train
+from glmspectra.files import atomic_folder, remove_leftovers
+from glmspectra.tuning.training.checkpoints import checkpoints, find_resume
+from glmspectra.tuning.training.run import train
+from tests.tuning.tiny_run import ADALORA, make_run, write_args, write_data, write_model
 
 
 @pytest.fixture(scope="module")
@@ -112,16 +113,16 @@ def test_resume_without_a_checkpoint_says_so(tmp_path, model, data):
 
 def test_an_interrupted_write_leaves_the_old_folder(tmp_path):
     target = tmp_path / "checkpoint-4"
-    with written_whole(target) as staging:
+    with atomic_folder(target) as staging:
         (staging / "trainer_state.json").write_text("old")
-    with pytest.raises(KeyboardInterrupt), written_whole(target) as staging:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target) as staging:
         (staging / "trainer_state.json").write_text("half")
         raise KeyboardInterrupt
     assert (target / "trainer_state.json").read_text() == "old"
     assert checkpoints(tmp_path) == [target]
     # Killed between the two renames of a replacement: the old folder goes back to its place.
     target.rename(tmp_path / ".checkpoint-4.old")
-    clear_unfinished(tmp_path)
+    remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
     assert (target / "trainer_state.json").read_text() == "old"
 

@@ -4,16 +4,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_run import make_run, write_args, write_data, write_model
 
+from glmspectra.checkpoint.writing.merge import merge
 from glmspectra.cli.main import main
+from glmspectra.device import choose_device
 from glmspectra.errors import ConfigError, RequestError
-from glmspectra.tuning.checkpoints import check_place
-from glmspectra.tuning.dry_run import dry_run
-from glmspectra.tuning.merging import merge
-from glmspectra.tuning.precision import choose_device
-from glmspectra.tuning.settings import load_settings
-from glmspectra.tuning.training import prepare_run, save_final, train
+from glmspectra.files import check_target
+from glmspectra.tuning.memory.dry_run import dry_run
+from glmspectra.tuning.settings.load import load_settings
+from glmspectra.tuning.training.run import prepare_run, save_final, train
+from tests.tuning.tiny_run import make_run, write_args, write_data, write_model
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ MERGE = ("merge", "run/final_adapter", "--model", "model", "--out")
         ((*EVALUATE, "--batch-size", "0"), 2, "--batch-size"),
         ((*EVALUATE, "--samples", "-1"), 2, "--samples"),
         ((*EVALUATE, "--samples", "1", "--max-new-tokens", "0"), 2, "--max-new-tokens"),
-        ((*EVALUATE, "--device", "meta"), 2, "--device meta: write auto, cpu"),
+        ((*EVALUATE, "--device", "meta"), 2, "--device meta is not a device: say auto, cpu"),
         ((*EVALUATE, "--out", "file"), 1, "file cannot be read or written (File exists): name"),
         ((*INFER, "answers.jsonl", "--batch-size", "-2"), 2, "--batch-size"),
         ((*INFER, "answers.jsonl", "--temperature", "-1"), 2, "--temperature is 0 or more"),
@@ -77,9 +77,9 @@ def test_one_sentence_and_nothing_is_lost(place, monkeypatch, capsys, arguments,
 
 
 def test_an_earlier_adapter_is_replaced_and_an_empty_folder_filled(place, tmp_path):
-    check_place(place / "run" / "final_adapter", "final_model_path", "adapter_config.json")
-    check_place(tmp_path, "--out")
-    check_place(tmp_path / "new", "--out")
+    check_target(place / "run" / "final_adapter", "final_model_path", "adapter_config.json")
+    check_target(tmp_path, "--out")
+    check_target(tmp_path / "new", "--out")
     merge(place / "model", place / "run" / "final_adapter", tmp_path / "merged")
     with pytest.raises(RequestError, match="is there already"):
         merge(place / "model", place / "run" / "final_adapter", tmp_path / "merged")

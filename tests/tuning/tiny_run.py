@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
-from glmspectra.tuning.settings import load_settings
-from glmspectra.tuning.training import prepare_run
+from glmspectra.tuning.settings.load import load_settings
+from glmspectra.tuning.training.run import prepare_run
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz ?.问答患者头痛发烧吃药休息多喝水"
 VOCABULARY = 64

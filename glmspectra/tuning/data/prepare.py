@@ -14,8 +14,8 @@ from glmspectra.tuning.data.report import DataReport
 from glmspectra.tuning.data.rows import Columns, Row
 from glmspectra.tuning.data.split import drop_duplicates, split_rows, take_bad
 from glmspectra.tuning.data.template import choose_template
-from glmspectra.tuning.families import Family
-from glmspectra.tuning.settings import Settings
+from glmspectra.tuning.model.families import Family
+from glmspectra.tuning.settings.load import Settings
 
 VALID_FRACTION = 0.05  # of a single file, where the run evaluates and the settings do not say
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from glmspectra.errors import ConfigError, DataError
-from glmspectra.tuning.families import Family
+from glmspectra.tuning.model.families import Family
 
 Turns = Sequence[tuple[str, str]]
 

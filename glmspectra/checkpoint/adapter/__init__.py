@@ -1,0 +1,1 @@
+"""What an adapter changes: its configuration, its factors, where its start lies."""

@@ -1,0 +1,91 @@
+"""Finds what a training run left: every checkpoint-N and its final adapter or model, by step."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from glmspectra.checkpoint.adapter.adapter import CONFIG_FILE, INITIAL_FOLDERS
+from glmspectra.errors import CheckpointError, RequestError
+
+FINAL_ADAPTER = "final_adapter"  # where a run keeps its last state
+
+
+@dataclass(frozen=True)
+class TunedCheckpoint:
+    """One state of a run: `path` holds an adapter or a whole model; `step` is None where no file tells it."""
+
+    path: Path
+    step: int | None
+    is_adapter: bool
+
+
+def tuned_checkpoints(path: Path | str) -> list[TunedCheckpoint]:
+    """Every state that a folder holds, by ascending step, the final one last; a folder that is itself one
+    state gives that.
+
+    A final state whose step equals the last checkpoint's is listed once. Raises RequestError when there is
+    none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [TunedCheckpoint(path, None, False)]
+    if not path.is_dir():
+        raise RequestError(f"{path}: there is no such folder.")
+    found = []
+    for folder in path.glob("checkpoint-*"):
+        number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        state = _state_in(folder) if number and folder.is_dir() else None
+        if number and state:
+            found.append(TunedCheckpoint(state[0], int(number[1]), state[1]))
+    found.sort(key=lambda state: state.step or 0)
+    final = _state_in(path)
+    if final:
+        step = _step_told_by(path)
+        own = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        step = int(own[1]) if step is None and own else step
+        if not (found and step is not None and found[-1].step == step):
+            found.append(TunedCheckpoint(final[0], step, final[1]))
+    if not found:
+        raise RequestError(f"{path}: holds neither an adapter ({CONFIG_FILE}), nor a model, nor checkpoint-N folders.")
+    return found
+
+
+def _state_in(folder: Path) -> tuple[Path, bool] | None:
+    if (folder / CONFIG_FILE).is_file():
+        return folder, True
+    # PEFT puts an adapter that has a name into a folder of that name.
+    inner = [path.parent for path in folder.glob(f"*/{CONFIG_FILE}") if _is_named_adapter(path.parent)]
+    if len(inner) > 1:
+        final = [path for path in inner if path.name == FINAL_ADAPTER]
+        if not final:
+            raise RequestError(
+                f"{folder}: holds several adapters ({', '.join(p.name for p in inner)}): name one of them."
+            )
+        inner = final
+    if inner:
+        return inner[0], True
+    weights = [path for ending in ("safetensors", "bin") for path in folder.glob(f"*.{ending}")]
+    if weights and all(path.name.startswith("adapter_model") for path in weights):
+        raise RequestError(
+            f"{folder}: holds {weights[0].name} and no {CONFIG_FILE}, without which an adapter's scale is not known: "
+            "copy it from where it was trained."
+        )
+    if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.gguf")):
+        return folder, False
+    return None
+
+
+def _is_named_adapter(folder: Path) -> bool:
+    # A name that begins with a dot is a folder that is still being written.
+    return folder.name not in INITIAL_FOLDERS and not folder.name.startswith(("checkpoint-", "."))
+
+
+def _step_told_by(folder: Path) -> int | None:
+    state = folder / "trainer_state.json"
+    if not state.is_file():
+        return None
+    try:
+        return int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{state}: cannot be read ({error}).") from None

@@ -1,0 +1,102 @@
+"""bitsandbytes' serialised 4-bit (NF4, FP4, double quantisation) and 8-bit weights, dequantised in plain
+torch.
+
+4 bits: the weight, flattened row by row, is cut into blocks (64 numbers, usually). Number i is `code[q_i] *
+absmax[i // blocksize]`, with a code of 16 values and two q in a byte, the first in its high half. With double
+quantisation absmax itself is stored in 8 bits: `nested_code[a_j] * nested_absmax[j // nested_blocksize] +
+offset` (Dettmers et al. 2023, QLoRA, section 3). 8 bits (LLM.int8): `q * SCB[row] / 127`.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from glmspectra.checkpoint.formats.chatglm_int import CHUNK, row_chunks
+from glmspectra.errors import CheckpointError
+
+STATE_PREFIX = ".quant_state.bitsandbytes__"
+STATE_SUFFIXES = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
+
+
+@dataclass(frozen=True)
+class State4bit:
+    """What the serialised quant_state of a 4-bit weight says."""
+
+    kind: str  # nf4 or fp4
+    shape: tuple[int, ...]
+    blocksize: int
+    nested_blocksize: int | None
+    nested_offset: float
+
+
+def parse_state(name: str, raw: torch.Tensor) -> State4bit:
+    """Read the JSON that bitsandbytes stores as a uint8 tensor.
+
+    Raises CheckpointError when it is malformed.
+    """
+    try:
+        state: dict[str, Any] = json.loads(bytes(raw.tolist()))
+        nested = state.get("nested_blocksize")
+        return State4bit(
+            kind=str(state["quant_type"]),
+            shape=tuple(int(n) for n in state["shape"]),
+            blocksize=int(state["blocksize"]),
+            nested_blocksize=None if nested is None else int(nested),
+            nested_offset=float(state.get("nested_offset") or 0.0),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"The quantisation state of {name} cannot be read ({type(error).__name__}: {error}): save the model again."
+        ) from None
+
+
+def dequantize_4bit(name: str, state: State4bit, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Float32 of the state's shape, from the tensors stored under the weight's name and STATE_SUFFIXES.
+
+    Raises CheckpointError when the stored sizes do not fit the shape.
+    """
+    packed = stored[name].reshape(-1)
+    absmax = _absmax(name, state, stored)
+    code = stored[name + ".quant_map"].float()
+    count = math.prod(state.shape)
+    if (
+        packed.dtype != torch.uint8
+        or packed.numel() != -(-count // 2)
+        or absmax.numel() != -(-count // state.blocksize)
+    ):
+        raise CheckpointError(
+            f"Tensor {name} has {packed.numel()} packed bytes and {absmax.numel()} block maxima, which do "
+            f"not fit its shape {list(state.shape)} in blocks of {state.blocksize}: save the model again."
+        )
+    weight = torch.empty(count, dtype=torch.float32)
+    # Whole blocks a piece, and an even number of numbers.
+    step = max(1, CHUNK // (2 * state.blocksize)) * 2 * state.blocksize
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        bytes_ = packed[start // 2 : -(-stop // 2)]
+        piece = code[torch.stack((bytes_ >> 4, bytes_ & 0x0F), dim=-1).flatten().int()][: stop - start]
+        scales = absmax[start // state.blocksize : -(-stop // state.blocksize)]
+        weight[start:stop] = piece * scales.repeat_interleave(state.blocksize)[: stop - start]
+    return weight.reshape(state.shape)
+
+
+def _absmax(name: str, state: State4bit, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    absmax = stored[name + ".absmax"]
+    if state.nested_blocksize is None:
+        return absmax.float()
+    code, scales = stored[name + ".nested_quant_map"].float(), stored[name + ".nested_absmax"].float()
+    blocks = scales.repeat_interleave(state.nested_blocksize)[: absmax.numel()]
+    return code[absmax.int()] * blocks + state.nested_offset
+
+
+def dequantize_8bit(weight: torch.Tensor, row_maxima: torch.Tensor) -> torch.Tensor:
+    """Float32 (rows, columns) from int8 (rows, columns) and the rows' maxima `SCB` (rows,)."""
+    scale = row_maxima.float().reshape(-1, 1) / 127.0
+    result = torch.empty(weight.shape, dtype=torch.float32)
+    for rows in row_chunks(weight.shape):
+        torch.mul(weight[rows], scale[rows], out=result[rows])
+    return result

@@ -1,0 +1,1 @@
+"""Writing checkpoints: shards with their index, conversion, merging."""

@@ -1,0 +1,178 @@
+"""A file or a folder is there whole or not at all, whatever kills the process or the machine.
+
+Either is written beside its final place under a name of its own, flushed to the disk, then renamed: the rename is
+atomic on POSIX file systems, and the parent folder is flushed so that the new name outlives a power cut too. Every
+unfinished name ends in `UNFINISHED`, and `remove_leftovers` removes what a killed process left.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from glmspectra.errors import RequestError, StoreError
+
+UNFINISHED = ".partial"
+REPLACED = ".replaced"  # the earlier folder while its successor takes its name
+
+
+def explain(error: OSError, path: Path, doing: str = "be written") -> StoreError:
+    """The one sentence for a file system error on `path`."""
+    kept = "what was finished is kept"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(
+            f"{path} cannot {doing}: the disk is full; {kept}, so free some space and run the same command again."
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return StoreError(
+            f"{path} cannot {doing}: its folder is read-only for this user; choose another place with --out "
+            f"or change its permissions ({kept})."
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return StoreError(f"{path} cannot {doing}: a file is in the way of a folder; move it or choose another --out.")
+    if error.errno == errno.EISDIR:
+        return StoreError(f"{path} cannot {doing}: a folder of this name is there; choose another name.")
+    return StoreError(
+        f"{path} cannot {doing}: {error.strerror or error}; {kept}, run the same command again once it can."
+    )
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents. Raises StoreError where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain(error, folder, "be created") from error
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a new file and put it at `path`, replacing what was there.
+
+    The temporary name carries the process id, so that several processes may write into one folder, even the
+    same file (the last rename wins). Raises StoreError, with nothing left behind, where the file system
+    refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except OSError as error:
+        raise explain(error, path) from error
+    finally:
+        with suppress(OSError):  # after the rename there is nothing to remove
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put `text` (UTF-8) at `path` as `write_atomically` does, making its folder. Raises StoreError."""
+    make_folder(path.parent)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+@contextmanager
+def atomic_folder(target: Path, main: bool = True) -> Iterator[Path]:
+    """A folder to write into that becomes `target` when the block ends without an error.
+
+    An earlier `target` goes only then.
+
+    Args:
+        target: The final folder.
+        main: Whether this process makes and renames; others write into the same folder meanwhile.
+    """
+    staging = target.with_name(f".{target.name}{UNFINISHED}")
+    if main:
+        shutil.rmtree(staging, ignore_errors=True)
+        make_folder(staging)
+    yield staging
+    if main:
+        for path in [*staging.rglob("*"), staging]:
+            _flush(path)
+        replaced = target.with_name(f".{target.name}{REPLACED}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():
+            target.rename(replaced)
+        staging.rename(target)
+        _flush(target.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check_target(target: Path, key: str, mark: str | None = None) -> None:
+    """Stop where a folder that is to be written would take away something that is not an earlier result.
+
+    Args:
+        target: The folder to be written.
+        key: What the target is called in the message.
+        mark: A file by which an earlier result is known, which is replaced; None: nothing is.
+
+    Raises:
+        RequestError: Something else is there.
+    """
+    if not target.exists() or (target.is_dir() and (not any(target.iterdir()) or (mark and (target / mark).is_file()))):
+        return
+    found = f"holds other things than an earlier {mark}" if mark and target.is_dir() else "is there already"
+    raise RequestError(f"{key} {target} {found}, and nothing is overwritten: name another folder, or remove it.")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left unfinished in `folder`; files that a living process writes stay.
+
+    A folder that was being replaced is put back when its successor did not take its name.
+    """
+    for replaced in folder.glob(f".*{REPLACED}"):
+        target = replaced.with_name(replaced.name[1 : -len(REPLACED)])
+        if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            replaced.rename(target)
+    for leftover in folder.glob(f".*{UNFINISHED}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+            continue
+        process = leftover.name.removesuffix(UNFINISHED).rsplit(".", 1)[-1]
+        if not (process.isdigit() and _is_running(int(process))):
+            with suppress(OSError):
+                leftover.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: one process at a time reads and rewrites the manifest and the merged tables.
+
+    The lock is the kernel's (flock) and falls with the process that holds it, so a killed run leaves none
+    behind.
+    """
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise explain(error, folder / ".lock") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

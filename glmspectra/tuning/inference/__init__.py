@@ -1,0 +1,1 @@
+"""What comes after training: evaluation, generation, conversation."""

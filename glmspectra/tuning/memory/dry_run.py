@@ -1,0 +1,207 @@
+"""`train --dry-run`: everything that can be known before training, and one batch to prove it."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmspectra.tuning.data import IGNORED, TrainingData
+from glmspectra.tuning.memory.estimate import GIB, BatchShape, MemoryEstimate, estimate_memory
+from glmspectra.tuning.settings.load import Settings
+
+SHOWN_EXAMPLES = 2
+
+
+@dataclass(frozen=True)
+class ShownExample:
+    """An example as runs of decoded text, each learnt or masked."""
+
+    runs: list[tuple[str, bool]]
+    tokens: int
+    learnt: int
+
+    def line(self) -> str:
+        """The text with what is learnt between ⟦ and ⟧, line breaks shown as ⏎."""
+        text = "".join(f"⟦{text}⟧" if learnt else text for text, learnt in self.runs)
+        return f"{self.tokens} tokens, {self.learnt} learnt: " + text.replace("\n", "⏎")
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What `--dry-run` found. `step` is what the longest batch gave: rows, tokens, loss, seconds, and on a GPU
+    peak_memory_gib."""
+
+    settings: Settings
+    data: TrainingData
+    trainable: dict[str, int]
+    memory: MemoryEstimate
+    device: str
+    device_bytes: int | None
+    steps: int
+    examples_a_step: int
+    tokens_a_pass: int
+    examples: list[ShownExample]
+    step: dict[str, Any]
+    notes: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The findings for `--json`."""
+        return {
+            "settings": self.settings.as_files(),
+            "data": self.data.report.as_dict(),
+            "trainable_parameters": self.trainable,
+            "memory": self.memory.as_dict() | {"device_bytes": self.device_bytes},
+            "steps": self.steps,
+            "examples_a_step": self.examples_a_step,
+            "tokens_a_pass": self.tokens_a_pass,
+            "examples": [
+                {"tokens": shown.tokens, "learnt": shown.learnt, "runs": shown.runs} for shown in self.examples
+            ],
+            "longest_batch": self.step,
+            "notes": self.notes,
+        }
+
+    def lines(self) -> list[str]:
+        """The findings as lines to print."""
+        total = sum(self.trainable.values())
+        return [
+            *self.settings.describe(),
+            "",
+            f"trainable parameters: {total:,}",
+            *(f"  {count:>12,}  {matrix}" for matrix, count in self.trainable.items()),
+            "",
+            *self.memory.lines(),
+            *self._memory_notes(),
+            "",
+            *self.data.report.lines(),
+            f"steps: {self.steps:,}, each of {self.examples_a_step:,} rows; one pass over the data is "
+            f"{self.tokens_a_pass:,} tokens",
+            "",
+            f"examples by template {self.data.report.template} (learnt: ⟦ ⟧):",
+            *(f"  {shown.line()}" for shown in self.examples),
+            "",
+            self._step_line(),
+            *self.notes,
+        ]
+
+    def _memory_notes(self) -> list[str]:
+        if self.device_bytes is None:
+            return ["  (as on a GPU in this precision; this run is on a CPU)"]
+        share = self.memory.peak / self.device_bytes
+        if share <= 1:
+            return [f"  {share:.0%} of the {self.device_bytes / GIB:.1f} GiB of {self.device}"]
+        return [
+            f"  more than the {self.device_bytes / GIB:.1f} GiB of {self.device}: set gradient_checkpointing, lower "
+            "per_device_train_batch_size (and raise gradient_accumulation_steps), or lower max_length"
+        ]
+
+    def _step_line(self) -> str:
+        text = (
+            f"longest batch, {self.step['rows']} x {self.step['tokens']} tokens, forward and backward: loss "
+            f"{self.step['loss']:.4f}, {self.step['seconds']:.2f} s"
+        )
+        measured = self.step.get("peak_memory_gib")
+        if measured is not None:
+            text += f", peak memory {measured:.2f} GiB ({self.memory.peak / GIB / measured - 1:+.1%} estimated)"
+        return text
+
+
+def dry_run(settings: Settings, device: str = "auto") -> DryRun:
+    """Check settings and data, estimate memory, then load the model and run its longest batch; nothing is trained.
+
+    Raises:
+        the errors of each part, as `prepare_run` does; TrainingError when the batch does not fit into memory.
+    """
+    from glmspectra.device import choose_device
+    from glmspectra.tuning.data import prepare_data
+    from glmspectra.tuning.model.families import family_of
+    from glmspectra.tuning.model.precision import choose_precision
+    from glmspectra.tuning.model.preparation import (
+        check_not_packed,
+        load_config,
+        load_for_settings,
+        load_tokenizer,
+        positions_of,
+        trainable_by_type,
+    )
+    from glmspectra.tuning.training.run import (
+        build_run,
+        check_final_place,
+        check_ranks_base,
+        longest_batch_step,
+        training_arguments,
+    )
+
+    place = choose_device(device)
+    precision = choose_precision(settings, place)
+    arguments = training_arguments(settings, precision, place)
+    check_ranks_base(settings)
+    check_final_place(settings)
+    tokenizer = load_tokenizer(settings.finetune.model_path)
+    config = load_config(settings.finetune.model_path)
+    if settings.quantized:
+        check_not_packed(config, settings.finetune.model_path)
+    data = prepare_data(
+        settings, tokenizer, family_of(config), limit=positions_of(config), vocabulary=config.vocab_size
+    )
+    batch = longest_batch(data, arguments.per_device_train_batch_size)
+    on_gpu = place.type == "cuda"
+    newest = not on_gpu or torch.cuda.get_device_capability(place)[0] >= 9
+    memory = estimate_memory(settings, config, precision, batch, hopper=newest)
+
+    base = load_for_settings(settings, precision, place)
+    output = Path(arguments.output_dir)
+    absent = [folder for folder in (output, *output.parents) if not folder.exists()]
+    run = build_run(settings, place, precision, tokenizer, data, base, quiet=True)
+    for folder in absent:  # the Trainer makes its output folder; a dry run leaves nothing behind
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    if not run.trainer.token_loss.in_chunks:
+        memory = estimate_memory(settings, config, precision, batch, hopper=newest, loss_in_chunks=False)
+    start = time.perf_counter()
+    step = longest_batch_step(run)
+    step["seconds"] = time.perf_counter() - start
+    properties = torch.cuda.get_device_properties(place) if on_gpu else None
+    return DryRun(
+        settings=settings,
+        data=data,
+        trainable=trainable_by_type(run.model),
+        memory=memory,
+        device=properties.name if properties else "cpu",
+        device_bytes=properties.total_memory if properties else None,
+        steps=run.total_steps,
+        examples_a_step=arguments.per_device_train_batch_size
+        * arguments.gradient_accumulation_steps
+        * arguments.world_size,
+        tokens_a_pass=sum(data.train["length"]),
+        examples=[show(tokenizer, data.train[index]) for index in range(min(SHOWN_EXAMPLES, len(data.train)))],
+        step=step,
+        notes=[*settings.notes, *run.notes],
+    )
+
+
+def longest_batch(data: TrainingData, rows: int) -> BatchShape:
+    """The shape of the heaviest batch that training may draw: the `rows` longest rows together."""
+    lengths = data.train["length"][:]
+    chosen = sorted(range(len(lengths)), key=lambda index: -lengths[index])[:rows]
+    supervised = sum(label != IGNORED for index in chosen for label in data.train[index]["labels"])
+    return BatchShape(len(chosen), max(lengths), supervised, packed="position_ids" in data.train.column_names)
+
+
+def show(tokenizer: Any, example: dict[str, Any]) -> ShownExample:
+    """An example decoded, run by run; an eos that the tokenizer decodes to nothing is written as <eos>."""
+    runs: list[tuple[list[int], bool]] = []
+    for token, label in zip(example["input_ids"], example["labels"], strict=True):
+        learnt = label != IGNORED
+        if not runs or runs[-1][1] != learnt:
+            runs.append(([], learnt))
+        runs[-1][0].append(token)
+    decoded = []
+    for ids, learnt in runs:
+        text = tokenizer.decode(ids)
+        if ids[-1] == tokenizer.eos_token_id and not tokenizer.decode(ids[-1:]):
+            text += "<eos>"
+        decoded.append((text, learnt))
+    return ShownExample(decoded, len(example["input_ids"]), sum(label != IGNORED for label in example["labels"]))

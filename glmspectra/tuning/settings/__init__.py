@@ -1,0 +1,1 @@
+"""From three JSON files and the command line to one checked `Settings`."""

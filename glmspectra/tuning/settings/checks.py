@@ -1,0 +1,179 @@
+"""Combinations of settings that cannot be, each refused in the user's own words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from glmspectra.tuning.settings.files import Faults, Section, shown
+
+_ADALORA_ONLY = (
+    "init_r",
+    "target_r",
+    "tinit",
+    "tfinal",
+    "deltaT",
+    "beta1",
+    "beta2",
+    "orth_reg_weight",
+    "start_ranks",
+)
+_LORA_ONLY = {
+    "rank_pattern": "AdaLoRA's ranks move; give start_ranks, the start rank of each matrix",
+    "alpha_pattern": "AdaLoRA scales every matrix by lora_alpha",
+    "use_rslora": "AdaLoRA scales every matrix by lora_alpha",
+    "use_dora": "PEFT has no AdaLoRA with DoRA",
+}
+
+
+def check_combinations(
+    finetune: Any, lora: Any, train: Any, sections: Mapping[str, Section], wrong: set[str], faults: Faults
+) -> None:
+    """Add a fault for each combination that cannot work.
+
+    finetune, lora, train are the validated models; `wrong` names keys whose own values are at fault already, which
+    are not held against any combination.
+    """
+    if not {"method", "load_in_4bit", "layers_to_transform"} & wrong:
+        _check_method(finetune, sections["finetune"], faults)
+        method = finetune.method or ("qlora" if finetune.load_in_4bit else "lora")
+        _check_adapter(method, lora, sections["lora"], faults)
+        _check_adalora(method, lora, train, sections["lora"], wrong, faults)
+    _check_train(finetune, train, sections, faults)
+
+
+def _check_method(finetune: Any, section: Section, faults: Faults) -> None:
+    if finetune.method is None or finetune.load_in_4bit is None:
+        return
+    if finetune.load_in_4bit != finetune.method.startswith("q"):
+        other = finetune.method.removeprefix("q") if finetune.method.startswith("q") else "q" + finetune.method
+        faults.add(
+            section.place("method"),
+            f'method "{finetune.method}" and load_in_4bit {str(finetune.load_in_4bit).lower()} contradict each other; '
+            f'write method "{other}" or leave load_in_4bit out.',
+        )
+
+
+def _check_adapter(method: str, lora: Any, section: Section, faults: Faults) -> None:
+    start = lora.init_lora_weights
+    if (
+        isinstance(lora.target_modules, str)
+        and lora.target_modules != "all-linear"
+        and lora.layers_to_transform is not None
+    ):
+        faults.add(
+            section.place("layers_to_transform"),
+            "layers_to_transform works with a list of target_modules, and target_modules is a regex; "
+            "put the layer numbers into the regex.",
+        )
+    if lora.layers_pattern is not None and lora.layers_to_transform is None:
+        faults.add(section.place("layers_pattern"), "layers_pattern needs layers_to_transform, the layers it counts.")
+    if method.startswith("q") and isinstance(start, str) and start.startswith("pissa"):
+        faults.add(
+            section.place("init_lora_weights"),
+            f'init_lora_weights "{start}" takes singular vectors out of the weights, which a 4-bit base cannot give '
+            f"up; allowed with method {method}: true, false, gaussian, olora, eva, loftq.",
+        )
+    if method == "lora" and start == "loftq":
+        faults.add(
+            section.place("init_lora_weights"),
+            'init_lora_weights "loftq" makes up for the error of a 4-bit base; it goes with method qlora.',
+        )
+    if isinstance(lora.target_modules, list) and not lora.target_modules:
+        faults.add(
+            section.place("target_modules"),
+            "target_modules is an empty list, so nothing would be trained; "
+            "name modules, or write null for those of the model's family.",
+        )
+
+
+def _check_adalora(method: str, lora: Any, train: Any, section: Section, wrong: set[str], faults: Faults) -> None:
+    if not method.endswith("adalora"):
+        for key in _ADALORA_ONLY:
+            if key in section.values:
+                faults.add(
+                    section.place(key),
+                    f"{key} is a key of AdaLoRA and method is {method}; remove it, or write method "
+                    f'"{"qadalora" if method == "qlora" else "adalora"}" into finetune_args.json.',
+                )
+        return
+    for key, reason in _LORA_ONLY.items():
+        if section.values.get(key):
+            faults.add(section.place(key), f"{key} does not go with method {method}: {reason}.")
+    if not isinstance(lora.init_lora_weights, bool):
+        faults.add(
+            section.place("init_lora_weights"),
+            f'init_lora_weights "{lora.init_lora_weights}" does not go with method {method}; allowed: true or false.',
+        )
+    target = lora.target_r if lora.target_r is not None else lora.r
+    if lora.init_r is not None and target > lora.init_r and not {"r", "target_r"} & wrong:
+        faults.add(
+            section.place("target_r"),
+            f"target_r {target} is above init_r {lora.init_r}, and AdaLoRA only takes ranks away; "
+            f"allowed: at most {lora.init_r}.",
+        )
+    if lora.init_r is not None and lora.start_ranks and max(lora.start_ranks.values()) > lora.init_r:
+        faults.add(
+            section.place("start_ranks"),
+            f"start_ranks holds {max(lora.start_ranks.values())}, above init_r {lora.init_r}; "
+            "raise init_r to the largest start rank.",
+        )
+    _check_phases(lora, train.max_steps, section, faults)
+
+
+def _check_phases(lora: Any, max_steps: int, section: Section, faults: Faults) -> None:
+    """Shares are of any run; steps can be checked here only when max_steps says how many there are."""
+    if isinstance(lora.tinit, float) and isinstance(lora.tfinal, float):
+        total, name = 1, "share of the run"
+    elif isinstance(lora.tinit, int) and isinstance(lora.tfinal, int) and max_steps > 0:
+        total, name = max_steps, f"of the {max_steps} steps"
+    else:
+        return
+    if lora.tinit + lora.tfinal >= total:
+        faults.add(
+            section.place("tinit"),
+            f"tinit {lora.tinit} and tfinal {lora.tfinal} leave no {name} for ranks to fall in; "
+            f"their sum must be below {total}.",
+        )
+
+
+def _check_train(finetune: Any, train: Any, sections: Mapping[str, Section], faults: Faults) -> None:
+    section = sections["train"]
+    if train.bf16 and train.fp16:
+        faults.add(section.place("fp16"), "bf16 and fp16 are both true; keep one.")
+    if finetune.packing and train.train_sampling_strategy == "group_by_length":
+        faults.add(
+            section.place("train_sampling_strategy"),
+            "packing fills rows to one length, so there is nothing to group by length; remove one of the two.",
+        )
+    if finetune.valid_path is not None and finetune.valid_fraction is not None:
+        faults.add(
+            sections["finetune"].place("valid_fraction"),
+            "valid_path and valid_fraction are both given; keep one, since each says what is evaluated on.",
+        )
+    if train.load_best_model_at_end and train.eval_strategy == "no":
+        faults.add(
+            section.place("load_best_model_at_end"),
+            'load_best_model_at_end needs eval_strategy "steps" or "epoch".',
+        )
+    if finetune.columns and "messages" in finetune.columns and len(finetune.columns) > 1:
+        faults.add(
+            sections["finetune"].place("columns"),
+            "columns names messages and context or target; give either.",
+        )
+
+
+def join_shared_keys(sections: Mapping[str, Section], faults: Faults) -> None:
+    """`seed` and `resume_from_checkpoint` are keys of two files; what train_args gives moves to finetune_args."""
+    finetune, train = sections["finetune"], sections["train"]
+    for key in ("seed", "resume_from_checkpoint"):
+        if key not in train.values:
+            continue
+        place = train.place(key)
+        value = train.drop(key)
+        if finetune.values.get(key) is None:
+            finetune.put(key, value, place)
+        elif value is not None and value != finetune.values[key]:
+            faults.add(
+                place,
+                f"{key} is {shown(value)} here and {shown(finetune.values[key])} in {finetune.place(key)}; "
+                "keep one of the two.",
+            )

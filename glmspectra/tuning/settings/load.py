@@ -1,0 +1,280 @@
+"""The settings of a training run: three JSON files, checked as a whole before anything heavy is loaded.
+
+    settings = load_settings(Path("args_file"), overrides=["lora.r=8"], ranks_file=None)
+    settings.finetune.max_length, settings.lora.r, settings.train.learning_rate, settings.method
+    settings.training_arguments()      # transformers.TrainingArguments
+    settings.save(folder)              # three files again, which load_settings takes
+
+`finetune_args.json` says what is trained on what, `lora_args.json` the adapter, `train_args.json` holds arguments
+of the Trainer. The keys are those of the original study, and more.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from glmspectra.errors import ConfigError, RequestError
+from glmspectra.tuning.settings.checks import check_combinations, join_shared_keys
+from glmspectra.tuning.settings.files import (
+    FILES,
+    Faults,
+    Section,
+    allowed_for,
+    apply_override,
+    build,
+    is_secret,
+    read_sections,
+)
+from glmspectra.tuning.settings.models import ADALORA_KEYS, LORA_ONLY_KEYS, FinetuneArgs, LoraArgs, Method
+from glmspectra.tuning.settings.ranks import apply_ranks, read_ranks
+from glmspectra.tuning.settings.train_args import OLD_NAMES, TrainArgs, train_args_model, translate
+
+
+class Settings(BaseModel):
+    """All settings of a run. `notes` are lines for the user: what was translated, set aside or decided."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    finetune: FinetuneArgs
+    lora: LoraArgs
+    train: TrainArgs
+    notes: list[str] = []
+
+    @property
+    def method(self) -> Method:
+        if self.finetune.method is not None:
+            return self.finetune.method
+        return "qlora" if self.finetune.load_in_4bit else "lora"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the base is loaded in 4 bits."""
+        return self.method.startswith("q")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether ranks change in training (AdaLoRA)."""
+        return self.method.endswith("adalora")
+
+    @property
+    def target_r(self) -> int:
+        """AdaLoRA: mean rank at the end of the schedule."""
+        return self.lora.target_r if self.lora.target_r is not None else self.lora.r
+
+    @property
+    def init_r(self) -> int:
+        """AdaLoRA: largest start rank. The authors start half above the target (arXiv 2303.10512, section 4)."""
+        if self.lora.init_r is not None:
+            return self.lora.init_r
+        return max([-(-self.target_r * 3 // 2), *self.lora.start_ranks.values()])
+
+    @property
+    def final_adapter(self) -> Path:
+        """Where the adapter goes at the end."""
+        given = self.finetune.final_model_path
+        return Path(given) if given else Path(self.train.output_dir) / "final_adapter"
+
+    @property
+    def resume(self) -> bool | str | None:
+        """Where to go on from; `resume_from_checkpoint` of train_args.json is taken too."""
+        return self.finetune.resume_from_checkpoint
+
+    def check_base(self, name: str, fingerprint: str) -> None:
+        """Stop when ranks were measured on another checkpoint than the one that is trained.
+
+        Raises:
+            ConfigError: the fingerprints differ.
+        """
+        base = self.lora.ranks_base
+        if base and base.get("fingerprint") != fingerprint:
+            raise ConfigError(
+                f"the ranks were measured on {base.get('name')} (fingerprint {base.get('fingerprint')}), but the model "
+                f"is {name} (fingerprint {fingerprint}); run suggest-rank on this model, or set lora.ranks_base to "
+                "null to use them all the same."
+            )
+
+    def training_arguments(self, **more: Any) -> Any:
+        """`transformers.TrainingArguments` from what was given; `more` wins over the files.
+
+        Raises:
+            ConfigError: the Trainer refuses the arguments; its own sentence is quoted.
+        """
+        import dataclasses
+
+        from transformers import TrainingArguments
+
+        known = {item.name for item in dataclasses.fields(TrainingArguments)}
+        values = {
+            "output_dir": self.train.output_dir,
+            "logging_steps": self.train.logging_steps,
+            **self.train.given(),
+        }
+        if not self.finetune.packing and "train_sampling_strategy" not in values:
+            values["train_sampling_strategy"] = "group_by_length"
+        values |= {
+            "seed": self.finetune.seed,
+            "remove_unused_columns": False,
+            "label_names": ["labels"],
+            **more,
+        }
+        values.pop("resume_from_checkpoint", None)
+        for key in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+            modern = key.replace("gradient", "activation")
+            if key in values and modern in known:
+                values[modern] = values.pop(key)
+        try:
+            return TrainingArguments(**values)
+        except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+            raise ConfigError(f"{FILES['train']}: the Trainer refuses these arguments: {str(error).strip()}") from error
+
+    def as_files(self) -> dict[str, dict[str, Any]]:
+        """The resolved settings as the three objects; secrets and keys of other methods are left out."""
+        finetune = self.finetune.model_dump(by_alias=True) | {
+            "method": self.method,
+            "load_in_4bit": self.quantized,
+        }
+        lora = self.lora.model_dump(by_alias=True)
+        for key in LORA_ONLY_KEYS if self.adaptive else ADALORA_KEYS:
+            lora.pop(key)
+        if self.adaptive:
+            lora |= {"init_r": self.init_r, "target_r": self.target_r}
+        train = {
+            "output_dir": self.train.output_dir,
+            "logging_steps": self.train.logging_steps,
+            **self.train.given(),
+        }
+        train = {key: value for key, value in sorted(train.items()) if not is_secret(key)}
+        return {"finetune": finetune, "lora": lora, "train": train}
+
+    def save(self, folder: Path) -> None:
+        """Write the three files into `folder`; `load_settings(folder)` gives these settings again."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, values in self.as_files().items():
+            text = json.dumps(values, ensure_ascii=False, indent=2)
+            (folder / FILES[name]).write_text(text + "\n", encoding="utf-8")
+
+    def describe(self) -> list[str]:
+        """The resolved settings as lines to print, without secrets."""
+        lines = []
+        for name, values in self.as_files().items():
+            lines.append(FILES[name])
+            lines += [f"  {key}: {_short(value)}" for key, value in values.items()]
+        hidden = [key for key in self.train.given() if is_secret(key)]
+        return [*lines, *(f"  {key}: (hidden)" for key in hidden)]
+
+
+def _short(value: Any) -> str:
+    """A value as JSON; of a long list or object the beginning and the number of entries."""
+    text = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict | list) and len(text) > 200:
+        return f"{text[:160]}... ({len(value)} entries)"
+    return text
+
+
+def _models() -> dict[str, type[BaseModel]]:
+    return {"finetune": FinetuneArgs, "lora": LoraArgs, "train": train_args_model()}
+
+
+def known_keys() -> dict[str, list[str]]:
+    """The keys of each file, by section."""
+    return {name: [info.alias or key for key, info in model.model_fields.items()] for name, model in _models().items()}
+
+
+def explain_keys() -> list[dict[str, str]]:
+    """Every key of the three files: file, key, meaning, what it takes, default."""
+    table = []
+    for name, model in _models().items():
+        for key, info in model.model_fields.items():
+            default = "required" if info.is_required() else f"default {json.dumps(info.get_default(), default=str)}"
+            meaning = info.description or "An argument of transformers.TrainingArguments."
+            row = {"file": FILES[name], "key": info.alias or key, "meaning": meaning}
+            table.append(row | {"takes": allowed_for(info), "default": default})
+    return table
+
+
+def load_settings(
+    args_folder: Path | str = Path("args_file"),
+    overrides: list[str] | None = None,
+    ranks_file: Path | None = None,
+) -> Settings:
+    """Read the three files, apply `--ranks` and then `--set` (the last word), and check everything.
+
+    Raises:
+        ConfigError: any fault; all faults of the three files are gathered in one message, a line each. Also when ranks
+            were measured on another checkpoint than `model_path`.
+    """
+    folder = Path(args_folder)
+    faults = Faults()
+    notes: list[str] = []
+    sections = read_sections(folder, faults)
+    keys = known_keys()
+    options: dict[str, Section] = {name: Section(name) for name in FILES}
+    for text in overrides or []:
+        apply_override(text, options, {**keys, "train": [*keys["train"], *OLD_NAMES]}, faults)
+    for section in (sections["train"], options["train"]):
+        translate(section, notes, faults)
+    _method_by_option(sections["finetune"], options["finetune"], notes)
+    _take_ranks(folder, sections, options, ranks_file)
+    for name, option in options.items():
+        for key, value in option.values.items():
+            sections[name].put(key, value, option.sources[key])
+    join_shared_keys(sections, faults)
+    built: dict[str, Any] = {}
+    wrong: set[str] = set()
+    for name, model in _models().items():
+        others = {other: keys[other] for other in keys if other != name}
+        built[name], bad = build(model, sections[name], faults, others)
+        wrong |= bad
+    check_combinations(built["finetune"], built["lora"], built["train"], sections, wrong, faults)
+    faults.raise_any(str(folder))
+    settings = Settings(finetune=built["finetune"], lora=built["lora"], train=built["train"], notes=notes)
+    _check_base_of_ranks(settings)
+    return settings
+
+
+def _check_base_of_ranks(settings: Settings) -> None:
+    """Stop when the ranks are of another checkpoint than model_path; a path that is not there is found out later."""
+    if settings.lora.ranks_base is None:
+        return
+    from glmspectra.checkpoint import open_checkpoint
+    from glmspectra.embedded import locate_model
+
+    try:
+        path = locate_model(settings.finetune.model_path)
+    except RequestError:
+        return
+    with open_checkpoint(path) as checkpoint:
+        settings.check_base(checkpoint.name, checkpoint.fingerprint)
+
+
+def _take_ranks(
+    folder: Path, sections: dict[str, Section], options: dict[str, Section], ranks_file: Path | None
+) -> None:
+    """Apply the ranks file that `--ranks` or the key `ranks_file` names; the resolved settings hold what it said.
+
+    A path in lora_args.json is looked for beside that file first.
+    """
+    named = [part["lora"].drop("ranks_file") for part in (sections, options) if "ranks_file" in part["lora"].values]
+    path = ranks_file if ranks_file is not None else (named[-1] if named else None)
+    if not path:
+        return
+    if ranks_file is None and (folder / path).exists():
+        path = folder / path
+    method = {**sections["finetune"].values, **options["finetune"].values}.get("method")
+    adaptive = isinstance(method, str) and method.endswith("adalora")
+    apply_ranks(read_ranks(Path(path)), f"ranks {path}", adaptive, sections["lora"])
+
+
+def _method_by_option(file: Section, option: Section, notes: list[str]) -> None:
+    """`--set method=...` alone is to be enough: a load_in_4bit of the file that contradicts it gives way."""
+    for mine, other in (("method", "load_in_4bit"), ("load_in_4bit", "method")):
+        if mine in option.values and other not in option.values and file.values.get(other) is not None:
+            value = option.values[mine]
+            four_bit = value.startswith("q") if isinstance(value, str) else bool(value)
+            theirs = file.values[other]
+            agrees = four_bit == (theirs.startswith("q") if isinstance(theirs, str) else theirs)
+            if not agrees:
+                notes.append(f"{file.place(other)}: {other} is set aside, since {option.place(mine)} is given.")
+                file.drop(other)

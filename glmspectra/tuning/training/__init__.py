@@ -1,0 +1,1 @@
+"""The run itself: Trainer, callbacks, checkpoints, losses."""

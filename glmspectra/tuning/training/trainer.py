@@ -1,0 +1,328 @@
+"""transformers' Trainer with the loss per token, whole checkpoints, and a stop at the first sign of
+trouble."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import Trainer
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import EvalLoopOutput
+
+from glmspectra.errors import TrainingError
+from glmspectra.files import atomic_folder
+from glmspectra.tuning.data.batching import REAL_TOKENS
+from glmspectra.tuning.model import adalora
+from glmspectra.tuning.model.four_bit import check_layout
+from glmspectra.tuning.training.checkpoints import checkpoints, prune
+from glmspectra.tuning.training.divergence import ExplosionWatch, first_non_finite
+from glmspectra.tuning.training.model_card import write_card
+from glmspectra.tuning.training.sampling import EpochSampler
+from glmspectra.tuning.training.throughput import Throughput
+from glmspectra.tuning.training.token_loss import IGNORED, TokenLoss
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PROGRESS_FILE = "progress.json"
+
+
+class AdapterTrainer(Trainer):
+    """Trains the adapter of a PEFT model.
+
+    Losses are sums over supervised tokens divided by their number over all micro-batches and processes of a
+    step, so that accumulation and data parallelism change no number. `adapter` is the adapter's name, `base_name`
+    what the model card calls the base.
+    """
+
+    # The Trainer declares these as optional; here they are there from the start.
+    model: Any
+    args: Any
+    state: Any
+    train_dataset: Any
+
+    def __init__(
+        self, *, adapter: str, token_loss: TokenLoss, throughput: Throughput, base_name: str, **arguments: Any
+    ):
+        super().__init__(**arguments)
+        self.adapter = adapter
+        self.token_loss = token_loss
+        self.throughput = throughput
+        self.base_name = base_name
+        self.adalora = adalora.tuner_of(self.model)
+        self.explosion = ExplosionWatch(token_loss.causal_lm.config.vocab_size)
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the number of tokens itself
+        self._orthogonality = 0.0
+        self._started_from: Path | None = None
+
+    # Data
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        strategy = str(getattr(self.args.train_sampling_strategy, "value", self.args.train_sampling_strategy))
+        self.sampler = EpochSampler(rows["length"], batch * self.args.world_size, self.args.seed, strategy)
+        return self.sampler
+
+    # Loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
+        """Supervised tokens of a step over all its micro-batches and all processes: int64 scalar."""
+        if not batch_samples:
+            return None
+        count = torch.stack([batch["labels"][:, 1:].ne(IGNORED).sum() for batch in batch_samples]).sum().to(device)
+        if self.args.world_size > 1:
+            count = self.accelerator.reduce(count, reduction="sum")
+        return count
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        inputs = dict(inputs)
+        real = inputs.pop(REAL_TOKENS, None)
+        if self.model.training:
+            self.throughput.count(real, inputs["input_ids"])
+        losses = self.token_loss(model, inputs)
+        count = losses.nll.numel() if num_items_in_batch is None else num_items_in_batch
+        # Data parallelism averages gradients over processes; the factor makes that the sum it should be.
+        loss = losses.nll.sum() / count * self.accelerator.num_processes
+        if self.adalora is not None and self.model.training:
+            weight = self.adalora.adapter_config.orth_reg_weight / self.current_gradient_accumulation_steps
+            penalty = weight * self.adalora.orthogonality()
+            self._orthogonality = penalty.detach()
+            loss = loss + penalty
+        return (loss, {"nll": losses.nll}) if return_outputs else loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One micro-batch forward and backward; the plain loss is returned. Stops at what is not finite."""
+        loss = super().training_step(model, inputs, num_items_in_batch) - self._orthogonality
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; {self._last_good()} Lower "
+                "learning_rate, or look at the batch."
+            )
+        if self.accelerator.sync_gradients:
+            self._check_gradients()
+            if self.explosion.exploded(loss.item()):
+                raise TrainingError(
+                    f"the loss has exploded: {self.explosion.recent:.2f} on average over the last "
+                    f"{self.explosion.window} steps up to step {self.state.global_step + 1}, after "
+                    f"{self.explosion.lowest:.2f} before; {self._last_good()} Lower learning_rate or raise "
+                    "warmup_steps."
+                )
+        return loss
+
+    def _check_gradients(self) -> None:
+        found = first_non_finite(self.model)
+        if found is None:
+            return
+        name, bad, total = found
+        scaler = getattr(self.accelerator, "scaler", None)
+        if scaler is not None and scaler.is_enabled() and scaler.get_scale() >= 1.0:
+            return  # float16 overflow at this loss scale: the step is skipped and the scale halved
+        raise TrainingError(
+            f"the gradient of {name} is not finite at step {self.state.global_step + 1} (so are those of {bad} of "
+            f"{total} adapter tensors; backward reached this one first); {self._last_good()}"
+        )
+
+    def _last_good(self) -> str:
+        found = checkpoints(Path(self.args.output_dir))
+        if found:
+            return f"the last good checkpoint is {found[-1]}."
+        return "no checkpoint had been saved."
+
+    # Evaluation
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Loss, perplexity and token accuracy over all supervised tokens, whatever their batch."""
+        model = self._wrap_model(self.model, training=False)
+        if not self.accelerator._models and model is self.model:
+            model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        model.eval()
+        sums = torch.zeros(3, dtype=torch.float64)
+        rows = 0
+        for batch in dataloader:
+            inputs = dict(self._prepare_inputs(batch))
+            inputs.pop(REAL_TOKENS, None)
+            with torch.no_grad():
+                losses = self.token_loss(model, inputs)
+            by_row = torch.zeros(len(inputs["labels"]), 3, device=losses.nll.device)
+            values = torch.stack((losses.nll, torch.ones_like(losses.nll), losses.correct.float()), -1)
+            by_row.index_add_(0, losses.rows, values)
+            # Rows that a sampler repeated to fill the last batch of all processes are left out by this.
+            gathered = self.accelerator.gather_for_metrics(by_row)
+            sums += gathered.double().sum(0).cpu()
+            rows += len(gathered)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        if self.args.device.type == "cpu" and getattr(self.token_loss.causal_lm, "is_loaded_in_4bit", False):
+            check_layout(self.model)
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in token_metrics(*sums.tolist()).items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=rows)  # type: ignore[arg-type]
+
+    # Log
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self.throughput.measure(time.perf_counter())
+            if self.adalora is not None:
+                logs["orthogonality"] = float(self._orthogonality)
+                logs["rank_sum"] = sum(self.adalora.rankallocator.ranks().values())
+        super().log(logs, start_time)
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        output = Path(self.args.output_dir)
+        target = output / f"checkpoint-{self.state.global_step}"
+        self.store_flos()
+        main = self.args.should_save
+        if main and self.state.best_global_step:
+            best = output / f"checkpoint-{self.state.best_global_step}"
+            if best.exists() or best == target:
+                self.state.best_model_checkpoint = str(best)
+        with atomic_folder(target, main) as staging:
+            self.accelerator.wait_for_everyone()  # the folder stands
+            self.save_model(str(staging), _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(str(staging))
+                self._save_scaler(str(staging))
+                self._save_rng_state(str(staging))
+            if main:
+                self._save_progress(staging)
+            self.accelerator.wait_for_everyone()  # every process has written its part
+        if main:
+            best_path = self.state.best_model_checkpoint
+            prune(output, self.args.save_total_limit, Path(best_path) if best_path else None)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The adapter in PEFT's form in a folder of its name, and the training arguments."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        self.save_adapter(folder / self.adapter, state_dict)
+        if self.adalora is not None:
+            state = self.adalora.rankallocator.state_dict()
+            state["whole"] = {
+                name: parameter.detach().cpu()
+                for name, parameter in self.model.named_parameters()
+                if parameter.requires_grad and ".lora_" not in name
+            }
+            torch.save(state, folder / adalora.STATE_FILE)
+        arguments = copy.copy(self.args)
+        arguments.hub_token = None  # a secret, and the file is one that people share
+        torch.save(arguments, folder / "training_args.bin")
+
+    def save_adapter(self, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
+        """Write adapter_model.safetensors and adapter_config.json into `folder`, as PEFT does for a default
+        adapter."""
+        model = self.accelerator.unwrap_model(self.model)
+        if self.adalora is not None:
+            self.adalora.describe_for_saving()
+        folder.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            # A matrix that AdaLoRA pruned to rank 0 has empty factors, which PEFT takes for unfinished
+            # sharding.
+            if self.adalora is not None:
+                warnings.filterwarnings("ignore", message=".*invalid shape")
+            tensors = get_peft_model_state_dict(
+                model, state_dict=state_dict, adapter_name=self.adapter, save_embedding_layers=False
+            )
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / ADAPTER_WEIGHTS
+        )
+        config = model.peft_config[self.adapter]
+        training, config.inference_mode = config.inference_mode, True
+        try:
+            config.save_pretrained(str(folder))
+        finally:
+            config.inference_mode = training
+
+    def gathered_state(self) -> dict[str, Any] | None:
+        """Under FSDP the whole state, which all processes gather together; else None: it is at hand."""
+        return self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
+
+    def _save_progress(self, folder: Path) -> None:
+        for callback in [c for c in [*self.callback_handler.callbacks, self.control] if isinstance(c, ExportableState)]:
+            self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+        progress = {
+            "unlogged_loss": float(self._tr_loss),
+            "logged_loss": self._total_loss_scalar,
+            "last_logged_step": self._globalstep_last_logged,
+            "explosion": self.explosion.state_dict(),
+        }
+        (folder / PROGRESS_FILE).write_text(json.dumps(progress), encoding="utf-8")
+        write_card(folder / "README.md", self.base_name, self.adapter, self.state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Adapter weights of a checkpoint into the model; raises TrainingError when they are of another
+        adapter."""
+        folder = Path(resume_from_checkpoint)
+        self._started_from = folder
+        if self.adalora is not None:
+            path = folder / adalora.STATE_FILE
+            if not path.is_file():
+                raise TrainingError(f"{folder}: has no {adalora.STATE_FILE}, without which AdaLoRA cannot go on.")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.adalora.rankallocator.load_state_dict(state, folder)
+            parameters = dict(self.model.named_parameters())
+            with torch.no_grad():
+                for name, value in state["whole"].items():
+                    parameters[name].copy_(value)
+            return
+        tensors = load_file(folder / self.adapter / ADAPTER_WEIGHTS)
+        expected = get_peft_model_state_dict(self.model, adapter_name=self.adapter, save_embedding_layers=False)
+        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in expected.items()}:
+            raise TrainingError(
+                f"{folder}: its adapter has other matrices or ranks than the settings ask for; resume with the "
+                "settings that were saved beside it."
+            )
+        set_peft_model_state_dict(self.model, tensors, adapter_name=self.adapter)
+
+    def _load_best_model(self) -> None:
+        """The adapter of the best checkpoint; of AdaLoRA its ranks too, which may be above the budget if it is an early
+        one."""
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def restore_progress(self) -> None:
+        """Take up the sums behind the logged losses; called when training begins, after the Trainer has
+        reset them."""
+        path = self._started_from / PROGRESS_FILE if self._started_from else None
+        if path is None or not path.is_file():
+            return
+        progress = json.loads(path.read_text(encoding="utf-8"))
+        self._tr_loss += progress["unlogged_loss"]
+        self._total_loss_scalar = progress["logged_loss"]
+        self._globalstep_last_logged = progress["last_logged_step"]
+        self.explosion.load_state_dict(progress["explosion"])
+
+
+def token_metrics(nll: float, tokens: float, correct: float) -> dict[str, float]:
+    """Mean loss in nats a token, perplexity = exp of it, share of tokens that were the most likely one,
+    their number."""
+    mean = nll / tokens if tokens else math.nan
+    return {
+        "loss": mean,
+        "perplexity": math.exp(mean) if mean < 700 else math.inf,
+        "token_accuracy": correct / tokens if tokens else math.nan,
+        "tokens": int(tokens),
+    }
