@@ -145,10 +145,11 @@ def test_a_gpu_before_ampere_gets_float16_with_scaling(tmp_path, model, data, mo
 
 def test_devices_that_are_not_there_are_refused(monkeypatch):
     assert choose_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(RequestError, match="this machine has 1 CUDA devices"):
+    with pytest.raises(RequestError, match="there are 1 CUDA devices here"):
         choose_device("cuda:3")
-    with pytest.raises(RequestError, match="write auto, cpu, cuda or cuda:N"):
+    with pytest.raises(RequestError, match="say auto, cpu, cuda or cuda:N"):
         choose_device("gpu")
 
 

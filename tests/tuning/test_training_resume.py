@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from glmspectra.errors import RequestError, TrainingError
-from glmspectra.files import atomic_folder, remove_leftovers
+from glmspectra.files import REPLACED, atomic_folder, remove_leftovers
 from glmspectra.tuning.training.checkpoints import checkpoints, find_resume
 from glmspectra.tuning.training.run import train
 from tests.tuning.tiny_run import ADALORA, make_run, write_args, write_data, write_model
@@ -121,7 +121,7 @@ def test_an_interrupted_write_leaves_the_old_folder(tmp_path):
     assert (target / "trainer_state.json").read_text() == "old"
     assert checkpoints(tmp_path) == [target]
     # Killed between the two renames of a replacement: the old folder goes back to its place.
-    target.rename(tmp_path / ".checkpoint-4.old")
+    target.rename(tmp_path / f".checkpoint-4{REPLACED}")
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
     assert (target / "trainer_state.json").read_text() == "old"
