@@ -1,9 +1,11 @@
 """Composes the commands and turns an error into one sentence and an exit status."""
 
 import errno
+import functools
+import inspect as inspection
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +26,8 @@ from glmspectra.cli.svd import svd
 from glmspectra.cli.train import train
 from glmspectra.cli.values import values
 from glmspectra.errors import GlmspectraError
+from glmspectra.language import LANGUAGES, choose
+from glmspectra.language.catalogue import AUTO
 
 INTERRUPTED = 130
 KEPT = "interrupted: what was finished is kept; the same command goes on from there."
@@ -53,8 +57,28 @@ def flowing(text: str | None) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in (text or "").split("\n\n"))
 
 
+Language = Annotated[
+    str, typer.Option(help=f"Language of words and pages: {', '.join(LANGUAGES)}, or {AUTO} for the locale's.")
+]
+
+
+def with_language(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with `--lang`, which all have: the language of what it says and of the pages it writes."""
+
+    @functools.wraps(command)
+    def speaking(*args: Any, lang: str = AUTO, **kwargs: Any) -> None:
+        choose(lang)
+        command(*args, **kwargs)
+
+    own = inspection.signature(command)
+    option = inspection.Parameter("lang", inspection.Parameter.KEYWORD_ONLY, default=AUTO, annotation=Language)
+    speaking.__signature__ = own.replace(parameters=[*own.parameters.values(), option])  # type: ignore[attr-defined]
+    speaking.__annotations__ = {**command.__annotations__, "lang": Language}
+    return speaking
+
+
 def add(command: Callable[..., None]) -> None:
-    app.command(help=flowing(command.__doc__))(command)
+    app.command(help=flowing(command.__doc__))(with_language(command))
 
 
 # One line a command, in the order of the design page; each module holds one function of the command's name.

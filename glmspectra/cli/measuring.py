@@ -1,7 +1,8 @@
 """What `values` and `svd` share: open, select, sweep, draw, and say what came out."""
 
 import os
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from glmspectra.cli.console import finish, stderr
 from glmspectra.errors import GlmspectraError
+from glmspectra.language import both, current, text
 
 if TYPE_CHECKING:
     from glmspectra.store import Run
@@ -29,7 +31,7 @@ def measure(
     report: bool,
     export_jsonl: bool,
     as_json: bool,
-    summary_columns: Mapping[str, str],
+    summary_columns: Sequence[str],
 ) -> None:
     """Measure a selection, draw the report and print the result.
 
@@ -88,7 +90,7 @@ def _tell(
     report: bool,
     export_jsonl: bool,
     as_json: bool,
-    summary_columns: Mapping[str, str],
+    summary_columns: Sequence[str],
 ) -> None:
     from glmspectra import store
 
@@ -127,53 +129,53 @@ def _draw(run_folder: Path, out: Path, quiet: bool) -> Path:
 
     if quiet:
         return write_report(run_folder, out)
-    with stderr.status("drawing the report ...") as status:
+    with stderr.status(text("terminal-drawing")) as status:
         return write_report(run_folder, out, progress=lambda words: status.update(f"drawing {words} ..."))
 
 
 def _lines(facts: dict[str, Any], result: "SweepResult") -> list[str]:
-    reused = f", {facts['reused']} of them finished before" if facts["reused"] else ""
-    if facts["measured"] == 0:
-        reused = ", finished before"
-    lines = [f"{_count(facts['matrices'])}{reused}, in {result.seconds:.1f} s on {result.device}."]
+    matrices, reused = both("terminal-matrices", count=facts["matrices"]), facts["reused"]
+    how = "-none" if facts["measured"] == 0 else "-some" if reused else ""
+    took = {"matrices": matrices, "reused": reused, "seconds": f"{result.seconds:.1f}", "device": result.device}
+    lines = [text(f"terminal-measured{how}", **took)]
     if result.nonfinite:
         shown = ", ".join(result.nonfinite[:5]) + (" ..." if len(result.nonfinite) > 5 else "")
-        lines.append(f"{len(result.nonfinite)} of them hold NaN or Inf and have no spectrum: {shown}")
+        lines.append(text("terminal-nonfinite", count=len(result.nonfinite), names=shown))
     if facts["left_out"]:
-        lines.append(
-            f"{_count(facts['left_out'])} of earlier selections kept on disk, and back in the tables once asked for."
-        )
-    lines.append(f"tables: {facts['tables']}")
-    if facts["jsonl"]:
-        lines.append(f"jsonl:  {facts['jsonl']}")
-    if facts["report"]:
-        lines.append(f"report: {facts['report']}")
+        lines.append(text("terminal-left-out", matrices=both("terminal-matrices", count=facts["left_out"])))
+    for name in ("tables", "jsonl", "report"):
+        if facts[name]:
+            lines.append(text(f"terminal-{name}", path=facts[name]))
     return lines
 
 
-def _count(matrices: int) -> str:
-    return f"{matrices} matrix" if matrices == 1 else f"{matrices} matrices"
-
-
-def summary_table(run: "Run", columns: Mapping[str, str]) -> Any:
+def summary_table(run: "Run", columns: Sequence[str]) -> Any:
     """A rich table with one row a matrix type (and part): the median over the layers.
 
-    columns: column of `matrices` -> its heading; columns that were not measured are left out.
+    columns: of `matrices`; those that were not measured are left out.
     """
     from rich import box
     from rich.table import Table
 
     weights = run.matrices[run.matrices["quantity"] == "weight"]
     shown = [column for column in columns if weights[column].notna().any()]
-    title = f"{run.name}: medians over the layers"
+    title = text("terminal-medians", run=run.name)
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("matrix", overflow="fold")  # a long name is broken in a narrow window, a number never cut
-    table.add_column("layers", justify="right", no_wrap=True)
+    # A long name is broken in a narrow window, a number never cut.
+    table.add_column(text("terminal-matrix"), overflow="fold")
+    table.add_column(text("terminal-layers"), justify="right", no_wrap=True)
     for column in shown:
-        table.add_column(columns[column], justify="right", min_width=6, no_wrap=True)
+        table.add_column(heading(column), justify="right", min_width=6, no_wrap=True)
     for (matrix, part), group in weights.groupby(["matrix", "part"], sort=False):
         medians = group[shown].median()
         if medians.notna().any():  # parts that only the other command measured have nothing to show here
             name = matrix if part == "whole" else f"  {part}"
             table.add_row(name, str(len(group)), *(f"{median:.4g}" for median in medians))
     return table
+
+
+def heading(name: str) -> str:
+    """A column's short label, a word a line: heads are high and narrow, so that names of matrices are not broken."""
+    from glmspectra.store.columns import column
+
+    return "\n".join(textwrap.wrap(column(name).head(current()), 9))

@@ -18,15 +18,8 @@ from glmspectra.cli.selection_options import (
     split_of,
 )
 
-# Column of the summary at the end -> its heading.
-SUMMARY = {
-    "spectral_norm": "sigma 1",
-    "stable_rank": "stable\nrank",
-    "effective_rank": "eff.\nrank",
-    "energy_rank_90": "90 %\nenergy",
-    "mp_spikes": "spikes",
-    "alpha": "alpha",
-}
+# Columns of the summary at the end.
+SUMMARY = ("spectral_norm", "stable_rank", "effective_rank", "energy_rank_90", "mp_spikes", "alpha")
 
 
 def svd(

@@ -14,14 +14,8 @@ from glmspectra.cli.selection_options import (
     split_of,
 )
 
-# Column of the summary at the end -> its heading.
-SUMMARY = {
-    "std": "std",
-    "excess_kurtosis": "kurtosis",
-    "abs_max": "largest",
-    "share_beyond_6_sigma": "> 6\nsigma",
-    "normal_ks": "from\nnormal",
-}
+# Columns of the summary at the end.
+SUMMARY = ("std", "excess_kurtosis", "abs_max", "share_beyond_6_sigma", "normal_ks")
 
 
 def values(

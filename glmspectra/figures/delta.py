@@ -18,11 +18,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from glmspectra.figures import style
-from glmspectra.figures.columns import Column
 from glmspectra.figures.heatmaps import heat
 from glmspectra.figures.layers import NUMBER_LABEL, Spectra, depth_panels, slug
 from glmspectra.figures.ranks import check_columns
 from glmspectra.figures.tables import has, layers_of, place, thin, whole_matrices
+from glmspectra.store.columns import column
 
 DELTA_KEY = ("name", "layer", "matrix")
 OPTIONAL_COLUMNS = (
@@ -240,7 +240,7 @@ def draw_similarity(similarity: pd.DataFrame, name: str | None = None) -> Figure
     figure, axes = style.panels(
         len(cells), columns, (1.95, 1.75), left=0.66, right=1.1, top=0.34, bottom=0.55, gap=(0.4, 0.8)
     )
-    described = Column("similarity", "subspace similarity φ", "no unit", "0: orthogonal, 1: one holds the other.")
+    described = column("similarity")
     for i, (ax, (side, matrix)) in enumerate(zip(axes, cells, strict=True)):
         group = rows[(rows["side"] == side) & (rows["matrix"] == matrix)]
         table = group.pivot_table(index="i", columns="j", values="similarity", aggfunc="median").astype(float)

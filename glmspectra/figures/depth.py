@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from scipy.stats import norm
 
 from glmspectra.figures import style
-from glmspectra.figures.columns import column
 from glmspectra.figures.layers import slug
 from glmspectra.figures.tables import first_of_list, has, in_layers, layers_of, series_order
+from glmspectra.store.columns import column
 
 LINES = 7  # on one pair of axes; more series go to further rows of panels
 MOST_SERIES = 42
@@ -167,7 +167,7 @@ def _lines(ax: Axes, rows: pd.DataFrame, measure: Measure, names: Sequence[str],
         style.percent_axis(ax)
     style.layer_axis(ax, layers)
     ax.set_title(measure.title, fontsize=8.5)
-    label = described.axis
+    label = described.axis()
     ax.set_ylabel(
         {
             "abs_max_in_std": "|weight| (standard deviations)",

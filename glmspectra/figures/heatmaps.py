@@ -10,8 +10,8 @@ from matplotlib.ticker import FuncFormatter
 
 from glmspectra.errors import RequestError
 from glmspectra.figures import style
-from glmspectra.figures.columns import Column, column
 from glmspectra.figures.tables import has, in_layers, is_head, series_order, split_head
+from glmspectra.store.columns import Column, column
 
 DEFAULT_COLUMNS = (
     "stable_rank",
@@ -81,7 +81,7 @@ def draw_heatmap(matrices: pd.DataFrame, name: str) -> Figure:
     figure, (ax,) = style.panels(1, 1, (width, height), left=left, right=1.25, top=0.34, bottom=0.52)
     heat(ax, table, described)
     ax.set_xlabel("layer (0 = nearest the input)")
-    ax.set_title(described.axis[:1].upper() + described.axis[1:])
+    ax.set_title(described.axis()[:1].upper() + described.axis()[1:])
     return figure
 
 

@@ -7,6 +7,7 @@ further columns are ignored. The table of budget curves has one row for each cri
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,9 @@ from matplotlib.patches import Patch
 
 from glmspectra.errors import StoreError
 from glmspectra.figures import style
-from glmspectra.figures.columns import Column
 from glmspectra.figures.heatmaps import heat, scale_for
 from glmspectra.figures.layers import slug
+from glmspectra.store.columns import COLUMNS
 
 RANK_TABLE = ("criterion", "name", "layer", "matrix", "rank")
 CURVE_TABLE = ("criterion", "parameters", "value", "metric")
@@ -28,7 +29,7 @@ METRICS = {
 }
 _ENERGY_OF = {"delta": "energy of ΔW held (%)", "weight": "energy of W held (%)"}
 _HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo", "--")
-_RANK = Column("rank", "rank", "directions", "Directions an adapter may use in a matrix.")
+_RANK = replace(COLUMNS["rank"], label=("rank", "秩"))
 
 
 def check_columns(table: pd.DataFrame, needed: Sequence[str], what: str) -> None:

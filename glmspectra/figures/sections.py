@@ -7,11 +7,11 @@ import pandas as pd
 
 from glmspectra.errors import RequestError
 from glmspectra.figures import depth, heatmaps, layers, training, values
-from glmspectra.figures.columns import COLUMNS, column
 from glmspectra.figures.one_layer import MOST_DENSITIES, draw_layer
 from glmspectra.figures.page import Album, Grid, Section, cell_text
 from glmspectra.figures.readings import PARAGRAPHS, READINGS
 from glmspectra.figures.tables import Tables, has, in_layers, series_order
+from glmspectra.store.columns import COLUMNS, column
 
 # Column of matrices.parquet -> its head in the summary, where the words for an axis are too long.
 SUMMARY_HEADS = {
@@ -77,7 +77,7 @@ def summary_section(run: Tables) -> Section:
     heads = [("layer", "Counted from 0, nearest the input."), ("matrix", "The weight's own name.")]
     heads += [("part", "Of a fused weight.")] if parts else []
     heads += [("shape", "Rows by columns."), ("type", "As stored.")]
-    heads += [(SUMMARY_HEADS[name], COLUMNS[name].meaning) for name in shown]
+    heads += [(SUMMARY_HEADS[name], COLUMNS[name].meaning[0]) for name in shown]
     heads += [("status", "ok, or nonfinite when the weight holds NaN or infinity.")] if nonfinite else []
     heads += [("weight", "Name in the checkpoint.")]
     rows = []
@@ -139,7 +139,7 @@ def _by_depth(matrices: pd.DataFrame, album: Album, progress: Progress) -> Secti
 
 
 def _depth_alt(matrices: pd.DataFrame, name: str) -> str:
-    return f"Lines by layer, one for each matrix type; {column(name).label}: {extremes(matrices, name)}."
+    return f"Lines by layer, one for each matrix type; {column(name).label[0]}: {extremes(matrices, name)}."
 
 
 def _depth_note(matrices: pd.DataFrame) -> str:
@@ -197,16 +197,16 @@ def _heatmaps(matrices: pd.DataFrame, album: Album, columns: Sequence[str], prog
     for name in dict.fromkeys([*heatmaps.DEFAULT_COLUMNS, *columns]):
         if has(rows, name):
             described = column(name)
-            title = described.label[:1].upper() + described.label[1:]
+            title = described.label[0][:1].upper() + described.label[0][1:]
             ends = extremes(matrices, name)
-            alt = f"Heat map of {described.label}: {ends}."
-            reading = f"{described.meaning} {ends[:1].upper()}{ends[1:]}."
+            alt = f"Heat map of {described.label[0]}: {ends}."
+            reading = f"{described.meaning[0]} {ends[:1].upper()}{ends[1:]}."
             album.add(section, f"heat_{name}", heatmaps.draw_heatmap(matrices, name), alt, title, reading)
     for name in ("stable_rank", "effective_rank", "spectral_norm"):
         figure = heatmaps.draw_heads(matrices, name)
         if figure is not None:
-            label = column(name).label
-            reading = f"{column(name).meaning} {PARAGRAPHS['heads']}"
+            label = column(name).label[0]
+            reading = f"{column(name).meaning[0]} {PARAGRAPHS['heads']}"
             alt = f"Heat maps of the {label} of each attention head, heads across and layers down."
             album.add(section, f"heads_{name}", figure, alt, f"Attention heads: {label}", reading)
     if section.drawings:

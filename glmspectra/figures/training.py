@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,10 @@ from matplotlib.lines import Line2D
 
 from glmspectra.errors import RequestError, StoreError
 from glmspectra.figures import style
-from glmspectra.figures.columns import Column
 from glmspectra.figures.heatmaps import heat, scale_for
 from glmspectra.figures.layers import slug
 from glmspectra.figures.tables import place, smooth
+from glmspectra.store.columns import COLUMNS
 
 # Names under which trainers log the speed, newest first; the first one present is drawn.
 TOKEN_RATES = (
@@ -317,4 +317,4 @@ def draw_rank_history(run: TrainingRun) -> Figure | None:
     return figure
 
 
-_RANK = Column("rank", "rank", "directions", "Directions an adapter uses in a matrix.")
+_RANK = replace(COLUMNS["rank"], label=("rank", "秩"))

@@ -11,11 +11,11 @@ from matplotlib.colors import LogNorm, TwoSlopeNorm
 
 from glmspectra.errors import RequestError
 from glmspectra.figures import depth, heatmaps, layers, style, values
-from glmspectra.figures.columns import COLUMNS
 from glmspectra.figures.one_layer import draw_layer
 from glmspectra.figures.page import Album, Section
 from glmspectra.figures.sections import analysis_sections
 from glmspectra.figures.tables import Tables, pick, thin
+from glmspectra.store.columns import CHANGE, COLUMNS, DERIVED, REAL, SPECTRUM, VALUES, WHOLE
 from glmspectra.store.schema import MATRICES
 from tests.figures.synthetic_run import EDGES, make_tables
 
@@ -133,8 +133,8 @@ def test_every_axis_says_its_unit(run):
     for ax in (ax for figure in figures for ax in figure.axes):
         assert re.search(r"\(.+\)$", ax.get_ylabel()), ax.get_title()
         assert ax.get_xlabel()
-    for column in COLUMNS.values():
-        assert column.unit or column.share or column.name in ("rows", "cols"), column.name
+    for column in (*VALUES, *SPECTRUM, *CHANGE, *DERIVED):
+        assert column.unit or column.share or column.type not in (REAL, WHOLE), column.name
 
 
 def test_energy_ranks_and_their_ceiling(run):

@@ -1,0 +1,23 @@
+# What commands say at their end.
+
+terminal-medians = { $run }: medians over the layers
+terminal-matrix = matrix
+terminal-layers = layers
+terminal-matrices =
+    { $count ->
+        [one] { $count } matrix
+       *[other] { $count } matrices
+    }
+terminal-measured = { $matrices }, in { $seconds } s on { $device }.
+terminal-measured-some = { $matrices }, { $reused } of them finished before, in { $seconds } s on { $device }.
+terminal-measured-none = { $matrices }, finished before, in { $seconds } s on { $device }.
+terminal-nonfinite =
+    { $count ->
+        [one] 1 of them holds NaN or Inf and has no spectrum: { $names }
+       *[other] { $count } of them hold NaN or Inf and have no spectrum: { $names }
+    }
+terminal-left-out = { $matrices } of earlier selections kept on disk, and back in the tables once asked for.
+terminal-tables = tables: { $path }
+terminal-jsonl = jsonl:  { $path }
+terminal-report = report: { $path }
+terminal-drawing = drawing the report ...
