@@ -18,6 +18,7 @@ from typing import Any
 
 from glmspectra.errors import GlmspectraError, RequestError
 from glmspectra.files import make_folder, write_atomically
+from glmspectra.peft_rules import matched_by, module_pattern
 from glmspectra.ranks.evidence import Evidence
 from glmspectra.ranks.suggest import Suggestion
 
@@ -38,16 +39,6 @@ def scale_of(args: Path) -> tuple[float, bool]:
     if not (0 < rank < math.inf and 0 < alpha < math.inf):
         return DEFAULT_SCALE, False
     return alpha / (math.sqrt(rank) if rslora else rank), rslora
-
-
-def module_pattern(module: str) -> str:
-    """A regular expression that PEFT finds in this module's name and in no other's."""
-    return "^" + re.escape(module)
-
-
-def matched_by(pattern: str, modules: Sequence[str]) -> list[str]:
-    """The modules that PEFT applies a pattern to."""
-    return [module for module in modules if re.match(rf"(.*\.)?({pattern})$", module)]
 
 
 def lora_args(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from glmspectra.checkpoint.adapter.adapter import matching_pattern, open_adapter
+from glmspectra.checkpoint.adapter.adapter import open_adapter
 from glmspectra.checkpoint.adapter.run_folder import tuned_checkpoints
 from glmspectra.errors import CheckpointError, RequestError
 
@@ -91,17 +91,6 @@ def test_lora_with_rank_and_alpha_patterns(tmp_path, safe):
     ]
     assert adapter.parameters == sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
     assert adapter.kind == "lora"
-
-
-def test_our_pattern_rule_is_pefts():
-    from peft.utils.other import get_pattern_key
-
-    keys = ["layers.1.dense", "dense", r"^layers\.11\.query_key_value", "1.query_key_value"]
-    modules = [
-        f"{prefix}layers.{i}.{m}" for prefix in ("", "x.") for i in range(12) for m in ("dense", "query_key_value")
-    ]
-    for module in modules:
-        assert (matching_pattern(dict.fromkeys(keys, 0), module) or module) == get_pattern_key(keys, module)
 
 
 def test_rslora(tmp_path):

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from glmspectra.checkpoint.adapter.factors import Factors, LoftQ
 from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.peft_rules import ModulePatterns
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -35,13 +36,6 @@ _PARAMETER = re.compile(
     r"(?P<kind>lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ranknum)"
     r"(?:\.(?!weight$|bias$)[^.]+)?(?P<suffix>\.weight|\.bias)?$"
 )
-
-
-def matching_pattern(patterns: Mapping[str, Any], module: str) -> str | None:
-    """The key of a rank_pattern or alpha_pattern that PEFT applies to a module: the first that matches whole
-    name parts up to the end of the name (peft.utils.other.get_pattern_key), or None.
-    """
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
 
 
 @dataclass
@@ -146,13 +140,13 @@ class Adapter:
 
     def _scale(self, module: str, rank: int) -> float:
         alphas = self.config.get("alpha_pattern") or {}
-        key = matching_pattern(alphas, module)
+        key = ModulePatterns(alphas, "alpha_pattern").first(module)
         alpha = float(self.config["lora_alpha"] if key is None else alphas[key])
         return alpha / rank**0.5 if self.config.get("use_rslora") else alpha / rank
 
     def _check_rank(self, module: str, rank: int) -> None:
         ranks = self.config.get("rank_pattern") or {}
-        key = matching_pattern(ranks, module)
+        key = ModulePatterns(ranks, "rank_pattern").first(module)
         told = int(self.config["r"] if key is None else ranks[key])
         if told != rank:
             raise CheckpointError(

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from glmspectra.errors import ConfigError
+from glmspectra.peft_rules import matched_by
 from glmspectra.tuning.model.families import family_of
 from glmspectra.tuning.settings.files import nearest
 
@@ -71,10 +72,7 @@ def check_pattern(kind: str, pattern: Mapping[str, Any], adapted: Iterable[str])
     names = list(adapted)
     taken: dict[str, str] = {}
     for key in pattern:
-        try:
-            matches = [name for name in names if re.match(rf"(.*\.)?({key})$", name)]
-        except re.error as error:
-            raise ConfigError(f"{kind} key {key} is no regular expression: {error}.") from None
+        matches = matched_by(key, names, kind, ConfigError)
         if not matches:
             raise ConfigError(_no_match(kind, key, names))
         free = [name for name in matches if name not in taken]
