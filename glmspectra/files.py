@@ -7,8 +7,11 @@ unfinished name ends in `UNFINISHED`, and `remove_leftovers` removes what a kill
 
 import errno
 import fcntl
+import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +21,7 @@ from glmspectra.errors import RequestError, StoreError
 
 UNFINISHED = ".partial"
 REPLACED = ".replaced"  # the earlier folder while its successor takes its name
+WRITER = ".writer.lock"  # who writes a folder just now
 
 
 def explain(error: OSError, path: Path, doing: str = "be written") -> StoreError:
@@ -176,3 +180,98 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def exclusive(folder: Path, doing: str, beside: bool = False) -> Iterator[None]:
+    """Be the only process that writes `folder` until the block ends; the folder is made where it is not there.
+
+    The lock is the kernel's (flock) and falls with the process that holds it, however it dies, so a stale one is taken
+    over without a question. Its file names the holder for whoever comes second, and goes when the block ends. Several
+    processes of one command (torchrun) share one lock: only their main process takes it.
+
+    Args:
+        folder: The folder to be written.
+        doing: The command, for whoever comes second: "train".
+        beside: Keep the lock beside the folder and not in it: for a folder that appears only when it is whole.
+
+    Raises:
+        RequestError: Another process writes the folder; the message says which, where and since when.
+        StoreError: The file system refuses the lock.
+    """
+    folder = folder.resolve()
+    path = folder.with_name(f".{folder.name}{WRITER}") if beside else folder / WRITER
+    make_folder(path.parent)
+    descriptor = _take(path, folder)
+    _held.add(descriptor)
+    try:
+        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now(), "doing": doing}
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(note).encode(), 0)
+        except OSError as error:
+            raise explain(error, path) from error
+        yield
+    finally:
+        with suppress(OSError):
+            if _is_at(descriptor, path):  # not where the folder was moved meanwhile
+                path.unlink()
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+_held: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    """A forked helper (a data loader's worker) must not keep its dead parent's locks."""
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def _take(path: Path, folder: Path) -> int:
+    """A descriptor that holds the lock file at `path`, which is there under this name."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise explain(error, path) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _describe_holder(descriptor)
+            os.close(descriptor)
+            raise RequestError(
+                f"{folder} is in use: {holder} writes it; wait until it is done, stop it, or name another folder."
+            ) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise explain(error, path, "be locked") from error
+        if _is_at(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # its last holder removed it between our opening and our locking
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _describe_holder(descriptor: int) -> str:
+    """Who holds a lock, by its note; the note may not be written yet."""
+    try:
+        note = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {int(note['pid'])} on {note['host']} ({note['doing']}, since {note['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")

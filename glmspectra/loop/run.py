@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from glmspectra.files import exclusive
 from glmspectra.loop.options import LoopOptions
 from glmspectra.loop.stages import STAGES, Results
 from glmspectra.loop.state import LoopState
@@ -23,15 +24,16 @@ def run_loop(
     what the stages raise.
     """
     load_settings(options.args, list(options.overrides))  # a fault in them is said before anything is measured
-    state = LoopState.open(options, fresh)
-    results: Results = {stage: state.result(stage) for stage in STAGES if state.finished(stage)}
-    for number, (stage, work) in enumerate(STAGES.items(), start=1):
-        place = f"[{number}/{len(STAGES)}] {stage}"
-        if state.finished(stage):
-            say(f"{place}: finished before")
-            continue
-        say(f"{place} ...")
-        started = time.monotonic()
-        results[stage] = work(options, results)
-        state.finish(stage, results[stage], time.monotonic() - started)
-    return results
+    with exclusive(options.out, "loop"):
+        state = LoopState.open(options, fresh)
+        results: Results = {stage: state.result(stage) for stage in STAGES if state.finished(stage)}
+        for number, (stage, work) in enumerate(STAGES.items(), start=1):
+            place = f"[{number}/{len(STAGES)}] {stage}"
+            if state.finished(stage):
+                say(f"{place}: finished before")
+                continue
+            say(f"{place} ...")
+            started = time.monotonic()
+            results[stage] = work(options, results)
+            state.finish(stage, results[stage], time.monotonic() - started)
+        return results

@@ -67,14 +67,15 @@ def measure_delta(plan: DeltaPlan, root: Path) -> DeltaResult:
     with joined_processes() as processes:
         device = str(choose_device(plan.options.device, processes.local_rank))
         store = processes.by_first(lambda: RunStore.of(root, _with_known_base(root, plan.source)))
-        # What was measured against the base says all that would be measured now; it is not to be replaced by
-        # less.
-        reuse = not (plan.options.against_base or plan.options.fresh) and processes.by_first(
-            lambda: _has_more(store, plan)
-        )
-        measured = 0 if reuse else sum(_measure(plan, root, store, device, processes))
-        seconds = time.monotonic() - start
-        manifest = processes.by_first(lambda: store.merge() if reuse else store.merge(seconds))
+        with processes.exclusive(store.folder, "delta"):
+            # What was measured against the base says all that would be measured now; it is not to be replaced by
+            # less.
+            reuse = not (plan.options.against_base or plan.options.fresh) and processes.by_first(
+                lambda: _has_more(store, plan)
+            )
+            measured = 0 if reuse else sum(_measure(plan, root, store, device, processes))
+            seconds = time.monotonic() - start
+            manifest = processes.by_first(lambda: store.merge() if reuse else store.merge(seconds))
         asked = {place.name for place in plan.places}
         return DeltaResult(
             store.folder,

@@ -6,14 +6,16 @@ whatever the device; a process group that is already there (nccl, say) is used a
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch.distributed as dist
 
 from glmspectra.errors import GlmspectraError
+from glmspectra.files import exclusive
 
 Value = TypeVar("Value")
 
@@ -70,6 +72,13 @@ class Processes:
             if isinstance(value, GlmspectraError):
                 raise value
         return cast(list[Value], values)
+
+    @contextmanager
+    def exclusive(self, folder: Path, doing: str) -> Iterator[None]:
+        """Be the only command that writes `folder`: process 0 holds its lock for all. Raises RequestError in all."""
+        with ExitStack() as held:
+            self.by_first(lambda: held.enter_context(exclusive(folder, doing)))
+            yield
 
 
 @contextmanager

@@ -78,7 +78,8 @@ def sweep(
         Request(kind, names, options.of_kind(kind), vectors=options.vectors if kind == "spectrum" else 0)
         for kind in options.kinds
     ]
-    with joined_processes() as processes:
+    doing = "svd" if options.spectrum else "values"
+    with joined_processes() as processes, processes.exclusive(store.folder, doing):
         device = str(choose_device(options.device, processes.local_rank))
         todo = _begin(store, requests, options, device, processes)
         work = [record for record in records if any(record.name in todo[request.key] for request in requests)]
