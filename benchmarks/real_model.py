@@ -108,7 +108,7 @@ def chat(folder: Path, questions: list[str], device: str, four_bit: bool, tokens
     from glmspectra.tuning.data.template import has_chat_form
     from glmspectra.tuning.inference.batch import load_for_inference
     from glmspectra.tuning.inference.conversation import Conversation
-    from glmspectra.tuning.model.preparation import positions_of
+    from glmspectra.tuning.model.loading import positions_of
 
     loaded = load_for_inference(folder, None, device, four_bit=four_bit)
     form = "chat" if has_chat_form(loaded.tokenizer) else "plain"

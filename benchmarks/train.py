@@ -176,7 +176,7 @@ def make_rows(setting: Setting, options: argparse.Namespace) -> list[dict[str, A
     draw.shuffle(lines)
     tokenizer = None
     if options.tokenizer:
-        from glmspectra.tuning.model.preparation import load_tokenizer
+        from glmspectra.tuning.model.loading import load_tokenizer
 
         tokenizer = load_tokenizer(options.tokenizer)
     rows = []
@@ -299,8 +299,8 @@ def load(setting: Setting, options: argparse.Namespace, dtype: Any) -> Any:
         if setting.four_bit:
             quantize(model, dtype, options.device)
         return model.to(dtype) if not setting.four_bit else model
+    from glmspectra.tuning.model.loading import load_base
     from glmspectra.tuning.model.precision import Precision
-    from glmspectra.tuning.model.preparation import load_base
 
     if not native:
         from glmspectra.chatglm2 import to_glm
@@ -327,8 +327,7 @@ def result(setting: Setting, options: argparse.Namespace, base: Any, **measured:
     """Rates, MFU and memory from seconds and token counts."""
     import torch
 
-    from glmspectra.tuning.model.preparation import flops_parameters
-    from glmspectra.tuning.training.throughput import peak_flops
+    from glmspectra.tuning.training.throughput import flops_parameters, peak_flops
 
     rate = measured["tokens"] / measured["seconds"]
     peak = peak_flops(torch.device(options.device))

@@ -65,7 +65,7 @@ def chat(
     from glmspectra.tuning.data.template import has_chat_form
     from glmspectra.tuning.inference.batch import load_for_inference
     from glmspectra.tuning.inference.conversation import HELP, Conversation, talk
-    from glmspectra.tuning.model.preparation import positions_of
+    from glmspectra.tuning.model.loading import positions_of
 
     hush(quiet or as_json)
     loaded = load_for_inference(place, adapter, device, template, four_bit=four_bit)

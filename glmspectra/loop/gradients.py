@@ -12,8 +12,8 @@ from glmspectra.store import Measurement, Request, RunStore
 from glmspectra.sweep.delta_rows import known
 from glmspectra.tuning.data import TrainingData, prepare_data
 from glmspectra.tuning.model.families import family_of
+from glmspectra.tuning.model.loading import load_config, load_for_settings, load_tokenizer, positions_of
 from glmspectra.tuning.model.precision import choose_precision
-from glmspectra.tuning.model.preparation import load_config, load_for_settings, load_tokenizer, positions_of
 from glmspectra.tuning.settings.load import Settings
 from glmspectra.tuning.training.gradients import weight_gradients
 

@@ -77,7 +77,7 @@ def test_what_is_counted_as_kept_is_what_autograd_keeps():
     """Real tensors on a CPU against fake ones: float32, eager attention, no dropout, where both keep the same."""
     from transformers import AutoModelForCausalLM
 
-    from glmspectra.tuning.model.preparation import add_adapter
+    from glmspectra.tuning.model.adapter import add_adapter
 
     settings = make_settings(attn_implementation="eager", lora_dropout=0.0)
     config = chatglm(layers=3)

@@ -17,8 +17,9 @@ from glmspectra.device import choose_device
 from glmspectra.errors import ConfigError, RequestError, TrainingError
 from glmspectra.tuning.model.adapter_products import InputTypedLinear, follow_input_dtype
 from glmspectra.tuning.model.four_bit import check_four_bit, check_layout, four_bit_modules
+from glmspectra.tuning.model.loading import load_base
 from glmspectra.tuning.model.precision import Precision, choose_precision
-from glmspectra.tuning.model.preparation import load_base, resolve_schedule
+from glmspectra.tuning.model.schedule import resolve_schedule
 from glmspectra.tuning.model.targets import check_pattern, resolve_names, resolve_targets
 from glmspectra.tuning.settings.load import load_settings
 from glmspectra.tuning.training.checkpoints import prune

@@ -16,8 +16,8 @@ from glmspectra.tuning.inference.evaluation import load_adapter
 from glmspectra.tuning.inference.generation import generate, split_prompt
 from glmspectra.tuning.model.families import family_of
 from glmspectra.tuning.model.four_bit import four_bit_config
+from glmspectra.tuning.model.loading import load_base, load_config, load_tokenizer, positions_of
 from glmspectra.tuning.model.precision import Precision
-from glmspectra.tuning.model.preparation import load_base, load_config, load_tokenizer, positions_of
 from glmspectra.tuning.settings.models import FinetuneArgs
 
 

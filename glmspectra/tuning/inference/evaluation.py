@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,8 +26,7 @@ from glmspectra.tuning.inference.generation import decode, generate, split_promp
 from glmspectra.tuning.inference.text_scores import text_scores
 from glmspectra.tuning.model.families import family_of
 from glmspectra.tuning.model.four_bit import keep_layout
-from glmspectra.tuning.model.precision import choose_precision
-from glmspectra.tuning.model.preparation import (
+from glmspectra.tuning.model.loading import (
     LOADING_ERRORS,
     first_line,
     load_config,
@@ -35,8 +34,12 @@ from glmspectra.tuning.model.preparation import (
     load_tokenizer,
     positions_of,
 )
+from glmspectra.tuning.model.precision import choose_precision
 from glmspectra.tuning.training.token_loss import TokenLoss
 from glmspectra.tuning.training.trainer import token_metrics
+
+if TYPE_CHECKING:
+    from glmspectra.tuning.settings.load import Settings
 
 
 @dataclass
@@ -124,7 +127,7 @@ def losses_by_row(
 
 
 def evaluate(
-    settings: Any,
+    settings: Settings,
     adapter: Path | None = None,
     device: str = "auto",
     split: str = "valid",

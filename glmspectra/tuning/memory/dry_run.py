@@ -116,16 +116,16 @@ def dry_run(settings: Settings, device: str = "auto") -> DryRun:
     """
     from glmspectra.device import choose_device
     from glmspectra.tuning.data import prepare_data
+    from glmspectra.tuning.model.adapter import trainable_by_type
     from glmspectra.tuning.model.families import family_of
-    from glmspectra.tuning.model.precision import choose_precision
-    from glmspectra.tuning.model.preparation import (
+    from glmspectra.tuning.model.loading import (
         check_not_packed,
         load_config,
         load_for_settings,
         load_tokenizer,
         positions_of,
-        trainable_by_type,
     )
+    from glmspectra.tuning.model.precision import choose_precision
     from glmspectra.tuning.training.run import (
         build_run,
         check_final_place,

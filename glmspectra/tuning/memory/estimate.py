@@ -1,15 +1,17 @@
 """The peak memory of a training step, by its parts, before anything is loaded.
 
 The step is run, on tensors that have shapes and types but no data: the model's own code, PEFT's own layers, the loss
-of training, forward and backward, checkpointing. What is alive is added up operation by operation (`memory_tracking`),
-with the operations whose CUDA kernels keep other things than the CPU's replaced (`memory_kernels`). Nothing is fitted.
+of training, forward and backward, checkpointing. What is alive is added up operation by operation (`tracking.py`),
+with the operations whose CUDA kernels keep other things than the CPU's replaced (`kernels.py`). Nothing is fitted.
 It says what `torch.cuda.max_memory_allocated` will say; the CUDA context (some 0.5 GiB) and what the caching
 allocator keeps in reserve come on top.
 """
 
+from __future__ import annotations
+
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +20,9 @@ from glmspectra.tuning.data import IGNORED
 from glmspectra.tuning.memory.kernels import CudaKernels, mark_four_bit
 from glmspectra.tuning.memory.tracking import Tracker, rounded
 from glmspectra.tuning.settings.load import Settings
+
+if TYPE_CHECKING:
+    from glmspectra.tuning.model.precision import Precision
 
 GIB = 2**30
 # cuBLAS gets a workspace a thread (forward runs in one, backward in another) of 32 MiB on Hopper and later, and
@@ -72,7 +77,7 @@ class MemoryEstimate:
 def estimate_memory(
     settings: Settings,
     config: Any,
-    precision: Any,
+    precision: Precision,
     batch: BatchShape,
     hopper: bool = True,
     loss_in_chunks: bool = True,
@@ -80,7 +85,7 @@ def estimate_memory(
     """The peak of one step of the model of `config` (a `PreTrainedConfig`) with the adapter of the settings, on CUDA.
 
     Args:
-        precision: `tuning.precision.Precision` of the run: types of weights and products, autocast.
+        precision: of the run: types of weights and products, autocast.
         hopper: whether the GPU is of compute capability 9 or more.
         loss_in_chunks: whether `TokenLoss` can work chunk by chunk on this model (`TokenLoss.in_chunks`).
     """
@@ -127,9 +132,9 @@ def _without_data(model: nn.Module) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _with_adapter(base: Any, settings: Settings, precision: Any) -> Any:
+def _with_adapter(base: Any, settings: Settings, precision: Precision) -> Any:
+    from glmspectra.tuning.model.adapter import add_adapter
     from glmspectra.tuning.model.adapter_products import follow_input_dtype
-    from glmspectra.tuning.model.preparation import add_adapter
 
     # How factors start changes no size, and some starts look at the data of the weights.
     plain = settings.model_copy(update={"lora": settings.lora.model_copy(update={"init_lora_weights": True})})
@@ -183,13 +188,13 @@ def _step(
     model: Any,
     base: Any,
     four_bit: set[int],
-    precision: Any,
+    precision: Precision,
     batch: BatchShape,
     recompute: bool,
     loss_in_chunks: bool,
 ) -> tuple[dict[str, int], int]:
     """Run forward and backward; bytes alive at the moment of the peak, by what they are, and at the end of forward."""
-    from glmspectra.tuning.model.preparation import enable_checkpointing
+    from glmspectra.tuning.model.recomputation import enable_checkpointing
 
     inputs, labels = _inputs(batch)
     known = [*model.parameters(), *model.buffers(), *inputs.values(), labels]

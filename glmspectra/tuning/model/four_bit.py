@@ -9,15 +9,20 @@ repacking is switched off.
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from glmspectra.errors import MissingExtraError, TrainingError
 
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
 
-def four_bit_config(finetune: Any, compute: torch.dtype) -> Any:
+    from glmspectra.tuning.settings.models import FinetuneArgs
+
+
+def four_bit_config(finetune: FinetuneArgs, compute: torch.dtype) -> BitsAndBytesConfig:
     """The `BitsAndBytesConfig` of the settings. Raises MissingExtraError without bitsandbytes."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError("bitsandbytes", "qlora", "A 4-bit base")

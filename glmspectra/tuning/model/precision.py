@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from glmspectra.device import best_dtype
+
+if TYPE_CHECKING:
+    from glmspectra.tuning.settings.load import Settings
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Precision:
         return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def choose_precision(settings: Any, device: torch.device) -> Precision:
+def choose_precision(settings: Settings, device: torch.device) -> Precision:
     """Resolve dtype, bnb_4bit_compute_dtype, bf16 and fp16 of the settings.
 
     What is given counts. "auto" means bfloat16 on GPUs that have it (Ampere on), float16 with loss scaling on

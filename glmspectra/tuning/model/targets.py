@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -18,6 +18,9 @@ from glmspectra.errors import ConfigError
 from glmspectra.peft_rules import matched_by
 from glmspectra.tuning.model.families import family_of
 from glmspectra.tuning.settings.files import nearest
+
+if TYPE_CHECKING:
+    from glmspectra.tuning.settings.models import LoraArgs
 
 PEFT_PREFIX = "base_model.model."
 
@@ -29,11 +32,11 @@ def linear_modules(model: Any) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
 
 
-def resolve_targets(model: Any, lora: Any) -> list[str]:
+def resolve_targets(model: Any, lora: LoraArgs) -> list[str]:
     """Full names of the modules that `target_modules`, `exclude_modules` and `layers_to_transform` choose
     together.
 
-    `lora` has the attributes of `LoraArgs`. Raises ConfigError when an entry matches no linear layer, or
+    Raises ConfigError when an entry matches no linear layer, or
     nothing is left.
     """
     linear = linear_modules(model)

@@ -25,26 +25,23 @@ from glmspectra.errors import ConfigError, TrainingError
 from glmspectra.files import atomic_folder, check_target, remove_leftovers
 from glmspectra.tuning.data import TrainingData, prepare_data
 from glmspectra.tuning.data.batching import REAL_TOKENS, TrainingCollator
+from glmspectra.tuning.model.adapter import add_adapter, trainable_by_type
 from glmspectra.tuning.model.adapter_products import follow_input_dtype
 from glmspectra.tuning.model.families import family_of
-from glmspectra.tuning.model.precision import Precision, choose_precision
-from glmspectra.tuning.model.preparation import (
-    add_adapter,
-    changes_base,
+from glmspectra.tuning.model.loading import (
     check_not_packed,
-    enable_checkpointing,
-    flops_parameters,
-    initialize_from_data,
     load_config,
     load_for_settings,
     load_tokenizer,
     positions_of,
-    trainable_by_type,
 )
+from glmspectra.tuning.model.precision import Precision, choose_precision
+from glmspectra.tuning.model.recomputation import enable_checkpointing
+from glmspectra.tuning.model.start import changes_base, initialize_from_data
 from glmspectra.tuning.settings.load import Settings, load_settings
 from glmspectra.tuning.training.callbacks import AdaLoraCallback, CurvesCallback, ProgressCallback, StartCallback
 from glmspectra.tuning.training.checkpoints import find_resume
-from glmspectra.tuning.training.throughput import Throughput
+from glmspectra.tuning.training.throughput import Throughput, flops_parameters
 from glmspectra.tuning.training.token_loss import TokenLoss
 from glmspectra.tuning.training.trainer import AdapterTrainer
 

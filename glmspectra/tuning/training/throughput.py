@@ -4,6 +4,7 @@ memory."""
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 # Dense bfloat16/float16 tensor-core peak, flop/s, from NVIDIA's data sheets; the first name contained in the
 # device's counts.
@@ -31,6 +32,17 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+
+
+def flops_parameters(model: nn.Module) -> int:
+    """N of "4 N flops a token": weights of the linear layers, the output layer's too; an embedding is only
+    looked up."""
+    total = 0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and "lora_" not in name:
+            state = getattr(module.weight, "quant_state", None)
+            total += module.weight.numel() if state is None else state.shape.numel()
+    return total
 
 
 class Throughput:

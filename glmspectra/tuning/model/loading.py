@@ -1,0 +1,170 @@
+"""A model's configuration, tokenizer and weights from a local folder or GGUF file, for training and for answers."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+import glmspectra.chatglm2  # noqa: F401 - registers the native model with the Auto classes
+from glmspectra.embedded import locate_model
+from glmspectra.errors import CheckpointError, ConfigError, RequestError
+from glmspectra.tuning.model.four_bit import check_four_bit, four_bit_config, keep_layout
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+    from glmspectra.tuning.model.precision import Precision
+    from glmspectra.tuning.settings.load import Settings
+
+# What reading a damaged, incomplete or foreign folder ends in, by the libraries that read it.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+
+
+def _load_arguments(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Folder and keyword arguments that the Auto classes take, for a folder or a GGUF file."""
+    if path.is_file():
+        return path.parent, {"gguf_file": path.name, "local_files_only": True}
+    quantised = sorted(path.glob("*.gguf"))
+    if quantised and not (path / "config.json").exists():
+        if len(quantised) > 1:
+            raise RequestError(f"{path}: {len(quantised)} GGUF files lie here; name one of them as model_path.")
+        return path, {"gguf_file": quantised[0].name, "local_files_only": True}
+    return path, {"local_files_only": True}
+
+
+def load_config(model_path: str | Path) -> Any:
+    """The configuration of the model at a path. Raises CheckpointError when it cannot be read."""
+    from transformers import AutoConfig
+
+    folder, arguments = _load_arguments(locate_model(model_path))
+    try:
+        return AutoConfig.from_pretrained(str(folder), **arguments)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: its configuration cannot be read: {first_line(error)}") from error
+
+
+def positions_of(config: Any) -> int | None:
+    """Positions that a model was made for, None where its configuration does not say."""
+    return next(
+        (
+            int(value)
+            for key in ("max_position_embeddings", "seq_length", "n_positions")
+            if (value := getattr(config, key, None))
+        ),
+        None,
+    )
+
+
+def load_tokenizer(model_path: str | Path) -> Any:
+    """The model's own tokenizer, with a padding token. Raises CheckpointError when it cannot be read."""
+    from transformers import AutoTokenizer
+
+    folder, arguments = _load_arguments(locate_model(model_path))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), **arguments)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: its tokenizer cannot be read: {first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(
+    model_path: str | Path,
+    precision: Precision,
+    device: torch.device,
+    quantization: BitsAndBytesConfig | None = None,
+    attention: str = "sdpa",
+) -> Any:
+    """A causal language model of any family that transformers knows, frozen, in evaluation mode, on one
+    device.
+
+    quantization: a `BitsAndBytesConfig` or None. Raises ConfigError when a packed folder is to be quantised again,
+    CheckpointError when the folder cannot be loaded or lacks weights of the model, TrainingError when a 4-bit load did
+    not quantise what it should.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder, arguments = _load_arguments(locate_model(model_path))
+    if quantization is not None:
+        check_not_packed(load_config(model_path), model_path)
+        arguments["quantization_config"] = quantization
+        arguments["device_map"] = {"": device}
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=precision.weights,
+            attn_implementation=attention,
+            output_loading_info=True,
+            **arguments,
+        )
+    except LOADING_ERRORS as error:
+        if "ignore_mismatched_sizes" in str(error):
+            raise CheckpointError(
+                f"{folder}: weights have other shapes than its config.json asks for; the two are of different models."
+            ) from error
+        raise CheckpointError(
+            f"{folder}: cannot be loaded as a causal language model: {first_line(error).rstrip('.')}."
+        ) from error
+    model, report = loaded
+    if report["missing_keys"]:  # transformers draws them at random and goes on
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"{folder}: {len(missing)} weights of the model that its config.json describes are in none of its files, "
+            f"{missing[0]} among them; fetch the folder again, or mend config.json."
+        )
+    model.requires_grad_(False)
+    if "gguf_file" in arguments:
+        _forget_gguf(model)
+    if quantization is not None:
+        keep_layout(model)
+        check_four_bit(model)
+    else:
+        model.to(device)
+    return model.eval()
+
+
+def check_not_packed(config: Any, model_path: str | Path) -> None:
+    """Stop before weights that are whole numbers on disk already are quantised again. Raises ConfigError."""
+    if bits := getattr(config, "quantization_bit", 0):
+        raise ConfigError(
+            f"{model_path} is stored in {bits} bits already and is used as it is: set method to lora or adalora "
+            "(load_in_4bit false), and leave out --4bit."
+        )
+
+
+def _forget_gguf(model: Any) -> None:
+    """A GGUF file's weights are dequantised as they are read. The model is a plain one from then on, but it is still
+    marked as quantised by a method that cannot be trained, which the Trainer would refuse."""
+    model.is_quantized = False
+    for owner, name in ((model, "hf_quantizer"), (model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+
+
+def load_for_settings(settings: Settings, precision: Precision, device: torch.device) -> Any:
+    """The base model that the settings name, in 4 bits where the method says so."""
+    finetune = settings.finetune
+    quantization = four_bit_config(finetune, precision.compute) if settings.quantized else None
+    return load_base(finetune.model_path, precision, device, quantization, finetune.attn_implementation)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, with the one that it announces; its class where it has no text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return " ".join(lines[:2])
+    return lines[0] if lines else type(error).__name__
