@@ -9,6 +9,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -38,6 +39,10 @@ def explain(error: OSError, path: Path, doing: str = "be written") -> StoreError
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return StoreError(f"{path} cannot {doing}: a file is in the way of a folder; move it or choose another --out.")
+    if error.errno in (errno.EBUSY, errno.EXDEV):
+        return StoreError(f"{path} cannot {doing}: it is a file system of its own; name a folder inside it.")
+    if error.errno == errno.ENAMETOOLONG:
+        return StoreError(f"{path} cannot {doing}: its name is too long for this file system; choose a shorter one.")
     if error.errno == errno.EISDIR:
         return StoreError(f"{path} cannot {doing}: a folder of this name is there; choose another name.")
     return StoreError(
@@ -49,7 +54,9 @@ def make_folder(folder: Path) -> None:
     """Create `folder` and its parents. Raises StoreError where that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        if not isinstance(error, OSError):
+            raise RequestError(f"{str(folder)!r} is no name of a folder: {error}.") from error
         raise explain(error, folder, "be created") from error
 
 
@@ -75,37 +82,88 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Put `text` (UTF-8) at `path` as `write_atomically` does, making its folder. Raises StoreError."""
+def write_text(path: Path, text: str) -> Path:
+    """Put `text` (UTF-8) at `path` as `write_atomically` does, making its folder; returns the path.
+
+    Half of a surrogate pair, which a file name that is not UTF-8 brings along, becomes a question mark.
+
+    Raises:
+        StoreError: The file system refuses.
+    """
     make_folder(path.parent)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode(errors="replace")))
+    return path
 
 
 @contextmanager
-def atomic_folder(target: Path, main: bool = True) -> Iterator[Path]:
+def atomic_folder(target: Path, main: bool = True, resume: bool = False) -> Iterator[Path]:
     """A folder to write into that becomes `target` when the block ends without an error.
 
-    An earlier `target` goes only then.
+    An earlier `target` goes only then. Where the block fails, the unfinished folder is removed.
 
     Args:
-        target: The final folder.
+        target: The final folder; a symbolic link stands for what it names.
         main: Whether this process makes and renames; others write into the same folder meanwhile.
+        resume: Keep the unfinished folder when the block fails, and begin with the one that an earlier call left.
+
+    Raises:
+        StoreError: The file system refuses, the block's own writing included.
     """
+    target = target.resolve()
     staging = target.with_name(f".{target.name}{UNFINISHED}")
-    if main:
-        shutil.rmtree(staging, ignore_errors=True)
+    replaced = target.with_name(f".{target.name}{REPLACED}")
+    if not main:
+        yield staging
+        return
+    finished = False
+    try:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)  # a process was killed between the two renames below
+        if not resume:
+            _remove_folder(staging)
         make_folder(staging)
-    yield staging
-    if main:
+        yield staging
         for path in [*staging.rglob("*"), staging]:
             _flush(path)
-        replaced = target.with_name(f".{target.name}{REPLACED}")
-        shutil.rmtree(replaced, ignore_errors=True)
+        _remove_folder(replaced)
         if target.exists():
             target.rename(replaced)
         staging.rename(target)
         _flush(target.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        finished = True
+    except Exception as error:
+        fault = as_os_error(error, target.parent)
+        if fault is None:
+            raise
+        raise explain(fault, Path(os.fsdecode(fault.filename)) if fault.filename else target) from error
+    finally:
+        if finished:
+            _remove_folder(replaced)
+        elif not resume:
+            _remove_folder(staging)
+
+
+def _remove_folder(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def as_os_error(error: BaseException, folder: Path) -> OSError | None:
+    """What the file system said, out of an error of a library that wraps it; None where it is another error.
+
+    Args:
+        error: What was raised while something was written into `folder`.
+        folder: A folder that exists, on the file system that was written to.
+    """
+    if isinstance(error, OSError):
+        return error
+    said = str(error)
+    code = re.search(r"\(os error (\d+)\)", said)  # safetensors and tokenizers, which are written in Rust
+    if code:
+        return OSError(int(code[1]), os.strerror(int(code[1])))
+    if re.search(r"PytorchStreamWriter failed|unexpected pos|file write failed", said):  # torch.save keeps no number
+        full = shutil.disk_usage(folder).free < 1 << 20
+        return OSError(errno.ENOSPC if full else errno.EIO, os.strerror(errno.ENOSPC if full else errno.EIO))
+    return None
 
 
 def check_target(target: Path, key: str, mark: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Reading a JSON file that somebody else wrote: bounded, strict, and one sentence when it is wrong.
+"""JSON files: written whole or not at all; read bounded and strict, with one sentence when they are wrong.
 
 Python's reader takes more than JSON: NaN and infinities, the last of two equal keys, half of a surrogate pair, a pipe
 that never ends. None of these can mean anything in a file that we measure or train by, so each is refused.
@@ -8,16 +8,38 @@ import json
 import math
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from glmspectra.errors import CheckpointError, GlmspectraError
+from glmspectra.files import write_text
 
 MAX_BYTES = 256 << 20  # the index of 405B parameters takes under 1 MiB, a tokenizer.json some 20
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write `value` as readable JSON, whole or not at all, making the folder; returns the path. Raises StoreError."""
+    return write_text(path, json_text(value, indent=2) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON that any reader takes: null for NaN and infinity, the text of what JSON has no form for."""
+    return json.dumps(_without_nan(value), ensure_ascii=False, indent=indent, default=str, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value
 
 
 def read_bytes(path: Path, error: type[GlmspectraError] = CheckpointError, limit: int = MAX_BYTES) -> bytes:

@@ -37,13 +37,13 @@ def inspect(
 
     Example: glmspectra inspect --model chatglm2-6b --layers 0-3 --split
     """
-    import json
     from dataclasses import asdict
 
     from glmspectra.checkpoint import open_checkpoint, select
     from glmspectra.checkpoint.inventory import kinds, spectrum_cost
     from glmspectra.cli.console import finish
     from glmspectra.cli.model_choice import choose_model
+    from glmspectra.json_files import write_json
 
     parts: bool | str = "heads" if heads else split
     with open_checkpoint(choose_model(model)) as checkpoint:
@@ -80,8 +80,7 @@ def inspect(
             "memory_available": available,
         }
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_json(out, result)
     lines: list[Any] = [_summary(result)]
     if not quiet:
         lines.append(listing)

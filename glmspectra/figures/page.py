@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 
 from glmspectra import __version__
 from glmspectra.figures.readings import READINGS, Reading
-from glmspectra.figures.style import save_svg, write_text
+from glmspectra.figures.style import save_svg
+from glmspectra.files import write_text
 
 PIXELS = 96  # of a browser, for an inch
 

@@ -4,7 +4,6 @@ Figures are made without pyplot: no global state, nothing to close, and they can
 """
 
 import io
-import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from glmspectra.errors import StoreError
+from glmspectra.files import write_text
 
 # Okabe & Ito's palette, without its yellow (too pale in print) and ordered so that neighbours differ in lightness too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9", "#000000")
@@ -300,17 +299,3 @@ def save_svg(figure: Figure, path: Path, title: str = "", description: str = "")
     Raises StoreError when the file cannot be written.
     """
     return write_text(path, svg_text(figure, title, description))
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a text file whole or not at all, so that a report being looked at never shows half of one."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(partial, path)
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be written ({error.strerror or error}): name another folder with --out or make room."
-        ) from error
-    return path

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from glmspectra.json_files import write_json
 from glmspectra.tuning.settings.presets import write_presets
 
 
@@ -31,5 +32,5 @@ def write_demo_settings(out: Path) -> Path:
     for name, values in changes.items():
         path = folder / name
         kept = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(kept | values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_json(path, kept | values)
     return folder

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from glmspectra.json_files import write_json
 from glmspectra.loop.options import LoopOptions
 from glmspectra.loop.pilot import as_overrides, run_pilots, train_once
 from glmspectra.ranks import ranks_file
 from glmspectra.ranks.outcome import Outcome, RankRequest, evidence_and_budget, suggest_ranks
-from glmspectra.ranks.peft_form import scale_of, write_json
+from glmspectra.ranks.peft_form import scale_of
 from glmspectra.store import Run, read_run
 
 Results = dict[str, dict[str, Any]]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from glmspectra.errors import RequestError
-from glmspectra.files import write_atomically
+from glmspectra.files import write_atomically, write_text
+from glmspectra.json_files import write_json
 from glmspectra.ranks.evidence import Evidence
-from glmspectra.ranks.peft_form import write_json, write_text
 from glmspectra.ranks.suggest import Suggestion
 
 EXPORTS = ("peft", "axolotl", "llama-factory")

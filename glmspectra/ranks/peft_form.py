@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from glmspectra.errors import GlmspectraError, RequestError
-from glmspectra.files import make_folder, write_atomically
 from glmspectra.peft_rules import matched_by, module_pattern
 from glmspectra.ranks.evidence import Evidence
 from glmspectra.ranks.suggest import Suggestion
@@ -132,14 +131,3 @@ def ranks_file(
         "adalora": adalora_args(suggestion),
         "ranks": dict(suggestion.ranks),
     }
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write one file whole, with its folder. Raises StoreError where the file system refuses."""
-    make_folder(path.parent)
-    write_atomically(path, lambda file: file.write(text.encode()))
-    return path

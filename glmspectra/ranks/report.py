@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmspectra.files import make_folder, write_atomically
+from glmspectra.files import make_folder, write_atomically, write_text
+from glmspectra.json_files import write_json
 from glmspectra.ranks.budget import BYTES_PER_PARAMETER
 from glmspectra.ranks.criteria import find
 from glmspectra.ranks.evidence import Evidence
 from glmspectra.ranks.exports import export
 from glmspectra.ranks.measured import sentence
-from glmspectra.ranks.peft_form import DEFAULT_SCALE, ranks_file, write_json, write_text
+from glmspectra.ranks.peft_form import DEFAULT_SCALE, ranks_file
 from glmspectra.ranks.stability import Stability
 from glmspectra.ranks.suggest import (
     UNIFORM_WITHIN,

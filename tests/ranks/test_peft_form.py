@@ -8,10 +8,11 @@ import pytest
 from torch import nn
 
 from glmspectra.errors import GlmspectraError, StoreError
+from glmspectra.json_files import write_json
 from glmspectra.peft_rules import matched_by, module_pattern
 from glmspectra.ranks import Limits, gather, lora_args, parse_budget, ranks_file, suggest
 from glmspectra.ranks.exports import export
-from glmspectra.ranks.peft_form import scale_of, target_modules, verify, write_json
+from glmspectra.ranks.peft_form import scale_of, target_modules, verify
 from tests.ranks.made_evidence import SHAPES, base_run, delta_run
 
 LAYERS = 12

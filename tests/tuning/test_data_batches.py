@@ -266,7 +266,7 @@ def test_tokenised_once_and_anew_when_anything_changes(tmp_path, monkeypatch):
         notes.write_text("{")  # a damaged cache is made anew
     assert made()[1] == 40
     assert made()[1] == 0
-    assert not list((tmp_path / "cache").glob(".writing-*"))
+    assert not list((tmp_path / "cache").glob(".*.partial"))
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):

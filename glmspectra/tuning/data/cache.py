@@ -7,13 +7,14 @@ any of them is another key; a cached split that cannot be read is made anew.
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from glmspectra.errors import CheckpointError, StoreError
+from glmspectra.files import atomic_folder, locked, make_folder
+from glmspectra.json_files import read_object, write_json
 from glmspectra.tuning.data.encode import Encoder
 from glmspectra.tuning.data.report import SplitCounts
 from glmspectra.tuning.data.rows import BadRow, Row
@@ -123,11 +124,11 @@ def _load(place: Path) -> EncodedSplit | None:
     from datasets import Dataset
 
     try:
-        notes = json.loads((place / "notes.json").read_text(encoding="utf-8"))
+        notes = read_object(place / "notes.json")
         dataset = Dataset.load_from_disk(str(place / "rows"))
         counts = SplitCounts(**notes["counts"])
         bad = [(int(index), str(reason)) for index, reason in notes["bad"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError):
         return None  # absent or damaged: made anew
     return EncodedSplit(dataset, counts, bad) if len(dataset) == counts.rows else None
 
@@ -146,18 +147,10 @@ def _store(split: EncodedSplit, place: Path) -> None:
 
 
 def _write(split: EncodedSplit, place: Path) -> None:
-    own: Path | None = None
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        own = Path(tempfile.mkdtemp(prefix=".writing-", dir=place.parent))
-        split.dataset.save_to_disk(str(own / "rows"))
-        notes = {"counts": asdict(split.counts), "bad": split.bad}
-        (own / "notes.json").write_text(json.dumps(notes, ensure_ascii=False), encoding="utf-8")
-        if place.exists():  # damaged, or another process was faster
-            shutil.rmtree(place, ignore_errors=True)
-        own.rename(place)
-    except OSError:
-        # Another process may have put its own there in between: the same content. A cache that cannot be written
-        # costs time at the next run, and nothing else.
-        if own is not None:
-            shutil.rmtree(own, ignore_errors=True)
+        make_folder(place.parent)
+        with locked(place.parent), atomic_folder(place) as staging:  # others may write the same rows at once
+            split.dataset.save_to_disk(str(staging / "rows"))
+            write_json(staging / "notes.json", {"counts": asdict(split.counts), "bad": split.bad})
+    except StoreError:
+        pass  # a cache that cannot be written costs time at the next run, and nothing else

@@ -10,6 +10,7 @@ from typing import Any
 
 from glmspectra.device import best_dtype, choose_device
 from glmspectra.errors import DataError, RequestError
+from glmspectra.files import write_text
 from glmspectra.tuning.data import Encoder, Row
 from glmspectra.tuning.data.template import choose_template
 from glmspectra.tuning.inference.evaluation import load_adapter
@@ -104,10 +105,6 @@ def infer(
     rows = read_questions(source, column)
     prompts = [prompt_ids(loaded.encoder, row[column]) for row in rows]
     answers = generate(loaded.model, loaded.tokenizer, prompts, max_new_tokens, batch_size, progress, **sampling)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f".{out.name}.writing")
-    with staging.open("w", encoding="utf-8") as file:
-        for row, answer in zip(rows, answers, strict=True):
-            file.write(json.dumps({**row, "answer": answer}, ensure_ascii=False) + "\n")
-    staging.replace(out)
+    pairs = zip(rows, answers, strict=True)
+    write_text(out, "".join(json.dumps({**row, "answer": answer}, ensure_ascii=False) + "\n" for row, answer in pairs))
     return len(rows)

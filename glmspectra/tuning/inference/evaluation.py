@@ -20,6 +20,8 @@ from scipy import stats
 from glmspectra.checkpoint.adapter.adapter import WEIGHT_FILES
 from glmspectra.device import choose_device
 from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.files import write_text
+from glmspectra.json_files import write_json
 from glmspectra.tuning.data import prepare_data
 from glmspectra.tuning.data.batching import REAL_TOKENS, TrainingCollator
 from glmspectra.tuning.inference.generation import decode, generate, split_prompt
@@ -268,12 +270,11 @@ def load_adapter(model: Any, adapter: Path) -> Any:
 
 def write_evaluation(result: Evaluation, out: Path) -> None:
     """evaluation.json, and samples.jsonl where there are any, into `out`."""
-    out.mkdir(parents=True, exist_ok=True)
     values = {key: value for key, value in result.as_dict().items() if key != "samples"}
-    (out / "evaluation.json").write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "evaluation.json", values)
     if result.samples:
         text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in result.samples)
-        (out / "samples.jsonl").write_text(text, encoding="utf-8")
+        write_text(out / "samples.jsonl", text)
 
 
 def _without(model: Any, adapter: Path | None) -> Any:

@@ -29,6 +29,7 @@ from peft.tuners.adalora import AdaLoraModel, RankAllocator
 from peft.tuners.adalora.layer import AdaLoraLayer
 
 from glmspectra.errors import ConfigError, TrainingError
+from glmspectra.files import write_text
 
 STATE_FILE = "adalora_state.pt"
 HISTORY_FILE = "rank_history.jsonl"
@@ -277,7 +278,7 @@ def cut_history(path: Path, last_step: int) -> None:
     """Drop the lines after `last_step`: a resumed run writes them again."""
     if path.exists():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= last_step]
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        write_text(path, "".join(line + "\n" for line in lines))
 
 
 def _step(line: str) -> float:

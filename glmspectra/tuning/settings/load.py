@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from glmspectra.errors import ConfigError, RequestError
+from glmspectra.json_files import write_json
 from glmspectra.tuning.settings.checks import check_combinations, join_shared_keys
 from glmspectra.tuning.settings.files import (
     FILES,
@@ -150,10 +151,8 @@ class Settings(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Write the three files into `folder`; `load_settings(folder)` gives these settings again."""
-        folder.mkdir(parents=True, exist_ok=True)
         for name, values in self.as_files().items():
-            text = json.dumps(values, ensure_ascii=False, indent=2)
-            (folder / FILES[name]).write_text(text + "\n", encoding="utf-8")
+            write_json(folder / FILES[name], values)
 
     def describe(self) -> list[str]:
         """The resolved settings as lines to print, without secrets."""

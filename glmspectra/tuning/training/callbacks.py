@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from glmspectra.errors import TrainingError
+from glmspectra.files import write_text
 from glmspectra.tuning.model import adalora
 
 if TYPE_CHECKING:
@@ -81,9 +84,8 @@ class CurvesCallback(TrainerCallback):
         if not args.should_save or not state.log_history:
             return
         folder = Path(args.output_dir)
-        staging = folder / ".trainer_state.json.writing"
-        state.save_to_json(str(staging))
-        staging.replace(folder / "trainer_state.json")
+        # As TrainerState.save_to_json writes it, but whole or not at all.
+        write_text(folder / "trainer_state.json", json.dumps(asdict(state), indent=2, sort_keys=True) + "\n")
         self.draw(folder)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

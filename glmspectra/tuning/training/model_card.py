@@ -9,6 +9,7 @@ import peft
 import transformers
 
 from glmspectra import __version__
+from glmspectra.files import write_text
 
 _CARD = """---
 library_name: peft
@@ -48,7 +49,8 @@ def write_card(path: Path, base: str, adapter: str, state: Any) -> None:
         if entry is not None:
             rows.append(f"| {label} | {entry[key]:.4f} | {entry['step']} |")
     results = "\n".join(["| | last value | at step |", "|---|---|---|", *rows]) if rows else "Nothing was logged yet."
-    path.write_text(
+    write_text(
+        path,
         _CARD.format(
             base=base,
             adapter=adapter,
@@ -59,5 +61,4 @@ def write_card(path: Path, base: str, adapter: str, state: Any) -> None:
             transformers=transformers.__version__,
             peft=peft.__version__,
         ),
-        encoding="utf-8",
     )
