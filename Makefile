@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-quick test-oldest lint
+.PHONY: demo test test-quick test-oldest coverage lint docs
 
 demo: $(STAMP)
 	$(BIN)/glmspectra demo
 
 # Two processes of one thread each: on two cores more threads would only wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST_OPTIONS ?=
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_OPTIONS)
 
 test: $(STAMP)
 	$(PYTEST)
@@ -23,9 +24,19 @@ OLDEST := .venv-oldest
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -m "not slow" tests/chatglm2 tests/tuning
 
+# Line and branch coverage; of child processes too.
+coverage: $(STAMP)
+	$(PYTEST) -m "not slow" --cov=glmspectra --cov-branch --cov-report=term:skip-covered
+
 lint: $(STAMP)
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy glmspectra
+	$(BIN)/python scripts/tree.py --check
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 # torch first and by its exact version: other packages would take another build of it.
 $(STAMP): pyproject.toml constraints.txt requirements-models.txt
