@@ -1,7 +1,7 @@
 """Write the tree of the package into docs/layout.md: one line a file, taken from each module's docstring.
 
-    python scripts/tree.py            writes it
-    python scripts/tree.py --check    exit status 1 where the written one is not what the code says
+python scripts/tree.py            writes it
+python scripts/tree.py --check    exit status 1 where the written one is not what the code says
 """
 
 import ast

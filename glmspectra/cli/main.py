@@ -13,6 +13,7 @@ from glmspectra import __version__
 from glmspectra.cli.chat import chat
 from glmspectra.cli.convert import convert
 from glmspectra.cli.delta import delta
+from glmspectra.cli.doctor import doctor
 from glmspectra.cli.evaluate import evaluate
 from glmspectra.cli.infer import infer
 from glmspectra.cli.init import init
@@ -83,6 +84,7 @@ def add(command: Callable[..., None]) -> None:
 
 # One line a command, in the order of the design page; each module holds one function of the command's name.
 add(init)
+add(doctor)
 add(inspect)
 add(convert)
 add(values)
