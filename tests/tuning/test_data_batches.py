@@ -145,7 +145,7 @@ def test_packed_and_unpacked_losses_agree_per_example(name, attention):
 
 def make_settings(path, cache, on_bad_data="error", **keys):
     train = {"eval_strategy": keys.pop("eval_strategy", "no")}
-    finetune = {"dataset_path": str(path), "cache_dir": str(cache), "on_bad_data": on_bad_data, **keys}
+    finetune = {"dataset_path": str(path), "cache_dir": str(cache), "on_bad_data": on_bad_data, "separator": "", **keys}
     return Settings(finetune=FinetuneArgs(**finetune), lora=LoraArgs(), train=train_args_model()(**train))
 
 
@@ -187,7 +187,7 @@ def test_a_packed_run_evaluates_single_examples(tmp_path):
     assert sum(data.train["examples"]) == 40
     assert max(data.train["length"]) <= 80
     assert data.report.splits["train"].packed_rows == len(data.train)
-    assert "packed into" in data.report.lines()[0]
+    assert "packed into" in data.report.lines()[2]
     assert len(data.valid) == 1
     assert data.collator([data.valid[0]])["position_ids"].tolist() == [list(range(data.valid[0]["length"]))]
 
@@ -227,7 +227,7 @@ def test_long_pairs_are_counted(tmp_path):
     counts = data.report.splits["train"]
     assert (counts.context_cut, counts.target_cut, counts.dropped_long) == (1, 1, 0)
     assert counts.tokens_cut == 32 + 32
-    assert data.report.lines()[1] == (
+    assert data.report.lines()[2] == (
         "train: longer than max_length 20 (on_long cut_context): 1 lost the start of their context, 1 the end of "
         "their target (their eos is not learnt), 0 were left out; 64 tokens cut"
     )

@@ -4,7 +4,7 @@ import pytest
 
 from glmspectra.errors import ConfigError, DataError, RequestError
 from glmspectra.tuning.data import IGNORED, Encoder, Example, Row
-from glmspectra.tuning.data.template import chat_segments, choose_template
+from glmspectra.tuning.data.template import Turn, chat_segments, choose_template
 from glmspectra.tuning.model.families import OTHER, family_of
 from tests.tuning.data_tokenizers import REWRITING, TEMPLATE, character_tokenizer
 
@@ -17,8 +17,8 @@ def talk(*turns):
     return Row("f", 1, turns, False)
 
 
-def encoder(template="plain", max_length=1000, on_long="cut_context", tokenizer=None):
-    return Encoder(tokenizer or character_tokenizer(TEMPLATE, bos=True), template, max_length, on_long)
+def encoder(template="plain", max_length=1000, on_long="cut_context", tokenizer=None, separator=""):
+    return Encoder(tokenizer or character_tokenizer(TEMPLATE, bos=True), template, max_length, on_long, separator)
 
 
 def texts(maker, example):
@@ -68,7 +68,7 @@ def test_a_template_without_an_end_gets_eos():
 def test_a_template_that_rewrites_earlier_answers_teaches_the_last_only():
     tokenizer = character_tokenizer(REWRITING)
     turns = (("user", "a"), ("assistant", "why!b"), ("user", "c"), ("assistant", "d"))
-    segments, last_only = chat_segments(tokenizer, turns)
+    segments, last_only = chat_segments(tokenizer, [Turn(*turn) for turn in turns])
     assert last_only
     assert [(segment.text, segment.learnt) for segment in segments] == [
         ("<|user|>a<|end|><|assistant|>b<|end|><|user|>c<|end|><|assistant|>", False),
@@ -94,7 +94,7 @@ def test_which_template_auto_means():
     assert choose_template("plain", llama, with_form, False) == "plain"
     with pytest.raises(ConfigError, match="has no chat template; use rows of context and target with template plain"):
         choose_template("auto", llama, without, True)
-    with pytest.raises(ConfigError, match='template is "plain" and the data holds messages'):
+    with pytest.raises(ConfigError, match='template is "plain" and the data holds conversations'):
         choose_template("plain", llama, with_form, True)
 
 

@@ -78,7 +78,7 @@ def write_args(folder: Path, model: Path, data: Path, finetune=None, lora=None, 
     files = {
         "finetune_args": {
             "dataset_path": str(data), "model_path": str(model), "cache_dir": str(folder.parent / "cache"),
-            "template": "plain", "seed": 1, "max_length": 64,
+            "template": "plain", "separator": "", "seed": 1, "max_length": 64,
         },
         "lora_args": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
         "train_args": {

@@ -7,13 +7,22 @@ are not -100, packed or not.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from glmspectra.errors import RequestError
 from glmspectra.tuning.data.rows import Row
-from glmspectra.tuning.data.template import Segment, Turns, chat_segments, render
+from glmspectra.tuning.data.template import (
+    Segment,
+    Turn,
+    TurnsRefused,
+    chat_segments,
+    plain_prompt,
+    render,
+    takes_system,
+)
 
-IGNORED = -100
+IGNORED = -100  # the label that cross-entropy leaves out
 KEPT_CONTEXT = 4  # a context is never cut below 1/4 of max_length: what is left of an answer needs its question
 
 
@@ -29,13 +38,22 @@ class Example:
 
 
 class Encoder:
-    """Turns rows into examples. `template` is "plain" or "chat"; `on_long` as in `finetune_args.json`."""
+    """Turns rows into examples.
 
-    def __init__(self, tokenizer: Any, template: str, max_length: int, on_long: str):
+    Args:
+        tokenizer: The model's.
+        template: "plain" or "chat", for rows that do not name their own.
+        max_length: Tokens of an example at most.
+        on_long: As in `finetune_args.json`.
+        separator: What the plain template puts behind a context that ends in neither white space nor a colon.
+    """
+
+    def __init__(self, tokenizer: Any, template: str, max_length: int, on_long: str, separator: str = "\n"):
         self.tokenizer = tokenizer
         self.template = template
         self.max_length = max_length
         self.on_long = on_long
+        self.separator = separator
         if tokenizer.eos_token_id is None:
             raise RequestError(
                 f"the tokenizer ({type(tokenizer).__name__}) has no eos token, so no answer could learn to end."
@@ -44,23 +62,29 @@ class Encoder:
         # Tokens that can end an answer. An unknown character is special to tokenizers, and is no end.
         self.special = {*tokenizer.all_special_ids, self.eos} - {tokenizer.unk_token_id}
         self.prefix, self.suffix = self._around()
-        self.opens_chat = template == "chat" and self._opens_chat()
         if len(self.prefix) + 4 > max_length:
             raise RequestError(f"max_length {max_length} leaves no room after the {len(self.prefix)} opening tokens.")
 
     def encode(self, row: Row) -> Example | str | None:
         """The example of a row; None when it is over-long and `on_long` drops it; a string says why it is bad."""
-        example = self._chat(row.turns) if self.template == "chat" else self._plain(row.turns)
+        turns = [Turn(role, text, index not in row.silent) for index, (role, text) in enumerate(row.turns)]
+        template = self.template if row.template == "auto" else row.template
+        if template == "plain":
+            example = self._plain(turns)
+        else:
+            try:
+                example = self._chat(turns if self.takes_system else _system_in_question(turns), row.tools)
+            except TurnsRefused as fault:
+                return str(fault)
         if isinstance(example, Example) and not set(example.labels) - self.special - {IGNORED}:
             return "no supervised token"
         return example
 
     # The plain template: everything happens in tokens.
 
-    def _plain(self, turns: Turns) -> Example | str | None:
-        (_, context), (_, target) = turns
-        prompt = self._with_special(context)
-        answer = self._bare(target)
+    def _plain(self, turns: list[Turn]) -> Example | str | None:
+        prompt = self._with_special(plain_prompt(turns, self.separator))
+        answer = self._bare(turns[-1].text)
         if not answer:
             return "no supervised token"
         excess = len(prompt) + len(answer) + 1 - self.max_length
@@ -93,8 +117,8 @@ class Encoder:
 
     # The chat template: whole turns go first, then the start of the question, so that the form stays whole.
 
-    def _chat(self, turns: Turns) -> Example | str | None:
-        example = self._chat_whole(turns)
+    def _chat(self, turns: list[Turn], tools: str) -> Example | str | None:
+        example = self._chat_whole(turns, tools)
         length = len(example.input_ids)
         if length <= self.max_length:
             return example
@@ -102,14 +126,14 @@ class Encoder:
             return None
         if self.on_long == "error":
             return f"{length} tokens, beyond max_length {self.max_length}"
-        shortened = list(turns)
+        shortened = turns
         while self.on_long == "cut_context" and length > self.max_length:
             shorter = self._shorten(shortened, length - self.max_length)
             if shorter is None:
                 break
             shortened = shorter
-            length = len(self._chat_whole(shortened).input_ids)
-        cut = self._chat_whole(shortened)
+            length = len(self._chat_whole(shortened, tools).input_ids)
+        cut = self._chat_whole(shortened, tools)
         removed = len(example.input_ids) - len(cut.input_ids)
         excess = len(cut.input_ids) - self.max_length
         if excess > 0:
@@ -120,12 +144,13 @@ class Encoder:
             return cut
         return Example(cut.input_ids, cut.labels, removed, 0, cut.last_answer_only)
 
-    def _shorten(self, turns: list[tuple[str, str]], excess: int) -> list[tuple[str, str]] | None:
-        """Without the earliest question and answer; of a single question, without its first `excess` tokens."""
-        first = 1 if turns[0][0] == "system" else 0
-        if len(turns) - first > 2:
-            return turns[:first] + turns[first + 2 :]
-        role, question = turns[first]
+    def _shorten(self, turns: list[Turn], excess: int) -> list[Turn] | None:
+        """Without the earliest question and its answers; of a single question, without its first `excess` tokens."""
+        first = 1 if turns[0].role == "system" else 0
+        later = next((at for at in range(first + 1, len(turns)) if turns[at].role == "user"), None)
+        if later is not None:
+            return turns[:first] + turns[later:]
+        question = turns[first].text
         tokens = self._bare(question)
         keep = max(len(tokens) - excess, self.max_length // KEPT_CONTEXT)
         if keep >= len(tokens):
@@ -133,10 +158,10 @@ class Encoder:
         text = self.tokenizer.decode(tokens[len(tokens) - keep :]).lstrip("\ufffd ")  # half a character may remain
         if len(text) >= len(question):
             return None
-        return [*turns[:first], (role, text), *turns[first + 1 :]]
+        return [*turns[:first], Turn("user", text), *turns[first + 1 :]]
 
-    def _chat_whole(self, turns: Turns) -> Example:
-        segments, last_only = chat_segments(self.tokenizer, turns)
+    def _chat_whole(self, turns: list[Turn], tools: str) -> Example:
+        segments, last_only = chat_segments(self.tokenizer, turns, tools)
         ids: list[int] = []
         labels: list[int] = []
         for number, segment in enumerate(segments):
@@ -153,14 +178,20 @@ class Encoder:
     def _segment(self, segment: Segment, first: bool) -> list[int]:
         return self._with_special(segment.text) if first and self.opens_chat else self._bare(segment.text)
 
-    def _opens_chat(self) -> bool:
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether the chat template has a place for a system text."""
+        return takes_system(self.tokenizer)
+
+    @cached_property
+    def opens_chat(self) -> bool:
         """Whether the tokenizer puts its opening tokens before a chat text, which do not stand in the text itself.
 
         Most templates write bos into the text; ChatGLM2's [gMASK] sop is no text.
         """
         messages = [{"role": "user", "content": "a"}]
         ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-        return list(ids) != self._bare(render(self.tokenizer, [("user", "a")], ask=False))
+        return list(ids) != self._bare(render(self.tokenizer, [Turn("user", "a")], ask=False))
 
     def _ended(self, piece: list[int], last: bool) -> tuple[list[int], int]:
         """An answer and how many of its tokens are learnt: up to the special token that ends it, which is learnt.
@@ -188,3 +219,10 @@ class Encoder:
 
     def _bare(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _system_in_question(turns: list[Turn]) -> list[Turn]:
+    """The system text at the head of the first question, for templates that have no place for it."""
+    if turns[0].role != "system":
+        return turns
+    return [Turn(turns[1].role, f"{turns[0].text}\n\n{turns[1].text}", turns[1].learnt), *turns[2:]]

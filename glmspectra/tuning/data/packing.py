@@ -1,8 +1,14 @@
 """Several examples in one row of at most `max_length` tokens."""
 
 import bisect
+import shutil
+import tempfile
+import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from glmspectra.tuning.data.cache import BATCH, write_dataset
 
 
 def pack_lengths(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -29,29 +35,33 @@ def pack_lengths(lengths: Sequence[int], size: int) -> list[list[int]]:
     return rows
 
 
-def pack_dataset(dataset: Any, size: int) -> Any:
-    """A dataset of packed rows: input_ids, labels, position_ids (from 0 in each example), length, examples."""
-    from datasets import Dataset, Features, Value
-    from datasets import Sequence as ListOf
+def pack_dataset(dataset: Any, size: int, folder: Path | None = None) -> Any:
+    """A dataset of packed rows: input_ids, labels, position_ids (from 0 in each example), length, examples.
 
-    ids, labels = dataset["input_ids"][:], dataset["labels"][:]
-    lengths = [len(row) for row in ids]
+    The rows go to a file in a temporary folder inside `folder`, which lasts as long as the dataset.
+    """
+    from datasets import Dataset
+
+    lengths = dataset["length"][:] if "length" in dataset.column_names else [len(row) for row in dataset["input_ids"]]
     rows = pack_lengths(lengths, size)
-    numbers = ListOf(Value("int32"))
-    features = Features(
-        {
-            "input_ids": numbers,
-            "labels": numbers,
-            "position_ids": numbers,
-            "length": Value("int32"),
-            "examples": Value("int32"),
-        }
-    )
-    table: dict[str, list[Any]] = {
-        "input_ids": [[token for index in row for token in ids[index]] for row in rows],
-        "labels": [[label for index in row for label in labels[index]] for row in rows],
-        "position_ids": [[position for index in row for position in range(lengths[index])] for row in rows],
-        "length": [sum(lengths[index] for index in row) for row in rows],
-        "examples": [len(row) for row in rows],
-    }
-    return Dataset.from_dict(table, features=features)
+    own = Path(tempfile.mkdtemp(prefix="glmspectra-packed-", dir=folder if folder and folder.is_dir() else None))
+    lists = ("input_ids", "labels", "position_ids")
+    batches = (_packed(dataset, rows[start : start + BATCH]) for start in range(0, len(rows), BATCH))
+    write_dataset(own / "packed.arrow", batches, ("length", "examples"), lists)
+    packed = Dataset.from_file(str(own / "packed.arrow"))
+    weakref.finalize(packed, shutil.rmtree, own, ignore_errors=True)
+    return packed
+
+
+def _packed(dataset: Any, rows: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
+    """Packed rows as columns."""
+    table: dict[str, list[Any]] = {"input_ids": [], "labels": [], "position_ids": [], "length": [], "examples": []}
+    for row in rows:
+        examples = [dataset[index] for index in row]
+        ids = [token for example in examples for token in example["input_ids"]]
+        table["input_ids"].append(ids)
+        table["labels"].append([label for example in examples for label in example["labels"]])
+        table["position_ids"].append([at for example in examples for at in range(len(example["input_ids"]))])
+        table["length"].append(len(ids))
+        table["examples"].append(len(row))
+    return table

@@ -1,21 +1,23 @@
 """The way of the data through its stages, from settings to what the Trainer takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from glmspectra.errors import DataError
-from glmspectra.tuning.data.cache import default_cache, encoded
+from glmspectra.errors import DataError, RequestError
+from glmspectra.tuning.data.cache import default_cache, encoded, writable
 from glmspectra.tuning.data.collate import PackedCollator, PaddingCollator
 from glmspectra.tuning.data.encode import Encoder
 from glmspectra.tuning.data.packing import pack_dataset
-from glmspectra.tuning.data.read import read_dataset, read_file
+from glmspectra.tuning.data.read import Source, find_sources
 from glmspectra.tuning.data.report import DataReport
-from glmspectra.tuning.data.rows import Columns, Row
-from glmspectra.tuning.data.split import drop_duplicates, split_rows, take_bad
+from glmspectra.tuning.data.row_store import RowStore, joined
+from glmspectra.tuning.data.rows import BadRow, Columns
+from glmspectra.tuning.data.split import count_duplicates, drop_duplicates, split_rows, weighted
 from glmspectra.tuning.data.template import choose_template
 from glmspectra.tuning.model.families import Family
 from glmspectra.tuning.settings.load import Settings
+from glmspectra.tuning.settings.models import DataSource
 
 VALID_FRACTION = 0.05  # of a single file, where the run evaluates and the settings do not say
 
@@ -33,54 +35,100 @@ class TrainingData:
     valid: Any | None
     collator: PaddingCollator | PackedCollator
     report: DataReport
-    rows: dict[str, list[Row]]
+    rows: dict[str, RowStore]
     encoder: Encoder
 
 
-def read_rows(settings: Settings) -> tuple[dict[str, list[Row]], DataReport]:
+def read_rows(settings: Settings, folder: Path | None = None) -> tuple[dict[str, RowStore], DataReport]:
     """Rows of train and valid, checked and split, and the report so far. No tokenizer is needed.
+
+    Args:
+        settings: Of the run.
+        folder: Where rows go that memory is not to hold; None: the system's folder for temporary files.
 
     Raises:
         RequestError: a path is not there.
         DataError: a file cannot be read, or rows are bad and `on_bad_data` is "error".
     """
     finetune = settings.finetune
-    columns = Columns(**finetune.columns) if finetune.columns else Columns()
     report = DataReport(max_length=finetune.max_length, on_long=finetune.on_long)
-    read = read_dataset(Path(finetune.dataset_path), columns)
-    if finetune.valid_path is not None:
-        read["valid"] = read_file(Path(finetune.valid_path), columns)
-    train, bad = take_bad(read["train"])
-    report.bad += bad
-    valid: list[Row] = []
-    if "valid" in read:
-        valid, bad = take_bad(read["valid"])
-        report.bad += bad
-        valid, bad, report.shared_contexts = drop_duplicates(train, valid)
-        report.bad += bad
+    parts: dict[str, list[tuple[RowStore, float]]] = {"train": [], "valid": []}
+    for source in finetune.sources:
+        found, notes = find_sources(Path(source.path))
+        report.notes += notes
+        for split, files in found.items():
+            if split == "train" or finetune.valid_path is None:
+                parts[split].append((_read_part(files, source, report, folder), source.weight))
+    for source in finetune.valid_sources:
+        path = Path(source.path)
+        if not path.is_file():
+            raise RequestError(f"valid_path {path}: there is no such data file.")
+        parts["valid"].append((_read_part(Source([path]), source, report, folder), 1.0))
+    train, valid = ([part for part, _ in parts[split]] for split in ("train", "valid"))
+    if valid:
+        train, valid = _apart(train, valid, report)
         if finetune.valid_fraction is not None:
             report.notes.append("valid_fraction is set aside, since the data comes with a valid part.")
     else:
-        evaluates = settings.train.eval_strategy != "no"
-        fraction = finetune.valid_fraction or (VALID_FRACTION if evaluates else 0.0)
-        if fraction:
-            train, valid = split_rows(train, fraction, finetune.seed)
-            report.notes.append(
-                f"{len(valid):,} of {len(train) + len(valid):,} rows are kept for evaluation "
-                f"(valid_fraction {fraction})."
-            )
+        train, valid = _split(train, settings, report)
     report.settle(finetune.on_bad_data)
-    if not train:
-        raise DataError(f"{finetune.dataset_path}: no row is left to train on.")
-    return {"train": train, "valid": valid}, report
+    if not any(map(len, train)):
+        raise DataError(f"{finetune.named_sources}: no row is left to train on.")
+    report.duplicates = count_duplicates(joined(train))
+    for index, (source, rows) in enumerate(zip(finetune.sources, train, strict=True)):
+        if source.weight != 1:
+            train[index] = weighted(rows, source.weight, finetune.seed)
+            report.notes.append(
+                f"{source.path}: weight {source.weight:g} makes {len(train[index]):,} of {len(rows):,} rows."
+            )
+    return {"train": joined(train), "valid": joined(valid)}, report
+
+
+def _read_part(source: Source, settings: DataSource, report: DataReport, folder: Path | None) -> RowStore:
+    """The rows of one data set that can be used; those that cannot go to the report."""
+    rows = RowStore(folder=folder)
+    for row in source.rows(Columns.of(settings.columns)):
+        if isinstance(row, BadRow):
+            report.bad.append(row)
+        else:
+            rows.append(replace(row, template=settings.template) if settings.template != "auto" else row)
+    report.files += source.facts
+    return rows
+
+
+def _apart(train: list[RowStore], valid: list[RowStore], report: DataReport) -> tuple[list[RowStore], list[RowStore]]:
+    """Both parts, without the rows of valid that train has too."""
+    kept, bad, report.shared_contexts = drop_duplicates(joined(train), joined(valid))
+    report.bad += bad
+    return train, [kept]
+
+
+def _split(train: list[RowStore], settings: Settings, report: DataReport) -> tuple[list[RowStore], list[RowStore]]:
+    """Each data set without the share that is kept for evaluation, and those shares."""
+    evaluates = settings.train.eval_strategy != "no"
+    fraction = settings.finetune.valid_fraction or (VALID_FRACTION if evaluates else 0.0)
+    if not fraction:
+        return train, []
+    whole = joined(train)
+    left, kept = split_rows(whole, fraction, settings.finetune.seed)
+    report.notes.append(f"{len(kept):,} of {len(whole):,} rows are kept for evaluation (valid_fraction {fraction}).")
+    if len(train) == 1:
+        return [left], [kept]
+    asked = set(kept.contexts)  # a context of one data set is kept from all of them
+    return [part.select(at for at, context in enumerate(part.contexts) if context not in asked) for part in train], [
+        kept
+    ]
 
 
 def prepare_data(
     settings: Settings, tokenizer: Any, family: Family, limit: int | None = None, vocabulary: int | None = None
 ) -> TrainingData:
-    """Read, check, tokenise (or take from the cache) and, where asked, pack.
+    """Read, check, tokenize (or take from the cache) and, where asked, pack.
 
     Args:
+        settings: Of the run.
+        tokenizer: The model's.
+        family: The model's, which says what `template: auto` means.
         limit: positions that the model has; a longer `max_length` comes down to it, with a note.
         vocabulary: rows of the model's embedding; a token beyond them is an error.
 
@@ -89,40 +137,62 @@ def prepare_data(
         DataError: rows are bad and `on_bad_data` is "error"; or nothing is left.
     """
     finetune = settings.finetune
-    rows, report = read_rows(settings)
-    max_length = finetune.max_length
-    if limit is not None and limit < max_length:
-        report.notes.append(f"max_length {max_length:,} comes down to {limit:,}, the positions that the model has.")
-        max_length = limit
-    conversations = any(not row.pair for split in rows.values() for row in split)
-    template = choose_template(finetune.template, family, tokenizer, conversations)
-    report.template, report.max_length = template, max_length
-    encoder = Encoder(tokenizer, template, max_length, finetune.on_long)
-    folder = Path(finetune.cache_dir) if finetune.cache_dir else default_cache()
+    cache = Path(finetune.cache_dir) if finetune.cache_dir else default_cache()
+    rows, report = read_rows(settings, writable(cache))
+    encoder = _encoder(settings, tokenizer, family, rows, report, limit)
     datasets: dict[str, Any] = {}
+    used: dict[str, RowStore] = {}
     for name, split in rows.items():
         if not split:
             continue
-        made = encoded(split, encoder, folder)
+        made = encoded(split, encoder, cache)
         report.splits[name] = made.counts
         report.bad += made.bad_rows(split)
-        rows[name] = [split[index] for index in made.dataset["row"]]
+        used[name] = split.select(made.dataset["row"])
         datasets[name] = made.dataset
         if vocabulary is not None:
             check_tokens(made.dataset, vocabulary)
     report.settle(finetune.on_bad_data)
     if not len(datasets["train"]):
-        raise DataError(f"{finetune.dataset_path}: no row is left to train on after tokenising.")
+        raise DataError(f"{finetune.named_sources}: no row is left to train on after tokenizing.")
     padding = PaddingCollator(_pad_id(tokenizer), family.padding_side, family.position_ids)
     collator: PaddingCollator | PackedCollator = padding
     if finetune.packing:
-        datasets["train"] = pack_dataset(datasets["train"], max_length)
+        datasets["train"] = pack_dataset(datasets["train"], encoder.max_length, writable(cache))
         report.splits["train"].packed_rows = len(datasets["train"])
         collator = PackedCollator(padding.pad_token_id, one_row="flash" in finetune.attn_implementation)
     valid = datasets.get("valid")
     if valid is not None and not len(valid):
         valid = None
-    return TrainingData(datasets["train"], valid, collator, report, rows, encoder)
+    return TrainingData(datasets["train"], valid, collator, report, used, encoder)
+
+
+def _encoder(
+    settings: Settings,
+    tokenizer: Any,
+    family: Family,
+    rows: dict[str, RowStore],
+    report: DataReport,
+    limit: int | None,
+) -> Encoder:
+    """The encoder of these rows; template and length are settled, and said in the report."""
+    finetune = settings.finetune
+    max_length = finetune.max_length
+    if limit is not None and limit < max_length:
+        report.notes.append(f"max_length {max_length:,} comes down to {limit:,}, the positions that the model has.")
+        max_length = limit
+    forms = {form for split in rows.values() for form in split.forms}
+    conversations = any(not pair for pair, template, _ in forms if template == "auto")
+    for pair, template, _ in forms:
+        if template != "auto":
+            choose_template(template, family, tokenizer, not pair)  # refuses what cannot be
+    template = choose_template(finetune.template, family, tokenizer, conversations)
+    report.template, report.max_length = template, max_length
+    encoder = Encoder(tokenizer, template, max_length, finetune.on_long, finetune.separator)
+    asks_chat = any(system and "chat" in (own, template if own == "auto" else "") for _, own, system in forms)
+    if asks_chat and not encoder.takes_system:
+        report.notes.append("the chat template has no place for a system text, which stands before the first question.")
+    return encoder
 
 
 def check_tokens(dataset: Any, vocabulary: int) -> None:
@@ -131,7 +201,10 @@ def check_tokens(dataset: Any, vocabulary: int) -> None:
     Raises:
         DataError: tokenizer and model do not belong together.
     """
-    largest = max((max(ids) for ids in dataset["input_ids"]), default=0)
+    import pyarrow.compute
+
+    chunks = dataset.data.column("input_ids").chunks
+    largest = max((pyarrow.compute.max(chunk.flatten()).as_py() or 0 for chunk in chunks), default=0)
     if largest >= vocabulary:
         raise DataError(
             f"the tokenizer gives token {largest}, and the model's embedding has {vocabulary} rows: they do not belong "

@@ -4,131 +4,212 @@ A row that cannot be read becomes a `BadRow` with its line; a file that cannot b
 """
 
 import csv
-import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glmspectra.errors import DataError, RequestError
-from glmspectra.tuning.data.rows import BadRow, Columns, Row, parse_row
+from glmspectra.json_files import parse_json
+from glmspectra.tuning.data.recognize import FileFacts, parse_row
+from glmspectra.tuning.data.rows import BadRow, Columns, Row
+from glmspectra.tuning.data.text_file import COMPRESSED_SUFFIXES, LONGEST_LINE, TextFile, bad_bytes
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 TRAIN_NAMES = ("train", "training")
-VALID_NAMES = ("valid", "validation", "dev", "eval", "test")
+VALID_NAMES = ("valid", "validation", "val", "dev", "eval", "test")
+DELIMITERS = (",", "\t", ";", "|")
 
-Rows = list[Row | BadRow]
+Values = Iterator[tuple[int, Any] | BadRow]
+Parse = Callable[[str, int, Any, Columns, FileFacts], Row | BadRow]
 
 
-def read_dataset(path: Path, columns: Columns) -> dict[str, Rows]:
-    """Rows of a file ({"train": ...}) or of a folder ({"train": ..., "valid": ...}, valid where there is one).
+@dataclass
+class Source:
+    """Files (or a split of a saved dataset) whose rows are one part of the data."""
 
-    A folder is a DatasetDict or Dataset saved by `datasets`, or holds files named train.* and valid.*.
+    files: list[Path]
+    saved: Any = None
+    facts: list[FileFacts] = field(default_factory=list)
+
+    def rows(self, columns: Columns, parse: Parse = parse_row) -> Iterator[Row | BadRow]:
+        """The rows in order, one at a time; `facts` grows by one entry a file."""
+        for path in self.files:
+            facts = FileFacts(path.name)
+            self.facts.append(facts)
+            values = iter(enumerate(self.saved, 1)) if self.saved is not None else values_of(path, facts)
+            yield from _parsed(path, values, columns, facts, parse)
+
+
+def find_sources(path: Path) -> tuple[dict[str, Source], list[str]]:
+    """Where the rows of train and of valid stand, without reading them, and notes on files that are not read.
+
+    A file is all train. A folder is a DatasetDict or Dataset saved by `datasets`, or holds files named train.* and
+    valid.*, in several pieces too (train-00000-of-00002.parquet).
 
     Raises:
-        RequestError: nothing is there, or it is of no known form.
-        DataError: it cannot be read.
+        RequestError: Nothing is there, or it is of no known form.
+        DataError: It cannot be read.
     """
     if path.is_file():
-        return {"train": read_file(path, columns)}
+        return {"train": Source([path])}, []
     if not path.is_dir():
         raise RequestError(f"dataset_path {path}: there is no such file or folder.")
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return _read_saved(path, columns)
-    files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES}
-    found = {
-        split: next((files[name] for name in names if name in files), None)
-        for split, names in (("train", TRAIN_NAMES), ("valid", VALID_NAMES))
-    }
-    if found["train"] is None:
+        return _saved_sources(path)
+    return _folder_sources(path)
+
+
+def read_file(path: Path, columns: Columns) -> list[Row | BadRow]:
+    """All rows of one file, in order. Its suffix says the form; what has none of the known ones is read as JSONL."""
+    return list(Source([path]).rows(columns))
+
+
+def read_dataset(path: Path, columns: Columns) -> dict[str, list[Row | BadRow]]:
+    """All rows of a file or folder, by split; see `find_sources`."""
+    return {split: list(source.rows(columns)) for split, source in find_sources(path)[0].items()}
+
+
+def values_of(path: Path, facts: FileFacts) -> Values:
+    """(line, object) of each row of a file, as its suffix says; how it was read goes to `facts`."""
+    if not path.is_file():
+        raise RequestError(f"{path}: there is no such data file.")
+    suffix = _suffix(path)
+    if suffix == ".parquet":
+        return _parquet(path)
+    text = TextFile(path)
+    facts.how += text.how
+    if suffix in (".csv", ".tsv"):
+        return _csv(text, facts, "\t" if suffix == ".tsv" else ",")
+    return _json(text, facts) if suffix == ".json" else _json_lines(text)
+
+
+def _parsed(path: Path, values: Values, columns: Columns, facts: FileFacts, parse: Parse) -> Iterator[Row | BadRow]:
+    first: Mapping[str, Any] | None = None
+    for item in values:
+        if isinstance(item, BadRow):
+            facts.rows += 1
+            yield item
+            continue
+        line, value = item
+        row = parse(path.name, line, value, columns, facts)
+        if isinstance(row, BadRow) and isinstance(value, Mapping) and first is None:
+            first = value
+        yield row
+    if not facts.rows:
+        raise DataError(f"{path}: holds no rows.")
+    if not facts.forms and first is not None and not _named(columns, first):
+        raise DataError(
+            f"{path}: no question and answer are recognized among its columns {', '.join(map(str, first))}; say which "
+            "they are: --columns context=COLUMN,target=COLUMN, or messages=COLUMN for conversations."
+        )
+
+
+def _named(columns: Columns, value: Mapping[str, Any]) -> bool:
+    """Whether a row has the columns that are asked for, or that are recognized: then its content is at fault."""
+    facts = FileFacts("")
+    filled = dict.fromkeys(value, "a")
+    parse_row("", 0, filled, columns, facts)
+    return bool(facts.forms) or any(name in value for name in ("messages", "conversations", columns.messages))
+
+
+def _suffix(path: Path) -> str:
+    """The suffix of a file's name, that of a compressed one without the compression's."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in COMPRESSED_SUFFIXES else suffix
+
+
+def _stem(path: Path) -> str:
+    return Path(path.stem).stem if path.suffix.lower() in COMPRESSED_SUFFIXES else path.stem
+
+
+def _folder_sources(path: Path) -> tuple[dict[str, Source], list[str]]:
+    files = [file for file in sorted(path.iterdir()) if file.is_file() and _suffix(file) in SUFFIXES]
+    pieces: dict[str, list[Path]] = {}
+    for file in files:  # "train-00000-of-00002" is a piece of "train"
+        pieces.setdefault(re.sub(r"[-_.]\d+([-_.]of[-_.]\d+)?$", "", _stem(file)), []).append(file)
+    found: dict[str, Source] = {}
+    for split, names in (("train", TRAIN_NAMES), ("valid", VALID_NAMES)):
+        name = next((name for name in names if name in pieces), None)
+        if name is None:
+            continue
+        stems = [_stem(file) for file in pieces[name]]
+        twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+        if twice is not None:
+            both = ", ".join(file.name for file in pieces[name] if _stem(file) == twice)
+            raise RequestError(f"dataset_path {path}: {both} may each be the {split} part; keep one, or name the file.")
+        found[split] = Source(pieces[name])
+    if "train" not in found:
         raise RequestError(
             f"dataset_path {path}: the folder is no saved DatasetDict and holds no train file "
             f"({', '.join('train' + suffix for suffix in SUFFIXES)})."
         )
-    return {split: read_file(file, columns) for split, file in found.items() if file is not None}
+    read = [file for source in found.values() for file in source.files]
+    left = [file.name for file in files if file not in read]
+    return found, [f"{path}: files that are not read: {', '.join(left)}"] if left else []
 
 
-def read_file(path: Path, columns: Columns) -> Rows:
-    """Rows of one file, in order. Its suffix says the form; what has none of the known ones is read as JSONL."""
-    if not path.is_file():
-        raise RequestError(f"{path}: there is no such data file.")
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        values: Iterator[tuple[int, Any] | BadRow] = _parquet(path)
-    elif suffix in (".csv", ".tsv"):
-        values = _csv(path, "\t" if suffix == ".tsv" else ",")
-    elif suffix == ".json":
-        values = _json(path)
-    else:
-        values = _json_lines(path)
-    return _parse(path, values, columns)
-
-
-def _parse(path: Path, values: Iterator[tuple[int, Any] | BadRow], columns: Columns) -> Rows:
-    rows: Rows = []
-    first: Mapping[str, Any] | None = None
-    known = False  # whether any row has the columns that are asked for
-    for item in values:
+def _json_lines(text: TextFile) -> Values:
+    for item in text.lines():
         if isinstance(item, BadRow):
-            rows.append(item)
-            continue
-        line, value = item
-        if isinstance(value, Mapping):
-            first = value if first is None else first
-            known = known or columns.messages in value or columns.target in value
-        rows.append(parse_row(path.name, line, value, columns))
-    if not rows:
-        raise DataError(f"{path}: holds no rows.")
-    if first is not None and not known:
-        there = ", ".join(map(str, first))
-        raise DataError(
-            f"{path}: no row has a column {columns.target} or {columns.messages}; it has {there}; "
-            f"name them, for example --columns context={next(iter(first))},target={list(first)[-1]}."
-        )
-    return rows
+            yield item
+        elif item[1].strip():  # blank lines separate nothing and lose nothing
+            yield _json_line(text.path.name, *item)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Any] | BadRow]:
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, 1):
-            raw = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
-            if not raw.strip():  # blank lines separate nothing and lose nothing
-                continue
-            try:
-                yield line, json.loads(raw.rstrip(b"\r\n").decode("utf-8"))
-            except UnicodeDecodeError as error:
-                yield BadRow(path.name, line, f"bad UTF-8 at byte {error.start + 1} of the line")
-            except json.JSONDecodeError as error:
-                yield BadRow(path.name, line, f"broken JSON: {error.msg} at column {error.colno}")
-            except RecursionError:
-                yield BadRow(path.name, line, "broken JSON: nested too deep")
-
-
-def _json(path: Path) -> Iterator[tuple[int, Any] | BadRow]:
-    """A list of objects, or an object that holds one list; or JSON Lines under the name .json."""
-    raw = path.read_bytes()
+def _json_line(file: str, number: int, line: str) -> tuple[int, Any] | BadRow:
     try:
-        value = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}: bad UTF-8 in line {line}; a .json file is read as a whole.") from None
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and raw.lstrip()[:1] == b"{":
-            yield from _json_lines(path)
-            return
-        raise DataError(f"{path}: is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
-    if isinstance(value, Mapping):
-        lists = [item for item in value.values() if isinstance(item, list)]
-        # One object that is a row itself ({"context": ..., "target": ...}) holds no list, and counts as one row.
-        value = lists[0] if len(lists) == 1 and not {"messages", "conversations"} & set(value) else [value]
+        return number, parse_json(line, "the line", DataError)
+    except DataError as fault:
+        reason = str(fault).partition("; mend")[0].removesuffix(".").removeprefix("the line: ")
+        return BadRow(file, number, reason)
+
+
+def _json(text: TextFile, facts: FileFacts) -> Values:
+    """A list of objects, or an object that holds one list of them; or JSON Lines under the name .json."""
+    content = text.text()
+    if content.lstrip("\ufeff \r\n\t")[:1] == "{" and _is_lines(content):
+        yield from _json_lines(text)
+        return
+    value = parse_json(content, str(text.path), DataError)
+    if isinstance(value, Mapping) and not _is_row(value):
+        lists = {name: item for name, item in value.items() if isinstance(item, list) and item}
+        if len(lists) > 1:
+            raise DataError(f"{text.path}: holds several lists ({', '.join(lists)}); write the rows as one list.")
+        if lists:
+            facts.how.append(f"the list under {next(iter(lists))}")
+        value = next(iter(lists.values()), [value])
+    elif isinstance(value, Mapping):
+        value = [value]
     if not isinstance(value, list):
-        raise DataError(f"{path}: holds no list of rows.")
+        raise DataError(f"{text.path}: holds no list of rows.")
     yield from enumerate(value, 1)
 
 
-def _csv(path: Path, delimiter: str) -> Iterator[tuple[int, Any] | BadRow]:
-    # Bytes that are no UTF-8 become surrogates, which are then found in the row that holds them.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+def _is_row(value: Mapping[str, Any]) -> bool:
+    return isinstance(parse_row("", 0, value, Columns()), Row)
+
+
+def _is_lines(content: str) -> bool:
+    """Whether the first line is an object by itself, with more behind it."""
+    first, _, rest = content.lstrip("\ufeff \r\n\t").partition("\n")
+    return first.rstrip().endswith("}") and rest.lstrip()[:1] == "{"
+
+
+def _csv(text: TextFile, facts: FileFacts, expected: str) -> Values:
+    csv.field_size_limit(LONGEST_LINE)
+    with text.open("") as file:
+        delimiter = _delimiter(file.readline(LONGEST_LINE), expected)
+    if delimiter != expected:
+        facts.how.append(f"fields separated by {'tab' if delimiter == chr(9) else delimiter}")
+    file_name = text.path.name
+    with text.open("") as file:
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        header = [name for name in reader.fieldnames or [] if name]
+        if len(set(header)) < len(header):
+            twice = next(name for name in header if header.count(name) > 1)
+            raise DataError(f"{text.path}: the column {twice} stands twice in the header; rename one.")
         while True:
             start = reader.line_num + 1
             try:
@@ -136,26 +217,39 @@ def _csv(path: Path, delimiter: str) -> Iterator[tuple[int, Any] | BadRow]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield BadRow(path.name, max(start, 2), f"broken CSV: {error}")
-                return
+                yield BadRow(file_name, max(start, 2), f"broken CSV: {error}")
+                continue  # with the next line
             line = max(start, 2)  # the header is read with the first row
-            texts = [text for text in values.values() if isinstance(text, str)]
-            if any("\udc80" <= character <= "\udcff" for text in texts for character in text):
-                yield BadRow(path.name, line, "bad UTF-8")
+            if any(isinstance(value, str) and bad_bytes(value) is not None for value in values.values()):
+                yield BadRow(file_name, line, "bad UTF-8")
             elif None in values:
-                yield BadRow(path.name, line, "has more fields than the header")
+                yield BadRow(file_name, line, "has more fields than the header")
             else:
                 yield line, values
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Any] | BadRow]:
+def _delimiter(header: str, expected: str) -> str:
+    """The delimiter by which the header has columns that are recognized, else the one that splits it most."""
+
+    def fields(delimiter: str) -> list[str]:
+        return next(csv.reader([header.removeprefix("\ufeff").rstrip("\r\n")], delimiter=delimiter), [])
+
+    known = [
+        mark for mark in DELIMITERS if isinstance(parse_row("", 0, dict.fromkeys(fields(mark), "a"), Columns()), Row)
+    ]
+    if expected in known or (not known and len(fields(expected)) > 1):
+        return expected
+    return known[0] if known else max(DELIMITERS, key=lambda mark: len(fields(mark)))
+
+
+def _parquet(path: Path) -> Values:
     import pyarrow
     import pyarrow.parquet
 
+    line = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            line = 0
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(batch_size=1024):
                 for value in batch.to_pylist():
                     line += 1
                     yield line, value
@@ -165,7 +259,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any] | BadRow]:
         raise DataError(f"{path}: holds text that is no UTF-8 after row {line}.") from None
 
 
-def _read_saved(path: Path, columns: Columns) -> dict[str, Rows]:
+def _saved_sources(path: Path) -> tuple[dict[str, Source], list[str]]:
     """A DatasetDict or Dataset saved by any version of `datasets`: Arrow files and JSON, nothing is executed."""
     import datasets
     import pyarrow
@@ -175,11 +269,13 @@ def _read_saved(path: Path, columns: Columns) -> dict[str, Rows]:
     except (FileNotFoundError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be opened as a saved dataset: {str(error).strip()}") from None
     splits = dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    rows = {}
+    found, names_read = {}, []
     for split, names in (("train", TRAIN_NAMES), ("valid", VALID_NAMES)):
         name = next((name for name in names if name in splits), None)
         if name is not None:
-            rows[split] = _parse(path / name, iter(enumerate(splits[name], 1)), columns)
-    if "train" not in rows:
+            names_read.append(name)
+            found[split] = Source([path / name], splits[name])
+    if "train" not in found:
         raise DataError(f"{path}: has the splits {', '.join(splits)} and none named train.")
-    return rows
+    left = [name for name in splits if name not in names_read]
+    return found, [f"{path}: splits that are not read: {', '.join(left)}"] if left else []

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from glmspectra.errors import DataError
+from glmspectra.tuning.data.encode import IGNORED, Example
+from glmspectra.tuning.data.recognize import FileFacts
 from glmspectra.tuning.data.rows import BadRow
 
 LISTED = 20
@@ -25,6 +27,17 @@ class SplitCounts:
     last_answer_only: int = 0
     packed_rows: int | None = None
 
+    def add(self, example: Example) -> None:
+        """Count an example."""
+        self.rows += 1
+        self.tokens += len(example.input_ids)
+        self.supervised_tokens += len(example.labels) - example.labels.count(IGNORED)
+        self.longest = max(self.longest, len(example.input_ids))
+        self.context_cut += example.context_cut > 0
+        self.target_cut += example.target_cut > 0
+        self.tokens_cut += example.context_cut + example.target_cut
+        self.last_answer_only += example.last_answer_only
+
 
 @dataclass
 class DataReport:
@@ -34,7 +47,9 @@ class DataReport:
     max_length: int = 0
     on_long: str = ""
     bad: list[BadRow] = field(default_factory=list)
+    files: list[FileFacts] = field(default_factory=list)
     splits: dict[str, SplitCounts] = field(default_factory=dict)
+    duplicates: int = 0
     shared_contexts: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -48,7 +63,7 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """The report as lines to print."""
-        lines = []
+        lines = [line for facts in self.files for line in facts.lines()]
         for name, split in self.splits.items():
             text = (
                 f"{name}: {split.rows:,} rows, {split.tokens:,} tokens ({split.supervised_tokens:,} learnt), "
@@ -72,6 +87,8 @@ class DataReport:
                 )
         if self.bad:
             lines += [f"left out: {self._bad_heading()}", *(f"  {line}" for line in self._bad_lines())]
+        if self.duplicates:
+            lines.append(f"train: {self.duplicates:,} rows say what an earlier row says, and are learnt again")
         if self.shared_contexts:
             lines.append(
                 f"{self.shared_contexts:,} rows of valid have a context that train has too, with another target"
@@ -85,7 +102,9 @@ class DataReport:
             "max_length": self.max_length,
             "on_long": self.on_long,
             "bad_rows": [asdict(bad) for bad in self.bad],
+            "files": [asdict(facts) for facts in self.files],
             "splits": {name: asdict(split) for name, split in self.splits.items()},
+            "duplicates": self.duplicates,
             "shared_contexts": self.shared_contexts,
             "notes": self.notes,
         }
@@ -103,6 +122,6 @@ class DataReport:
 
 def _kind(reason: str) -> str:
     """The kind of a reason, for counting: what stands before its particulars."""
-    for mark in (":", " at byte", " of line", ";"):
+    for mark in (":", " at byte", " of line", ";", " (", " among "):
         reason = reason.split(mark)[0]
     return reason

@@ -1,31 +1,33 @@
-"""The one form that every row of training data takes, and the form of a row that cannot be used."""
+"""The one shape that every row of training data takes, a row that cannot be used, and the names of columns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-}
+from glmspectra.errors import RequestError
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example: turns of (role, text), the roles being system, user and assistant.
+    """One example: turns of (role, text), the roles being system, user, assistant and tool.
 
-    A pair of context and target is a conversation of two turns with `pair` true. `line` counts from 1: lines of
-    a text file, rows of a table.
+    Attributes:
+        file: Name of the file the row stands in.
+        line: Counts from 1: lines of a text file, rows of a table.
+        turns: (role, text) in order; the last is an answer, except in a question that is to be answered.
+        pair: A single question with its answer, which needs no chat template; a system text may stand before it.
+        silent: Indices of answers that are read and not learnt.
+        tools: JSON text of the tools that the conversation may call; "" for none.
+        template: How the row is written: "plain", "chat", or "auto" for what the run uses.
     """
 
     file: str
     line: int
     turns: tuple[tuple[str, str], ...]
     pair: bool
+    silent: tuple[int, ...] = ()
+    tools: str = ""
+    template: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,73 +44,43 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns in the data."""
+    """Names of the columns in the data; None: recognized by the names in use (see `recognize`)."""
 
-    context: str = "context"
-    target: str = "target"
-    messages: str = "messages"
+    context: str | None = None
+    target: str | None = None
+    messages: str | None = None
+    input: str | None = None
+    system: str | None = None
+    history: str | None = None
+    tools: str | None = None
 
+    @classmethod
+    def names(cls) -> list[str]:
+        return [item.name for item in fields(cls)]
 
-def parse_row(file: str, line: int, value: Any, columns: Columns) -> Row | BadRow:
-    """A row from the object of one line (a dict of columns)."""
-    if not isinstance(value, Mapping):
-        return BadRow(file, line, f"is no object with columns but {type(value).__name__}")
-    parsed = _turns(value[columns.messages]) if columns.messages in value else _pair(value, columns)
-    if isinstance(parsed, str):
-        return BadRow(file, line, parsed)
-    turns, pair = parsed
-    for _, text in turns:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            return BadRow(file, line, "holds half of a surrogate pair, which is no text")
-    return Row(file, line, turns, pair)
+    @classmethod
+    def parse(cls, text: str) -> "Columns":
+        """`context=question,target=answer`, as `--columns` takes it.
 
+        Raises:
+            RequestError: An entry is not of this form, or names what no column is for.
+        """
+        return cls(**parse_columns(text))
 
-_Parsed = tuple[tuple[tuple[str, str], ...], bool]
-
-
-def _pair(value: Mapping[str, Any], columns: Columns) -> _Parsed | str:
-    texts = []
-    for name in (columns.context, columns.target):
-        if value.get(name) is None:
-            return f"no {name}"
-        if not isinstance(value[name], str):
-            return f"{name} is not text but {type(value[name]).__name__}"
-        texts.append(value[name])
-    if not texts[1].strip():
-        return f"empty {columns.target}"
-    return (("user", texts[0]), ("assistant", texts[1])), True
+    @classmethod
+    def of(cls, named: Mapping[str, str] | None) -> "Columns":
+        return cls(**(named or {}))
 
 
-def _turns(messages: Any) -> _Parsed | str:
-    """Turns from a list of {"role", "content"} or of {"from", "value"}; a string says what is wrong."""
-    if isinstance(messages, Mapping) and all(isinstance(column, list) for column in messages.values()):
-        # Older versions of `datasets` turn a list of objects into an object of lists.
-        messages = [dict(zip(messages, values, strict=False)) for values in zip(*messages.values(), strict=False)]
-    # A string has a length too, and is no list.
-    if isinstance(messages, str | Mapping) or not hasattr(messages, "__len__") or not len(messages):
-        return "messages is no list of turns"
-    turns = []
-    for number, turn in enumerate(messages, 1):
-        if not isinstance(turn, Mapping):
-            return f"turn {number} is no object with role and content"
-        role = turn.get("role", turn.get("from"))
-        content = turn.get("content", turn.get("value"))
-        if role not in ROLES:
-            return f"turn {number} has role {role!r}; known: {', '.join(ROLES)}"
-        if not isinstance(content, str):
-            return f"turn {number} has no text"
-        turns.append((ROLES[role], content))
-    while turns and turns[-1][0] != "assistant":  # a last question without an answer teaches nothing
-        turns.pop()
-    if not turns:
-        return "no turn of the assistant"
-    if any(role == "assistant" and not content.strip() for role, content in turns):
-        return "empty answer of the assistant"
-    order = [role for role, _ in turns if role != "system"]
-    if order[::2] != ["user"] * len(order[::2]) or order[1::2] != ["assistant"] * len(order[1::2]):
-        return "user and assistant do not take turns"
-    if "system" in [role for role, _ in turns[1:]]:
-        return "a system turn that is not the first"
-    return tuple(turns), False
+def parse_columns(text: str) -> dict[str, str]:
+    """The names in `context=question,target=answer`. Raises RequestError as `Columns.parse` does."""
+    found: dict[str, Any] = {}
+    for pair in text.split(","):
+        name, equals, column = (part.strip() for part in pair.partition("="))
+        if not equals or not column or name not in Columns.names() or name in found:
+            raise RequestError(
+                f"--columns {text}: {pair.strip() or 'an empty entry'} is not NAME=COLUMN with one of the names "
+                f"{', '.join(Columns.names())}, each once; for example --columns context=question,target=answer."
+            )
+        found[name] = column
+    return found

@@ -2,24 +2,38 @@
 
 plain: the context as it stands, then the target. It is what the original study did, whose contexts carry their own
     instruction, and so it is the default for ChatGLM2: prompt = tokenizer.encode(context), which puts [gMASK] sop
-    in front, then the tokens of the target and eos.
+    in front, then the tokens of the target and eos. A context that ends in neither white space nor a colon gets the
+    separator behind it, so that question and answer do not run into one.
 chat: the tokenizer's chat template (ChatGLM2's is "[Round 1]\\n\\n问：...\\n\\n答：", the form that `model.chat` asks
     in). It is the default for instruction-tuned models, which have seen nothing else.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from glmspectra.errors import ConfigError, DataError
 from glmspectra.tuning.model.families import Family
 
-Turns = Sequence[tuple[str, str]]
+ENDS = (":", "：")
+
+
+class TurnsRefused(DataError):
+    """The chat template cannot write the turns of one row."""
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation; `learnt` counts for answers."""
+
+    role: str
+    text: str
+    learnt: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of text; `learnt` when it is an answer."""
+    """A piece of text; `learnt` when it is an answer that is learnt."""
 
     text: str
     learnt: bool
@@ -39,12 +53,12 @@ def choose_template(wanted: str, family: Family, tokenizer: Any, conversations: 
     """
     if conversations and wanted == "plain":
         raise ConfigError(
-            'template is "plain" and the data holds messages, whose turns only a chat form can mark; '
-            'write template "chat" or "auto".'
+            'template is "plain" and the data holds conversations (messages or a history), whose turns only a chat '
+            'template can mark; write template "chat" or "auto".'
         )
     if (wanted == "chat" or conversations) and not has_chat_form(tokenizer):
         raise ConfigError(
-            f"the {'data holds messages' if conversations else 'template is chat'} and the tokenizer "
+            f"the {'data holds conversations' if conversations else 'template is chat'} and the tokenizer "
             f"({type(tokenizer).__name__}) has no chat template; use rows of context and target with template plain."
         )
     if wanted == "auto":
@@ -52,17 +66,52 @@ def choose_template(wanted: str, family: Family, tokenizer: Any, conversations: 
     return "chat" if wanted == "chat" else "plain"
 
 
-def render(tokenizer: Any, turns: Turns, ask: bool) -> str:
-    """A conversation as text; `ask` appends what the model sees before it answers."""
-    messages = [{"role": role, "content": text} for role, text in turns]
+def plain_prompt(turns: Sequence[Turn], separator: str) -> str:
+    """What stands before the answer in the plain template: system text and context, the separator where needed."""
+    prompt = ""
+    for turn in turns:
+        if turn.role != "assistant":
+            prompt += turn.text
+            prompt += separator if turn.text and not turn.text[-1].isspace() and not turn.text.endswith(ENDS) else ""
+    return prompt
+
+
+def takes_system(tokenizer: Any) -> bool:
+    """Whether the chat template writes a system text; some raise, some leave it out."""
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
-    except Exception as error:  # a template is a program: what it raises has no common class
-        raise DataError(f"the chat template refuses the turns {[role for role, _ in turns]}: {error}") from error
+        text = _rendered(tokenizer, [Turn("system", "SYSTEM?"), Turn("user", "a")], True, "")
+    except Exception:  # a template is a program: what it raises has no common class
+        return False
+    return "SYSTEM?" in text
 
 
-def chat_segments(tokenizer: Any, turns: Turns) -> tuple[list[Segment], bool]:
-    """Segments of a conversation in which every answer is learnt.
+def render(tokenizer: Any, turns: Sequence[Turn], ask: bool, tools: str = "") -> str:
+    """A conversation as text; `ask` appends what the model sees before it answers.
+
+    Raises:
+        TurnsRefused: The template refuses the turns, or leaves one of them or the tools out.
+    """
+    roles = [turn.role for turn in turns]
+    try:
+        text = _rendered(tokenizer, turns, ask, tools)
+    except Exception as error:  # see takes_system
+        raise TurnsRefused(f"the chat template refuses the turns {roles}: {error}") from error
+    for number, turn in enumerate(turns, 1):
+        if turn.role != "assistant" and turn.text.strip() not in text:
+            raise TurnsRefused(f"the chat template leaves out turn {number} ({turn.role})")
+    if tools and text == _rendered(tokenizer, turns, ask, ""):
+        raise TurnsRefused("the row has tools, and the chat template has no place for them")
+    return text
+
+
+def _rendered(tokenizer: Any, turns: Sequence[Turn], ask: bool, tools: str) -> str:
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    more = {"tools": json.loads(tools)} if tools else {}
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **more))
+
+
+def chat_segments(tokenizer: Any, turns: Sequence[Turn], tools: str = "") -> tuple[list[Segment], bool]:
+    """Segments of a conversation in which every answer is learnt whose turn says so.
 
     Some templates rewrite earlier turns (they strip the thinking out of all answers but the last). There the text
     before an answer is not the text that was before it when it was the last one, and only the last answer is learnt;
@@ -73,26 +122,26 @@ def chat_segments(tokenizer: Any, turns: Turns) -> tuple[list[Segment], bool]:
     """
     segments: list[Segment] = []
     done = ""
-    for index, (role, _) in enumerate(turns):
-        if role != "assistant":
+    for index, turn in enumerate(turns):
+        if turn.role != "assistant":
             continue
-        prompt = render(tokenizer, turns[:index], ask=True)
-        full = render(tokenizer, turns[: index + 1], ask=False)
+        prompt = render(tokenizer, turns[:index], True, tools)
+        full = render(tokenizer, turns[: index + 1], False, tools)
         if not full.startswith(prompt):
             raise DataError(
                 "the chat template writes another text before an answer than the one it asks with, so the answer "
                 "cannot be told from its prompt; use rows of context and target with template plain."
             )
         if not prompt.startswith(done):
-            return _last_answer_only(tokenizer, turns), True
-        segments += [Segment(prompt[len(done) :], False), Segment(full[len(prompt) :], True)]
+            return _last_answer_only(tokenizer, turns, tools), True
+        segments += [Segment(prompt[len(done) :], False), Segment(full[len(prompt) :], turn.learnt)]
         done = full
     return segments, False
 
 
-def _last_answer_only(tokenizer: Any, turns: Turns) -> list[Segment]:
-    prompt = render(tokenizer, turns[:-1], ask=True)
-    full = render(tokenizer, turns, ask=False)
+def _last_answer_only(tokenizer: Any, turns: Sequence[Turn], tools: str) -> list[Segment]:
+    prompt = render(tokenizer, turns[:-1], True, tools)
+    full = render(tokenizer, turns, False, tools)
     if not full.startswith(prompt):
         raise DataError("the chat template writes another text before the last answer than the one it asks with.")
-    return [Segment(prompt, False), Segment(full[len(prompt) :], True)]
+    return [Segment(prompt, False), Segment(full[len(prompt) :], turns[-1].learnt)]

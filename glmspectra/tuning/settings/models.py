@@ -18,19 +18,40 @@ _SWITCH = "true or false"
 _FLOATS = "one of auto, float32, bfloat16, float16"
 
 
+Template = Literal["auto", "plain", "chat"]
+ColumnNames = dict[Literal["context", "target", "messages", "input", "system", "history", "tools"], str]
+
+
+class DataSource(BaseModel):
+    """One of several data sets."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    path: str
+    weight: float = Field(1.0, gt=0, le=1000, description="How often each row stands in one pass over the data.")
+    columns: ColumnNames | None = None
+    template: Template = "auto"
+
+
+_SOURCES = (
+    "the path of a data file or folder, or a list of paths and of objects such as "
+    '{"path": "a.jsonl", "weight": 2, "columns": {"context": "question", "target": "answer"}, "template": "chat"}'
+)
+
+
 class FinetuneArgs(BaseModel):
     """`finetune_args.json`: data, model, base precision, where the result goes."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    dataset_path: str = _key(
+    dataset_path: str | list[str | DataSource] = _key(
         ...,
-        "the path of a data file or folder",
-        "JSONL, JSON, CSV, Parquet, or a folder: a saved DatasetDict, or train.* and valid.*.",
+        _SOURCES,
+        "JSONL, JSON, CSV, Parquet, or a folder: a saved DatasetDict, or train.* and valid.*; several as a list.",
     )
-    valid_path: str | None = _key(
+    valid_path: str | list[str] | None = _key(
         None,
-        "the path of a data file, or null",
+        "the path of a data file, a list of them, or null",
         "Data to evaluate on, when dataset_path holds training data only.",
     )
     valid_fraction: float | None = _key(
@@ -40,20 +61,25 @@ class FinetuneArgs(BaseModel):
         gt=0,
         lt=1,
     )
-    columns: dict[Literal["context", "target", "messages"], str] | None = _key(
+    columns: ColumnNames | None = _key(
         None,
-        'an object such as {"context": "question", "target": "answer"} or {"messages": "conversations"}, or null',
-        "Names of the columns in the data, where they differ.",
+        'an object such as {"context": "question", "target": "answer"} or {"messages": "talk"}, or null',
+        "Names of columns that are not recognized: of context, target, messages, input, system, history, tools.",
     )
     on_bad_data: Literal["error", "warn"] = _key(
         "error",
         "error or warn",
         "What rows that cannot be used do: stop the run, or be left out with a warning.",
     )
-    template: Literal["auto", "plain", "chat"] = _key(
+    template: Template = _key(
         "auto",
         "one of auto, plain, chat",
         "plain: the context as it stands; chat: in the model's chat form; auto: what the model's family says.",
+    )
+    separator: str = _key(
+        "\n",
+        "a text, which may be empty",
+        "What plain puts between question and answer where the question ends in neither white space nor a colon.",
     )
     max_length: int = _key(
         2048,
@@ -123,8 +149,28 @@ class FinetuneArgs(BaseModel):
     def _from_option(cls, value: Any) -> Any:
         """`context=question,target=answer`, the form of `--columns`, is taken as well."""
         if isinstance(value, str):
-            return dict(pair.partition("=")[::2] for pair in value.split(","))
+            return {
+                name.strip(): column.strip() for name, _, column in (pair.partition("=") for pair in value.split(","))
+            }
         return value
+
+    @property
+    def sources(self) -> list[DataSource]:
+        """The data sets of `dataset_path`; what one does not name is as the whole's."""
+        given = [self.dataset_path] if isinstance(self.dataset_path, str) else self.dataset_path
+        found = [DataSource(path=item) if isinstance(item, str) else item for item in given]
+        return [item.model_copy(update={"columns": item.columns or self.columns}) for item in found]
+
+    @property
+    def valid_sources(self) -> list[DataSource]:
+        """The files of `valid_path`."""
+        given = [self.valid_path] if isinstance(self.valid_path, str) else self.valid_path or []
+        return [DataSource(path=path, columns=self.columns) for path in given]
+
+    @property
+    def named_sources(self) -> str:
+        """The data sets in words, for messages."""
+        return ", ".join(source.path for source in self.sources)
 
 
 class LoraArgs(BaseModel):

@@ -1,0 +1,225 @@
+"""Which columns of a row are its question, answer, history and system text: the forms of data in use.
+
+    context, target                                       the original study
+    instruction, input, output (system, history)          Alpaca, LLaMA-Factory
+    prompt, response, history                             ChatGLM's own fine-tuning scripts
+    conversations of {from, value}, system, tools         ShareGPT
+    messages of {role, content}                           OpenAI; `weight`, `loss` and `train` say what is learnt
+    question, answer; 问题, 答案; content, summary; ...     what published data sets call them
+
+A form counts for a row when its columns are there. Columns that `Columns` names come first.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from glmspectra.errors import DataError
+from glmspectra.json_files import parse_json
+from glmspectra.tuning.data.rows import BadRow, Columns, Row
+from glmspectra.tuning.data.turns import Talk, check_order, join, read_messages, read_rounds
+
+MESSAGES = ("messages", "conversations", "conversation", "dialogue", "dialog")
+PAIRS = (
+    ("context", "target"), ("instruction", "output"), ("instruction", "response"), ("instruction", "answer"),
+    ("prompt", "response"), ("prompt", "completion"), ("prompt", "output"), ("prompt", "answer"),
+    ("question", "answer"), ("question", "response"), ("question", "output"), ("query", "response"),
+    ("query", "answer"), ("ask", "answer"), ("input", "output"), ("input", "target"), ("source", "target"),
+    ("content", "summary"), ("context", "answer"), ("context", "response"),
+    ("问题", "答案"), ("问题", "回答"), ("问", "答"), ("提问", "回答"), ("输入", "输出"), ("指令", "输出"),
+)  # fmt: skip
+# Columns beside question and answer: what each is, by the names in use.
+INPUT = {"instruction": ("input", "context"), "指令": ("输入",)}
+EXTRAS = {"system": ("system", "system_prompt"), "history": ("history",), "tools": ("tools",)}
+
+
+@dataclass
+class FileFacts:
+    """What was found in one file: the forms of its rows, the columns that were not read, how its bytes were read."""
+
+    file: str
+    rows: int = 0
+    forms: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+    unanswered: int = 0
+    silent: int = 0
+    how: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        forms = ", ".join(
+            f"{count:,} rows of {form}" if len(self.forms) > 1 else form for form, count in self.forms.most_common()
+        )
+        how = "".join(f"; {text}" for text in self.how)
+        lines = [f"{self.file}: {self.rows:,} rows of {forms or 'no form that is known'}{how}"]
+        if self.unread:
+            named = ", ".join(f"{name} ({count:,} rows)" for name, count in self.unread.most_common())
+            lines.append(f"{self.file}: columns that are not read: {named}")
+        if self.unanswered:
+            lines.append(
+                f"{self.file}: {self.unanswered:,} conversations end without an answer; what follows the last answer "
+                "is left out"
+            )
+        if self.silent:
+            lines.append(
+                f"{self.file}: {self.silent:,} answers are read and not learnt (weight, loss or train says so)"
+            )
+        return lines
+
+
+def parse_row(file: str, line: int, value: Any, columns: Columns, facts: FileFacts | None = None) -> Row | BadRow:
+    """A row from the object of one line (a mapping of columns); what was recognized is counted in `facts`."""
+    return _parse(file, line, value, columns, facts or FileFacts(file), True)
+
+
+def parse_question(file: str, line: int, value: Any, columns: Columns, facts: FileFacts) -> Row | BadRow:
+    """The turns up to the question that is to be answered; an answer that stands in the row is left out."""
+    return _parse(file, line, value, columns, facts, False)
+
+
+class _Unusable(Exception):
+    """Why a row cannot be used."""
+
+
+def _parse(file: str, line: int, value: Any, columns: Columns, facts: FileFacts, answered: bool) -> Row | BadRow:
+    facts.rows += 1
+    if not isinstance(value, Mapping):
+        return BadRow(file, line, f"is no object with columns but {type(value).__name__}")
+    used: dict[str, str] = {}
+    try:
+        talk = _read(value, columns, used, answered)
+    except _Unusable as fault:
+        return BadRow(file, line, str(fault))
+    for _, text in talk.turns:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            return BadRow(file, line, "holds half of a surrogate pair, which is no text")
+    facts.forms[_listed(list(used.values()))] += 1
+    facts.unread.update(str(name) for name in value if name not in used.values() and not _empty(value[name]))
+    facts.unread.update(f"{name} of a turn" for name in talk.unread)
+    facts.unanswered += talk.unanswered
+    facts.silent += len(talk.silent)
+    return Row(file, line, tuple(talk.turns), talk.pair, tuple(talk.silent), talk.tools)
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, list | dict) and not value)
+
+
+def _read(value: Mapping[str, Any], columns: Columns, used: dict[str, str], answered: bool) -> Talk:
+    messages = columns.messages or (None if columns.context or columns.target else _messages_column(value))
+    try:
+        if messages is not None:
+            if messages not in value:
+                raise _Unusable(f"no column {messages}")
+            used["messages"] = messages
+            talk = read_messages(_decoded(value[messages]))
+            extras = {name: _extra(value, columns, name, used) for name in EXTRAS}
+        else:
+            talk, extras = _read_pair(value, columns, used, answered)
+        _add_extras(talk, extras)
+        if answered:
+            talk.end_with_answer()
+        else:
+            talk.end_with_question()
+        check_order(talk)
+    except ValueError as fault:
+        raise _Unusable(str(fault)) from None
+    return talk
+
+
+def _messages_column(value: Mapping[str, Any]) -> str | None:
+    named = [name for name in MESSAGES if not _empty(value.get(name))]
+    return next(iter(named), next((name for name in MESSAGES if name in value and not _pair_columns(value)), None))
+
+
+def _pair_columns(value: Mapping[str, Any], answered: bool = True) -> tuple[str, str] | None:
+    """The question's and the answer's column; of forms whose columns are there, one that holds an answer."""
+    there = [pair for pair in PAIRS if pair[0] in value and (pair[1] in value or not answered)]
+    filled = [pair for pair in there if pair[1] in value and not _empty(value[pair[1]])]
+    half = [pair for pair in PAIRS if pair[0] in value or pair[1] in value]  # then the fault names what is missing
+    return next(iter(filled or there or half), None)
+
+
+def _read_pair(
+    value: Mapping[str, Any], columns: Columns, used: dict[str, str], answered: bool
+) -> tuple[Talk, dict[str, Any]]:
+    found = _pair_columns(value, answered)
+    context = columns.context or (found[0] if found else None)
+    target = columns.target or (found[1] if found else None)
+    if context is None or (target is None and answered):
+        raise ValueError(f"no question and answer among the columns {', '.join(map(str, value))}")
+    question = _text(value, context)
+    used["context"] = context
+    names = (columns.input,) if columns.input else INPUT.get(context, ())
+    extra = next((name for name in names if name in value and name != target), None)
+    if extra is not None:
+        used["input"] = extra
+        if not _empty(value[extra]):
+            question = join(question, _text(value, extra))
+    if not question.strip() and extra is not None:
+        raise ValueError(f"empty {context}")
+    turns = [("user", question)]
+    if target in value:
+        used["target"] = str(target)
+    if answered:
+        answer = _text(value, str(target))
+        if not answer.strip():
+            raise ValueError(f"empty {target}")
+        turns.append(("assistant", answer))
+    extras = {name: _extra(value, columns, name, used) for name in EXTRAS}
+    return Talk(turns, pair=True), extras
+
+
+def _text(value: Mapping[str, Any], name: str) -> str:
+    text = value.get(name)
+    if text is None:
+        raise ValueError(f"no {name}")
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is not text but {type(text).__name__}")
+    return text
+
+
+def _extra(value: Mapping[str, Any], columns: Columns, name: str, used: dict[str, str]) -> Any:
+    """The value of a column beside question and answer, None where it is absent or empty."""
+    asked = getattr(columns, name)
+    column = asked or next((known for known in EXTRAS[name] if known in value), None)
+    if column is None:
+        return None
+    if asked and asked not in value:
+        raise ValueError(f"no column {asked}")
+    used[name] = column
+    found = value[column] if name == "system" else _decoded(value[column])
+    return None if _empty(found) else found
+
+
+def _decoded(value: Any) -> Any:
+    """A list or object that a table holds as JSON text; any other text stays."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        try:
+            return parse_json(value, "the text", DataError)
+        except DataError as fault:
+            raise ValueError(str(fault).removesuffix(".")) from None
+    return value
+
+
+def _add_extras(talk: Talk, extras: Mapping[str, Any]) -> None:
+    if extras["history"] is not None:
+        talk.put_before(read_rounds(extras["history"]))
+    system = extras["system"]
+    if system is not None:
+        if not isinstance(system, str):
+            raise ValueError(f"system is not text but {type(system).__name__}")
+        if talk.turns and talk.turns[0][0] == "system":
+            raise ValueError("a system column and a system turn; keep one")
+        talk.put_before([("system", system)])
+    if extras["tools"] is not None:
+        if not isinstance(extras["tools"], list):
+            raise ValueError("tools is no list of tools")
+        talk.tools = json.dumps(extras["tools"], ensure_ascii=False)
