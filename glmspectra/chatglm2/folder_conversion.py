@@ -1,7 +1,5 @@
 """Rewrites a checkpoint folder between the ChatGLM2 and the Glm form, tensor by tensor, without holding the model."""
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,8 +11,10 @@ from transformers import GlmConfig
 from glmspectra.chatglm2.configuration import ChatGLMConfig
 from glmspectra.chatglm2.conversion import chatglm_config, correspondences, glm_config
 from glmspectra.checkpoint import Checkpoint, open_checkpoint
-from glmspectra.checkpoint.writing.shards import Planned, plan_shards, verify_shard, write_shard
+from glmspectra.checkpoint.writing.folder import Tensors, Written, write_checkpoint
+from glmspectra.checkpoint.writing.shards import Planned
 from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.json_files import read_object, write_json
 
 # Files beside the weights that mean the same in both forms.
 ALIKE = ("generation_config.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "MODEL_LICENSE")
@@ -28,7 +28,7 @@ def convert_folder(
     out: Path,
     shard_bytes: int = 5 * 10**9,
     on_bytes: Callable[[int], None] = lambda _: None,
-) -> Path:
+) -> Written:
     """Write the checkpoint folder `source` into `out` in the other form: ChatGLM2 to Glm, Glm to ChatGLM2.
 
     Values and types stay bit for bit; each shard is read back and compared. The tokenizer's files are copied as they
@@ -36,17 +36,18 @@ def convert_folder(
 
     Args:
         source: a folder of safetensors or .bin shards whose config.json says `chatglm` or `glm`.
-        out: a folder that does not exist yet; it appears under its name when all is written.
+        out: a folder that is empty or does not exist yet; it appears under its name when all is written.
         shard_bytes: most bytes of one file.
         on_bytes: told of progress, in bytes written.
 
     Raises:
-        RequestError: `out` exists, or the checkpoint is of neither form or quantised.
+        RequestError: `out` holds something, another process writes it, or the checkpoint is quantised or of neither
+            form.
         ConfigError: the configuration has no counterpart in the other form.
         CheckpointError: a tensor is missing, or was not written as it was read.
     """
-    if out.exists():
-        raise RequestError(f"{out} is there already: name a folder that does not exist yet.")
+    if out.resolve() == source.resolve():
+        raise RequestError(f"{out} is the checkpoint itself: name another folder.")
     with open_checkpoint(source) as checkpoint:
         quantised = [record for record in checkpoint.tensors.values() if record.quantization]
         if quantised:
@@ -55,22 +56,17 @@ def convert_folder(
                 "convert exactly: take the unquantised checkpoint."
             )
         config, origins = _plan(checkpoint, source)
-        partial = out.with_name(f"{out.name}.{os.getpid()}.partial")  # of this process alone
-        partial.mkdir(parents=True)
-        try:
-            _write_shards(checkpoint, origins, partial, shard_bytes, on_bytes)
-            config.save_pretrained(partial)
-            for name in ALIKE:
-                if (checkpoint.folder / name).is_file():
-                    _copy(checkpoint.folder / name, partial / name)
-            partial.rename(out)
-        except OSError as error:
-            raise CheckpointError(
-                f"{error.filename or out} cannot be written ({error.strerror}): make room and run the same again."
-            ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return out
+        request = {"source": checkpoint.fingerprint, "to": config.model_type}
+        tensors = _tensors(checkpoint, origins)
+        return write_checkpoint(
+            out,
+            tensors,
+            shard_bytes,
+            lambda folder: _write_others(checkpoint, config, folder),
+            "convert",
+            request,
+            on_bytes,
+        )
 
 
 def _plan(checkpoint: Checkpoint, source: Path) -> tuple[Any, dict[str, Rows]]:
@@ -100,13 +96,9 @@ def _plan(checkpoint: Checkpoint, source: Path) -> tuple[Any, dict[str, Rows]]:
     return there, origins
 
 
-def _write_shards(
-    checkpoint: Checkpoint,
-    origins: Mapping[str, Rows],
-    folder: Path,
-    shard_bytes: int,
-    on_bytes: Callable[[int], None],
-) -> None:
+def _tensors(checkpoint: Checkpoint, origins: Mapping[str, Rows]) -> Tensors:
+    """What is to be written, and how it is read and put together."""
+
     def read(name: str) -> torch.Tensor:
         parts = [checkpoint.read(origin)[rows or slice(None)] for origin, rows in origins[name]]
         return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
@@ -125,23 +117,21 @@ def _write_shards(
         shape = (sum(sizes), *records[0].shape[1:])
         dtype = getattr(torch, records[0].dtype)
         planned.append(Planned(name, shape, dtype, torch.Size(shape).numel() * dtype.itemsize))
-    shards = plan_shards(planned, shard_bytes)
-    places: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_shard(folder / file, shard, read, release, on_bytes)
-        verify_shard(folder / file, shard, read, release)
-        places |= {tensor.name: file for tensor in shard}
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in planned)}, "weight_map": places}
-        text = json.dumps(index, indent=2) + "\n"
-        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    return Tensors(planned, read, release, checkpoint.check_unchanged)
+
+
+def _write_others(checkpoint: Checkpoint, config: Any, folder: Path) -> list[str]:
+    config.save_pretrained(folder)
+    found = [name for name in ALIKE if (checkpoint.folder / name).is_file()]
+    for name in found:
+        _copy(checkpoint.folder / name, folder / name)
+    return found
 
 
 def _copy(source: Path, target: Path) -> None:
     if source.suffix != ".json":
         shutil.copyfile(source, target)
         return
-    values = json.loads(source.read_text(encoding="utf-8"))
+    values = read_object(source)
     values.pop("auto_map", None)
-    target.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(target, values)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from glmspectra.checkpoint.fingerprint import fingerprint_file, fingerprint_set
+from glmspectra.checkpoint.fingerprint import check_unchanged, fingerprint_file, fingerprint_set, identity_of
 from glmspectra.checkpoint.formats import logical as quantized
 from glmspectra.checkpoint.formats import mapped
 from glmspectra.checkpoint.formats.logical import Logical
@@ -75,6 +75,7 @@ class Checkpoint:
         self._located = located
         self._lock = threading.Lock()
         self._mapped: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        self._identities = {file: identity_of(file) for file in located.files}
         self._files = {file.name: _open_file(file) for file in located.files}
         self.stored = _merge(located, self._files)
         self.config = self._read_config()
@@ -108,12 +109,27 @@ class Checkpoint:
         for path in self._located.files:
             status = path.stat()
             records.append(FileRecord(path.name, status.st_size, fingerprint_file(path), status.st_mtime_ns))
+        self.check_unchanged()  # the fingerprint is of the files that were opened
         return records
 
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits from the names, sizes and sampled content of the files."""
         return fingerprint_set((file.name, file.size, file.fingerprint) for file in self.files)
+
+    def check_unchanged(self, name: str | None = None) -> None:
+        """See that the files are still those that were opened: of the same size, time of change and inode.
+
+        Args:
+            name: Only the files of this tensor; None: all.
+
+        Raises:
+            CheckpointError: One was changed, replaced or removed meanwhile.
+        """
+        wanted = None if name is None else {self.stored[part].file for part in self._logical[name].components}
+        check_unchanged(
+            {file: known for file, known in self._identities.items() if wanted is None or file.name in wanted}
+        )
 
     def read(self, name: str) -> torch.Tensor:
         """One logical tensor on the CPU, contiguous.
@@ -128,6 +144,7 @@ class Checkpoint:
         logical = self._logical.get(name)
         if logical is None:
             raise RequestError(self._missing(name, self._logical))
+        self.check_unchanged(name)
         stored = {part: self._map(name, part) for part in logical.components}
         if logical.dequantize is not None:
             return logical.dequantize(stored)

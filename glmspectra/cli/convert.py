@@ -51,7 +51,6 @@ def convert(
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from glmspectra.checkpoint import open_checkpoint
-    from glmspectra.checkpoint.writing.convert import INDEX, Conversion
     from glmspectra.checkpoint.writing.convert import convert as rewrite
     from glmspectra.cli.console import finish, stderr
     from glmspectra.cli.model_choice import choose_model
@@ -78,10 +77,7 @@ def convert(
             else:
                 from glmspectra.chatglm2 import convert_folder
 
-                convert_folder(checkpoint.folder, target, size, lambda count: progress.advance(task, count))
-                shards = {path.name: path.stat().st_size for path in sorted(target.glob("*.safetensors"))}
-                others = {path.name for path in target.iterdir()} - shards.keys()
-                done = Conversion(target, shards, sorted(others - {INDEX, "config.json"}))
+                done = convert_folder(checkpoint.folder, target, size, lambda count: progress.advance(task, count))
         result = {
             "checkpoint": checkpoint.name,
             "from": str(checkpoint.path),

@@ -332,6 +332,10 @@ class _Measure:
         request = self.requests[key]
         found = {} if sigma is None else {"whole": sigma}
         measurement = Measurement("spectrum", request.quantity, request.step, place.name, place.position, [row], found)
+        if self.plan.streams and self.plan.base is not None:
+            self.plan.base.check_unchanged(place.name)
+        for state in self.plan.states:
+            state.check_unchanged(place.name)
         self.store.write(request, measurement)
 
 

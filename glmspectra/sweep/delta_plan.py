@@ -12,7 +12,13 @@ import torch
 from glmspectra.checkpoint import Checkpoint, TensorRecord, open_checkpoint, select
 from glmspectra.checkpoint.adapter.adapter import Adapter, open_adapter
 from glmspectra.checkpoint.adapter.run_folder import TunedCheckpoint, tuned_checkpoints
-from glmspectra.checkpoint.fingerprint import fingerprint_file, fingerprint_set
+from glmspectra.checkpoint.fingerprint import (
+    FileIdentity,
+    check_unchanged,
+    fingerprint_file,
+    fingerprint_set,
+    identity_of,
+)
 from glmspectra.checkpoint.names import place_of
 from glmspectra.checkpoint.selection import parse_layers
 from glmspectra.errors import CheckpointError, RequestError
@@ -70,6 +76,13 @@ class State:
     adapter: Adapter | None
     checkpoint: Checkpoint | None
     names: dict[str, str] = field(default_factory=dict)
+    watched: dict[Path, FileIdentity] = field(default_factory=dict)  # files of the adapter when it was opened
+
+    def check_unchanged(self, name: str) -> None:
+        """See that the files of the base weight `name` are those that were opened. Raises CheckpointError."""
+        check_unchanged(self.watched)
+        if self.checkpoint is not None and name in self.names:
+            self.checkpoint.check_unchanged(self.names[name])
 
     @property
     def kind(self) -> str:
@@ -175,7 +188,8 @@ def _named_base(states: list[State]) -> Path | None:
 
 def _open_state(where: TunedCheckpoint, initial: Path | None) -> State:
     if where.is_adapter:
-        return State(where, open_adapter(where.path, initial), None)
+        watched = {path: identity_of(path) for path in where.path.glob("adapter_*") if path.is_file()}
+        return State(where, open_adapter(where.path, initial), None, watched=watched)
     return State(where, None, open_checkpoint(where.path))
 
 

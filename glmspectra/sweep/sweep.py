@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from glmspectra.checkpoint.fingerprint import WHOLE_UP_TO
 from glmspectra.device import choose_device
 from glmspectra.errors import GlmspectraError
-from glmspectra.store import Request, RunStore, Source
+from glmspectra.store import Measurement, Request, RunStore, Source
 from glmspectra.sweep.cost import spectrum_cost, value_cost
-from glmspectra.sweep.measure import Identity, begin_spectrum, begin_values, part_slices
+from glmspectra.sweep.measure import Identity, Vectors, begin_spectrum, begin_values, part_slices
 from glmspectra.sweep.options import SweepOptions
 from glmspectra.sweep.processes import Processes, joined_processes, share_out
 from glmspectra.sweep.progress import SweepProgress
@@ -147,7 +148,8 @@ def _measure(
         finishing: Future[None] | None = None
         for record, weight in read_ahead(checkpoint, share, device):
             asked = [request for request in requests if record.name in todo[request.key]]
-            rest = [_begin_one(request, weight, record, identity, options, store) for request in asked]
+            keep = partial(_keep, checkpoint, store, record.name)
+            rest = [_begin_one(request, weight, record, identity, options, keep) for request in asked]
             del weight  # it is not to be held beside the next one
             if finishing is not None:
                 finishing.result()  # one in flight; its error is raised here
@@ -162,14 +164,27 @@ def _begin_one(
     record: "TensorRecord",
     identity: Identity,
     options: SweepOptions,
-    store: RunStore,
+    keep: Callable[..., None],
 ) -> Callable[[], None]:
     """Do the device's share of one measurement; the processor's, and the writing, are left to what is returned."""
     if request.kind == "values":
         values = begin_values(weight, record, identity, options)
-        return lambda: store.write(request, values())
+        return lambda: keep(request, values())
     spectrum = begin_spectrum(weight, record, identity, options)
-    return lambda: store.write(request, *spectrum())
+    return lambda: keep(request, *spectrum())
+
+
+def _keep(
+    checkpoint: "Checkpoint",
+    store: RunStore,
+    name: str,
+    request: Request,
+    measurement: Measurement,
+    vectors: Vectors | None = None,
+) -> None:
+    """Store a measurement of the tensor `name`, unless its file was replaced while it was read."""
+    checkpoint.check_unchanged(name)
+    store.write(request, measurement, vectors)
 
 
 def _finish(rest: list[Callable[[], None]], progress: SweepProgress, nbytes: int, cost: float) -> None:

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from glmspectra.checkpoint import open_checkpoint
 from glmspectra.checkpoint.formats.chatglm_int import quantize_rows
 from glmspectra.checkpoint.writing import convert as conversion
+from glmspectra.checkpoint.writing import folder as writing
 from glmspectra.checkpoint.writing.convert import convert
 from glmspectra.checkpoint.writing.shards import Planned, plan_shards
 from glmspectra.errors import CheckpointError, RequestError
@@ -97,16 +98,16 @@ def test_interrupted_it_goes_on_after_the_last_verified_shard(source, tmp_path, 
     folder, tensors = source
     out = tmp_path / "out"
     calls = []
-    write_shard = conversion.write_shard
+    write_shard = writing.write_shard
 
     def interrupted(path, *arguments):
         calls.append(path.name)
         if len(calls) == 3:
-            path.with_name(path.name + ".part").write_bytes(b"half a shard")
+            path.with_name(f".{path.name}.1.partial").write_bytes(b"half a shard")
             raise KeyboardInterrupt
-        write_shard(path, *arguments)
+        return write_shard(path, *arguments)
 
-    monkeypatch.setattr(conversion, "write_shard", interrupted)
+    monkeypatch.setattr(writing, "write_shard", interrupted)
     with open_checkpoint(folder) as checkpoint:
         with pytest.raises(KeyboardInterrupt):
             convert(checkpoint, out, shard_bytes=SHARD)
@@ -115,7 +116,8 @@ def test_interrupted_it_goes_on_after_the_last_verified_shard(source, tmp_path, 
     assert done.resumed == 2
     assert len(calls) == 3 + len(done.shards) - 2
     assert calls[2] == calls[3]  # the shard that was interrupted is written anew, those before it are not
-    assert not list(out.glob("*.part"))
+    assert sorted(p.name for p in out.iterdir() if p.name.startswith(".")) == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "source"]
     with open_checkpoint(out) as checkpoint:
         assert all(same(checkpoint.read(name), tensor) for name, tensor in tensors.items())
 
@@ -136,15 +138,16 @@ def test_nothing_of_another_source_is_taken_up(source, tmp_path, monkeypatch):
 
 
 def test_what_was_written_wrongly_is_noticed(source, tmp_path, monkeypatch):
-    write_shard = conversion.write_shard
+    write_shard = writing.write_shard
 
     def flipping(path, *arguments):
-        write_shard(path, *arguments)
+        checksums = write_shard(path, *arguments)
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
+        return checksums
 
-    monkeypatch.setattr(conversion, "write_shard", flipping)
+    monkeypatch.setattr(writing, "write_shard", flipping)
     with (
         open_checkpoint(source[0]) as checkpoint,
         pytest.raises(CheckpointError, match="is not what was to be written"),
@@ -157,12 +160,10 @@ def test_requests_that_cannot_be(source, tmp_path):
     folder, _ = source
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    (tmp_path / "other.partial").mkdir()
     with open_checkpoint(folder) as checkpoint:
         for out, dtype, message in [
-            (tmp_path / "full", None, "there and not empty"),
-            (folder, None, "there and not empty"),
-            (tmp_path / "other", None, "was not left by a conversion"),
+            (tmp_path / "full", None, "nothing is overwritten: name another folder"),
+            (folder, None, "is the checkpoint itself"),
             (tmp_path / "out", "int8", "--dtype int8"),
         ]:
             with pytest.raises(RequestError, match=message):
@@ -225,10 +226,10 @@ def test_a_disk_that_takes_no_more(source, tmp_path):
     done = subprocess.run([*command, "--shard-size", "0.000005", "--quiet"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "cannot be written" in done.stderr
-    assert "run the same again" in done.stderr
+    assert "run the same command again" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
-    kept = list((tmp_path / "out.partial").glob("*.safetensors"))
+    kept = list((tmp_path / ".out.partial").glob("*.safetensors"))
     assert kept
     with open_checkpoint(folder) as checkpoint:
         assert convert(checkpoint, tmp_path / "out", shard_bytes=5000).resumed == len(kept)

@@ -1,26 +1,28 @@
 """Writes safetensors shards tensor by tensor, from mapped files, holding none of them.
 
-The safetensors package writes a file from tensors that are all in memory at once; the form is simple enough
-to be streamed: a length, a JSON header known beforehand, then the tensors' bytes. What is written is read
-back through the package and compared.
+The safetensors package writes a file from tensors that are all in memory at once; the format is simple enough to be
+streamed: a length, a JSON header known beforehand, then the tensors' bytes. What is written is read back through the
+package and compared by a checksum of each tensor.
 """
 
+import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from glmspectra.checkpoint.formats import mapped
 from glmspectra.checkpoint.formats.safetensors_file import DTYPES
 from glmspectra.errors import CheckpointError
+from glmspectra.files import write_atomically
 
+INDEX = "model.safetensors.index.json"
 _HEADER_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# A write() may take less than it is given, and at most 2 GiB; pieces also let mapped pages go as they are
-# written.
+# A write() may take less than it is given, and at most 2 GiB; pieces also let mapped pages go as they are written.
 PIECE = 64 << 20
 
 
@@ -35,13 +37,15 @@ class Planned:
 
 
 def plan_shards(tensors: Sequence[Planned], limit: int) -> list[list[Planned]]:
-    """Cut tensors, in their order, into shards of at most `limit` bytes.
+    """Cut tensors, in their order, into shards of at most `limit` bytes; a larger tensor gets one of its own.
 
-    A larger tensor gets a shard of its own.
+    Raises:
+        CheckpointError: A name or a dtype that a safetensors file cannot hold.
     """
     shards: list[list[Planned]] = []
     size = 0
     for tensor in tensors:
+        _check(tensor)
         if not shards or (size + tensor.nbytes > limit and shards[-1]):
             shards.append([])
             size = 0
@@ -50,28 +54,48 @@ def plan_shards(tensors: Sequence[Planned], limit: int) -> list[list[Planned]]:
     return shards
 
 
+def _check(tensor: Planned) -> None:
+    if tensor.dtype not in _HEADER_NAMES:
+        raise CheckpointError(f"Tensor {tensor.name} is {tensor.dtype}, which a safetensors file cannot hold.")
+    try:
+        tensor.name.encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"The name {tensor.name!r} of a tensor is not text that UTF-8 can hold.") from None
+    if tensor.name == "__metadata__":
+        raise CheckpointError("A tensor is called __metadata__, which a safetensors file keeps for itself.")
+
+
+def shard_names(count: int) -> list[str]:
+    """The names that transformers gives the shards of a model of so many."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
 def write_shard(
     path: Path,
     tensors: Iterable[Planned],
     read: Callable[[str], torch.Tensor],
     release: Callable[[str], None],
     on_bytes: Callable[[int], None] = lambda _: None,
-) -> None:
+) -> dict[str, bytes]:
     """Write one safetensors file; it is complete under its name or not there at all.
 
     Args:
-        path: the file; it is written under a name with `.part` first, synced, and renamed.
-        tensors: what to write.
-        read: gives a tensor by name, contiguous, of the planned shape and dtype.
-        release: is called with the name after its bytes are written.
-        on_bytes: is told how many bytes were just written.
+        path: The file.
+        tensors: What to write.
+        read: Gives a tensor by name, of the planned shape and dtype; called once for each.
+        release: Called with the name after its bytes are written.
+        on_bytes: Called with the number of bytes just written.
+
+    Returns:
+        A checksum of the bytes of each tensor, for `verify_shard`.
 
     Raises:
         CheckpointError: `read` gives another shape or dtype than planned.
-        OSError: the disk is full or not writable; the part file is removed.
+        StoreError: The disk is full or not writable; nothing is left of the file.
     """
-    # By falling size of a number, so that every tensor lies on a multiple of its own: readers map them in
-    # place.
+    # By falling size of a number, so that every tensor lies on a multiple of its own: readers map them in place.
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -84,56 +108,56 @@ def write_shard(
         offset += tensor.nbytes
     raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(len(raw).to_bytes(8, "little") + raw)
-            for planned in ordered:
-                _write_tensor(file, planned, read(planned.name), on_bytes)
-                release(planned.name)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    checksums: dict[str, bytes] = {}
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for planned in ordered:
+            checksums[planned.name] = _write_tensor(file, planned, read(planned.name), on_bytes)
+            release(planned.name)
+
+    write_atomically(path, write)
+    return checksums
 
 
-def _write_tensor(file: BinaryIO, planned: Planned, tensor: torch.Tensor, on_bytes: Callable[[int], None]) -> None:
+def _write_tensor(file: BinaryIO, planned: Planned, tensor: torch.Tensor, on_bytes: Callable[[int], None]) -> bytes:
     if tuple(tensor.shape) != planned.shape or tensor.dtype != planned.dtype:
         raise CheckpointError(
             f"Tensor {planned.name} was read as {list(tensor.shape)} {tensor.dtype} where "
             f"{list(planned.shape)} {planned.dtype} stood in the header: the file changed meanwhile; begin again."
         )
+    checksum = hashlib.blake2b(digest_size=16)
+    for piece in _pieces(tensor):
+        file.write(piece)
+        checksum.update(piece)
+        on_bytes(len(piece))
+    return checksum.digest()
+
+
+def _pieces(tensor: torch.Tensor) -> Iterable[memoryview]:
     data = tensor.contiguous().reshape(-1).view(torch.uint8)
     for start in range(0, data.numel(), PIECE):
-        piece = data[start : start + PIECE]
-        file.write(piece.numpy().data)
-        on_bytes(piece.numel())
+        yield data[start : start + PIECE].numpy().data
 
 
-def verify_shard(
-    path: Path,
-    tensors: Iterable[Planned],
-    read: Callable[[str], torch.Tensor],
-    release: Callable[[str], None],
-) -> None:
-    """Read a shard back through the safetensors package and compare every tensor bit for bit.
+def verify_shard(path: Path, tensors: Iterable[Planned], checksums: Mapping[str, bytes]) -> None:
+    """Read a shard back through the safetensors package and compare every tensor with what `write_shard` wrote.
 
-    Raises CheckpointError naming the first tensor that differs.
+    Raises:
+        CheckpointError: The file cannot be read, or a tensor differs; the first one is named.
     """
-    from glmspectra.checkpoint.formats import mapped
-
-    with safe_open(path, framework="pt", device="cpu") as file:
-        for planned in tensors:
-            written = file.get_tensor(planned.name)
-            source = read(planned.name)
-            same = written.dtype == source.dtype and written.shape == source.shape and _same_bits(written, source)
-            mapped.release(written)
-            release(planned.name)
-            if not same:
-                raise CheckpointError(f"Tensor {planned.name} of {path} is not what was to be written: check the disk.")
-
-
-def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Equality of bytes: NaN equals itself, and -0 is not 0."""
-    return torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for planned in tensors:
+                written = file.get_tensor(planned.name)
+                checksum = hashlib.blake2b(digest_size=16)
+                for piece in _pieces(written):
+                    checksum.update(piece)
+                mapped.release(written)
+                found = (written.dtype, tuple(written.shape), checksum.digest())
+                if found != (planned.dtype, planned.shape, checksums[planned.name]):
+                    raise CheckpointError(
+                        f"Tensor {planned.name} of {path} is not what was to be written: check the disk."
+                    )
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read back ({error}): check the disk.") from error
