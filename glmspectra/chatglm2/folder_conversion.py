@@ -12,7 +12,7 @@ from glmspectra.chatglm2.configuration import ChatGLMConfig
 from glmspectra.chatglm2.conversion import chatglm_config, correspondences, glm_config
 from glmspectra.checkpoint import Checkpoint, open_checkpoint
 from glmspectra.checkpoint.writing.folder import Tensors, Written, write_checkpoint
-from glmspectra.checkpoint.writing.shards import Planned
+from glmspectra.checkpoint.writing.shards import SHARD_BYTES, Planned
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.json_files import read_object, write_json
 
@@ -26,7 +26,7 @@ Rows = tuple[tuple[str, slice | None], ...]
 def convert_folder(
     source: Path,
     out: Path,
-    shard_bytes: int = 5 * 10**9,
+    shard_bytes: int = SHARD_BYTES,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> Written:
     """Write the checkpoint folder `source` into `out` in the other form: ChatGLM2 to Glm, Glm to ChatGLM2.

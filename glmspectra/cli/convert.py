@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from glmspectra.cli.options import Json, Model, Out, Quiet
+from glmspectra.cli.options import Json, Model, Out, Quiet, ShardSize
 
 FORMS = ("safetensors", "glm", "chatglm")
 
@@ -34,7 +34,7 @@ def convert(
             show_default=False,
         ),
     ] = None,
-    shard_size: Annotated[float, typer.Option("--shard-size", help="Most gigabytes (10^9 bytes) in one file.")] = 5.0,
+    shard_size: ShardSize = 5.0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -52,12 +52,12 @@ def convert(
 
     from glmspectra.checkpoint import open_checkpoint
     from glmspectra.checkpoint.writing.convert import convert as rewrite
+    from glmspectra.checkpoint.writing.shards import shard_bytes
     from glmspectra.cli.console import finish, stderr
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.errors import RequestError
 
-    if shard_size <= 0:
-        raise RequestError(f"--shard-size {shard_size:g} is no size: give gigabytes above 0.")
+    size = shard_bytes(shard_size)
     if to not in FORMS:
         raise RequestError(f"--to {to}: write {', '.join(FORMS)}.")
     if to != "safetensors" and dtype is not None:
@@ -71,7 +71,6 @@ def convert(
             raise RequestError(f"--to {to} takes a checkpoint of model_type {wanted}, and {checkpoint.path} is {kind}.")
         with Progress(*columns, console=stderr, transient=True, disable=quiet) as progress:
             task = progress.add_task("converting", total=None if dtype else total)
-            size = round(shard_size * 1e9)
             if to == "safetensors":
                 done = rewrite(checkpoint, target, dtype, size, lambda count: progress.advance(task, count))
             else:

@@ -20,4 +20,8 @@ Model = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", help="Where results go.", show_default=False)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+ShardSize = Annotated[
+    float,
+    typer.Option("--shard-size", help="Most gigabytes (GB, 10^9 bytes, as huggingface counts) in one file of weights."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar, no notes.")]

@@ -9,7 +9,7 @@ import torch
 from glmspectra.checkpoint.locate import INDEXES, NOT_WEIGHTS, SUFFIXES
 from glmspectra.checkpoint.reader import Checkpoint
 from glmspectra.checkpoint.writing.folder import PROGRESS, Tensors, Written, write_checkpoint
-from glmspectra.checkpoint.writing.shards import Planned
+from glmspectra.checkpoint.writing.shards import SHARD_BYTES, Planned
 from glmspectra.errors import RequestError
 from glmspectra.json_files import read_object, write_json
 
@@ -20,7 +20,7 @@ def convert(
     checkpoint: Checkpoint,
     out: Path,
     dtype: str | None = None,
-    shard_bytes: int = 5 * 10**9,
+    shard_bytes: int = SHARD_BYTES,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> Written:
     """Rewrite an opened checkpoint into the folder `out`; interrupted, the same call goes on.

@@ -17,13 +17,22 @@ from safetensors import SafetensorError, safe_open
 
 from glmspectra.checkpoint.formats import mapped
 from glmspectra.checkpoint.formats.safetensors_file import DTYPES
-from glmspectra.errors import CheckpointError
+from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.files import write_atomically
 
 INDEX = "model.safetensors.index.json"
 _HEADER_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # A write() may take less than it is given, and at most 2 GiB; pieces also let mapped pages go as they are written.
 PIECE = 64 << 20
+GIGABYTE = 10**9  # of --shard-size, as huggingface counts; not 2^30
+SHARD_BYTES = 5 * GIGABYTE
+
+
+def shard_bytes(gigabytes: float) -> int:
+    """Bytes of `--shard-size`. Raises RequestError where it is no size."""
+    if not 0 < gigabytes < float("inf"):
+        raise RequestError(f"--shard-size {gigabytes:g} is no size: give gigabytes above 0.")
+    return max(1, round(gigabytes * GIGABYTE))
 
 
 @dataclass(frozen=True)
