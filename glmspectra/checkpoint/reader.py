@@ -5,7 +5,7 @@ things. Tensors are mapped from their files, so that reading copies nothing; `re
 """
 
 import difflib
-import json
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -17,16 +17,21 @@ from typing import Any, Protocol
 import torch
 
 from glmspectra.checkpoint.fingerprint import check_unchanged, fingerprint_file, fingerprint_set, identity_of
-from glmspectra.checkpoint.formats import logical as quantized
 from glmspectra.checkpoint.formats import mapped
 from glmspectra.checkpoint.formats.logical import Logical
 from glmspectra.checkpoint.formats.safetensors_file import SafetensorsFile
+from glmspectra.checkpoint.formats.table import assemble, is_companion
 from glmspectra.checkpoint.formats.torch_file import TorchFile
+from glmspectra.checkpoint.geometry import geometry_of, outputs_first
 from glmspectra.checkpoint.heads import fused_parts, head_parts, heads_of
 from glmspectra.checkpoint.locate import Located, locate, refuse_pointer
 from glmspectra.checkpoint.names import IN_LAYERS, Place, place_of
 from glmspectra.checkpoint.records import FileRecord, StoredTensor, TensorRecord
 from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.json_files import read_object
+
+# Experts whose gate and up matrices are stored as one, by the names in use.
+EXPERTS_GATE_UP = re.compile(r"(gate_up_proj|gate_up|input_linear|gate_and_up|w13)(\.weight|_weight)?$")
 
 
 class WeightFile(Protocol):
@@ -74,12 +79,12 @@ class Checkpoint:
         self.name = _name_of(path)
         self._located = located
         self._lock = threading.Lock()
-        self._mapped: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        self._mapped: dict[tuple[str, int | None], dict[str, torch.Tensor]] = defaultdict(dict)
         self._identities = {file: identity_of(file) for file in located.files}
         self._files = {file.name: _open_file(file) for file in located.files}
         self.stored = _merge(located, self._files)
         self.config = self._read_config()
-        self._logical = quantized.assemble(self.stored, self.config, self.read_stored)
+        self._logical = assemble(self.stored, self.config, self.read_stored, str(self._config_path))
         self.tensors = _records(self._logical, self.config)
 
     def __enter__(self) -> "Checkpoint":
@@ -96,6 +101,14 @@ class Checkpoint:
             self._mapped.clear()
             for file in self._files.values():
                 file.close()
+
+    @cached_property
+    def beside_weights(self) -> dict[str, str]:
+        """What the files hold beside the weights and is not read, and why."""
+        found: dict[str, str] = {}
+        for file in self._files.values():
+            found |= getattr(file, "beside", {})
+        return found
 
     @property
     def file_sizes(self) -> dict[str, int]:
@@ -141,14 +154,39 @@ class Checkpoint:
             RequestError: no tensor of that name; the message names the nearest ones.
             CheckpointError: it cannot be read.
         """
-        logical = self._logical.get(name)
-        if logical is None:
-            raise RequestError(self._missing(name, self._logical))
+        logical = self._sound(name)
         self.check_unchanged(name)
+        if len(logical.shape) > 2 and logical.dequantize is not None:
+            experts = []
+            for expert in range(logical.shape[0]):
+                experts.append(self.read_expert(name, expert))
+                self.release(name, expert)
+            return torch.stack(experts)
         stored = {part: self._map(name, part) for part in logical.components}
         if logical.dequantize is not None:
             return logical.dequantize(stored)
         return stored[name].contiguous()
+
+    def read_expert(self, name: str, expert: int) -> torch.Tensor:
+        """One matrix of a stack of shape (experts, rows, columns), as `read` gives it; no other is read."""
+        logical = self._sound(name)
+        self.check_unchanged(name)
+        own = {part: self._map(name, part, expert, logical.shape[0]) for part in logical.components}
+        return logical.dequantize(own) if logical.dequantize is not None else own[name].contiguous()
+
+    def read_matrix(self, record: TensorRecord, expert: int = 0) -> torch.Tensor:
+        """The matrix of a record, of shape (record.rows, record.columns): of a stack, that of one expert."""
+        if record.experts:
+            return self.read_expert(record.name, expert)
+        return self.read(record.name).reshape(record.rows, record.columns)
+
+    def _sound(self, name: str) -> Logical:
+        logical = self._logical.get(name)
+        if logical is None:
+            raise RequestError(self._missing(name, self._logical))
+        if logical.fault is not None:
+            raise CheckpointError(f"Tensor {name} of {self.path} cannot be read: {logical.fault}.")
+        return logical
 
     def read_stored(self, name: str) -> torch.Tensor:
         """One tensor as its file holds it.
@@ -159,20 +197,23 @@ class Checkpoint:
             raise RequestError(self._missing(name, self.stored))
         return self._map(name, name).contiguous()
 
-    def release(self, name: str) -> None:
-        """Give back the mapped pages of a tensor that was read.
+    def release(self, name: str, expert: int | None = None) -> None:
+        """Give back the mapped pages of a tensor, or of one expert, that was read.
 
         It stays valid, and is read from disk when touched again.
         """
         with self._lock:
-            parts = self._mapped.pop(name, {})
+            parts = self._mapped.pop((name, expert), {})
         for tensor in parts.values():
             mapped.release(tensor)
 
-    def _map(self, name: str, part: str) -> torch.Tensor:
+    def _map(self, name: str, part: str, expert: int | None = None, count: int = 0) -> torch.Tensor:
+        """A stored part of tensor `name`; of a stack of `count` experts, what belongs to one of them."""
         with self._lock:
             tensor = self._files[self.stored[part].file].read(part)
-            self._mapped[name][part] = tensor
+            if expert is not None and tensor.dim() in (1, 3, 4) and tensor.shape[0] == count:
+                tensor = tensor[expert]
+            self._mapped[name, expert][part] = tensor
         mapped.prefetch(tensor)
         return tensor
 
@@ -183,18 +224,15 @@ class Checkpoint:
         shards = ", ".join(self._files)
         return f"There is no tensor {name} in {self.path} (looked in {shards}): {hint}."
 
+    @property
+    def _config_path(self) -> Path:
+        return self.folder / ("adapter_config.json" if self.form == "adapter" else "config.json")
+
     def _read_config(self) -> dict[str, Any]:
-        path = self.folder / ("adapter_config.json" if self.form == "adapter" else "config.json")
         config = getattr(next(iter(self._files.values())), "config", None)  # a GGUF file brings its own
-        if config is not None or not path.is_file():
+        if config is not None or not self._config_path.exists():
             return config or {}
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(f"{path} is not JSON ({error}): fetch it again.") from None
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{path} holds no JSON object: fetch it again.")
-        return config
+        return read_object(self._config_path)
 
 
 def _open_file(path: Path) -> WeightFile:
@@ -238,9 +276,12 @@ def _records(logical: Mapping[str, Logical], config: Mapping[str, Any]) -> dict[
     records = []
     for name, tensor in logical.items():
         place = places[name]
-        two_dimensional = len(tensor.shape) == 2
-        fused = place.fused if two_dimensional else None
-        parts = fused_parts(fused, tensor.shape[0], tensor.shape[1], heads) if fused else ()
+        unfit = place.kind == "bias" or name.endswith("_bias") or (is_companion(name) and not tensor.quantization)
+        geometry = None if unfit else geometry_of(name, tensor.shape)
+        fused = place.fused if geometry is not None else None
+        if geometry is not None and geometry.experts and place.fused is None:
+            fused = "gate_up" if EXPERTS_GATE_UP.search(name) and outputs_first(config, geometry.columns) else None
+        parts = fused_parts(fused, geometry.rows, geometry.columns, heads) if fused and geometry else ()
         records.append(
             TensorRecord(
                 name=name,
@@ -252,11 +293,15 @@ def _records(logical: Mapping[str, Logical], config: Mapping[str, Any]) -> dict[
                 layer=place.layer,
                 matrix=short[name],
                 depth_order=place.order,
-                is_layer_matrix=place.zone == IN_LAYERS and two_dimensional,
+                is_layer_matrix=place.zone == IN_LAYERS and geometry is not None,
                 is_recognised=place.recognised,
                 floating=tensor.floating,
+                rows=geometry.rows if geometry else 0,
+                columns=geometry.columns if geometry else 0,
+                experts=geometry.experts if geometry else 0,
+                fault=tensor.fault,
                 fused_parts=parts,
-                head_parts=head_parts(fused, tensor.shape[0], parts, heads) if fused else (),
+                head_parts=head_parts(fused, geometry.rows, parts, heads) if fused and geometry else (),
             )
         )
     records.sort(key=lambda record: record.depth_order)

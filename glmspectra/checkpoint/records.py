@@ -50,18 +50,21 @@ class TensorRecord:
     Attributes:
         name: the checkpoint's own name.
         shape: of what `Checkpoint.read` returns; (out_features, in_features) for a weight.
+        rows, columns: of its matrix, or of each of its matrices: (out, in x kernel) of a convolution; 0 of no matrix.
+        experts: how many matrices it holds, where it is a stack of experts; else 0.
         dtype: as stored, by torch's name; `int8` or `uint8` for a quantised weight.
         nbytes: stored bytes, scales included.
         file: name of the file that holds it.
-        quantization: None, or `int4`, `int8`, `nf4`, `fp4`, `llm_int8`, `fp8`, `gguf:Q4_1` ...
+        quantization: None, or the quantised format: `int4`, `nf4`, `fp8`, `gptq:4bit`, `gguf:Q4_1` ...
+        fault: why it cannot be read; None when it can.
         layer: counted from 0; None outside the layers.
         matrix: short name, unique within a layer: `query_key_value`, `q_proj`, `mlp.experts.3.gate_proj`
         depth_order: sorts tensors as data flows through the model.
-        is_layer_matrix: a weight of two dimensions inside a layer.
+        is_layer_matrix: a weight inside a layer that is a matrix or a stack of them.
         is_recognised: whether the table of names knows where the tensor stands in the model.
         floating: whether `read` returns floating point numbers (integers that no scale belongs to cannot be
             measured).
-        fused_parts: q, k, v or gate, up, where rows of several matrices are stored as one.
+        fused_parts: q, k, v or gate, up, where rows of several matrices are stored as one (of each expert).
         head_parts: attention heads, where the configuration tells how many.
     """
 
@@ -77,24 +80,47 @@ class TensorRecord:
     is_layer_matrix: bool
     is_recognised: bool
     floating: bool
+    rows: int = 0
+    columns: int = 0
+    experts: int = 0
+    fault: str | None = None
     fused_parts: tuple[Part, ...] = ()
     head_parts: tuple[Part, ...] = ()
 
     @property
     def is_matrix(self) -> bool:
-        """Whether singular values can be taken of it: two dimensions, neither empty, floating point."""
-        return len(self.shape) == 2 and min(self.shape) > 0 and self.floating
+        """Whether singular values can be taken of it, once read: neither side empty, floating point."""
+        return min(self.rows, self.columns) > 0 and (self.floating or self.fault is not None)
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it has the name of a weight, so that a command that does not measure it must say so."""
+        return self.name.rpartition(".")[2] == "weight" or len(self.shape) > 2
+
+    @property
+    def matrix_parts(self) -> list[Part]:
+        """The matrices: `whole`, or each expert, as ranges of the rows of all of them one after the other."""
+        if not self.experts:
+            return [Part(WHOLE, 0, self.rows if self.rows else (self.shape[0] if self.shape else 1))]
+        return [Part(f"expert_{n}", n * self.rows, (n + 1) * self.rows) for n in range(self.experts)]
+
+    def inner_parts(self, split: bool | str = False) -> tuple[Part, ...]:
+        """Row ranges inside a matrix: its fused parts with `split=True`, its heads too with `split="heads"`."""
+        return (self.fused_parts if split else ()) + (self.head_parts if split == "heads" else ())
 
     def parts(self, split: bool | str = False) -> list[Part]:
         """Row ranges to measure.
 
-        `whole` comes first, always. With `split=True` the fused parts follow (q, k, v; gate, up), with
-        `split="heads"` the attention heads after them. A matrix that is not fused has `whole` alone.
+        `whole` comes first (of a stack: `expert_0`, `expert_1` ... in its place). With `split=True` the fused parts
+        follow (q, k, v; gate, up; `expert_0.gate`), with `split="heads"` the attention heads after them. A matrix that
+        is not fused has `whole` alone.
         """
-        rows = self.shape[0] if self.shape else 1
-        found = [Part(WHOLE, 0, rows)]
-        if split:
-            found += self.fused_parts
-        if split == "heads":
-            found += self.head_parts
+        found = []
+        for matrix in self.matrix_parts:
+            prefix, start = ("" if matrix.name == WHOLE else f"{matrix.name}."), matrix.row_start
+            found.append(matrix)
+            found += [
+                Part(prefix + inner.name, start + inner.row_start, start + inner.row_stop)
+                for inner in self.inner_parts(split)
+            ]
         return found

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from glmspectra.checkpoint.records import TensorRecord
-from glmspectra.errors import RequestError
+from glmspectra.errors import CheckpointError, RequestError
 
 if TYPE_CHECKING:
     from glmspectra.checkpoint.reader import Checkpoint
@@ -36,6 +36,7 @@ def select(
     Raises:
         RequestError: a malformed selection, or one that matches nothing, or of which one name does; the message
             lists what there is.
+        CheckpointError: nothing of the selection can be read; the message says why.
     """
     candidates = [record for record in checkpoint.tensors.values() if record.is_matrix]
     if not candidates:
@@ -66,7 +67,41 @@ def select(
         raise RequestError(
             f"no matrix of {checkpoint.path} matches ({asked}): {_what_there_is(checkpoint, candidates)}."
         )
+    if all(record.fault for record in chosen):
+        raise CheckpointError(
+            f"{checkpoint.path}: none of the {len(chosen)} matrices can be read; {chosen[0].name}: {chosen[0].fault}."
+        )
     return chosen
+
+
+def left_out(checkpoint: "Checkpoint") -> dict[str, str]:
+    """Tensors that may pass for weights and are no matrices here, and why; norms, biases and tables are none.
+
+    What cannot be read but has the place of a matrix is not among them: `select` gives it, and its row says so.
+    """
+    found: dict[str, str] = {}
+    for record in checkpoint.tensors.values():
+        if record.is_matrix or len(record.shape) < 2 or record.name.endswith("bias"):
+            continue
+        if record.fault is not None:
+            found[record.name] = record.fault
+        elif 0 in record.shape:
+            found[record.name] = f"its shape {list(record.shape)} holds no number"
+        elif record.is_weight and not record.floating:
+            found[record.name] = f"it holds {record.dtype} and no floating point numbers"
+        elif record.is_weight and not record.rows:
+            found[record.name] = f"its shape {list(record.shape)} is neither a matrix, experts nor a convolution"
+    return found | checkpoint.beside_weights
+
+
+def left_out_sentence(checkpoint: "Checkpoint") -> str | None:
+    """One line on what `left_out` names: the count, one name and its reason; None when there is nothing."""
+    found = left_out(checkpoint)
+    if not found:
+        return None
+    name, reason = next(iter(found.items()))
+    tensors = "1 tensor is" if len(found) == 1 else f"{len(found)} tensors are"
+    return f"{checkpoint.name}: {tensors} left out, {name}{' for one' if len(found) > 1 else ''}: {reason}."
 
 
 def parse_layers(text: str, existing: set[int]) -> set[int] | None:

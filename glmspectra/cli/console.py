@@ -19,3 +19,9 @@ def finish(result: Mapping[str, Any], lines: str | list[str], as_json: bool) -> 
         return
     for line in [lines] if isinstance(lines, str) else lines:
         stdout.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def note(sentence: str | None, quiet: bool = False) -> None:
+    """Print a sentence on stderr as it stands, where there is one and the command is not quiet."""
+    if sentence and not quiet:
+        stderr.print(sentence, highlight=False, markup=False, soft_wrap=True)

@@ -51,9 +51,10 @@ def convert(
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from glmspectra.checkpoint import open_checkpoint
+    from glmspectra.checkpoint.selection import left_out_sentence
     from glmspectra.checkpoint.writing.convert import convert as rewrite
     from glmspectra.checkpoint.writing.shards import shard_bytes
-    from glmspectra.cli.console import finish, stderr
+    from glmspectra.cli.console import finish, note, stderr
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.errors import RequestError
 
@@ -64,6 +65,8 @@ def convert(
         raise RequestError(f"--to {to} keeps every value as it is: leave --dtype out, or cast by a conversion before.")
     columns = (TextColumn("converting"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with open_checkpoint(choose_model(model)) as checkpoint:
+        if dtype is not None:
+            note(left_out_sentence(checkpoint), quiet)
         target = out if out is not None else Path(f"{checkpoint.name}-{to}")
         total = sum(record.nbytes for record in checkpoint.tensors.values())
         kind = checkpoint.config.get("model_type")

@@ -6,12 +6,14 @@ import typer
 
 from glmspectra.cli.options import Device, Json, Model, Out, Quiet
 from glmspectra.cli.selection_options import Exclude, Include, Layers, Matrices, SplitHeads, SplitParts
+from glmspectra.language import text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from glmspectra.checkpoint import Checkpoint
-    from glmspectra.checkpoint.inventory import SpectrumCost
+    from glmspectra.checkpoint.inventory import TensorKind
+    from glmspectra.sweep.cost import SelectionCost
 
 
 NUMBERS = ("layer", "count", "bytes", "flop")  # columns set flush right
@@ -40,16 +42,18 @@ def inspect(
     from dataclasses import asdict
 
     from glmspectra.checkpoint import open_checkpoint, select
-    from glmspectra.checkpoint.inventory import kinds, spectrum_cost
+    from glmspectra.checkpoint.inventory import kinds
+    from glmspectra.checkpoint.selection import left_out, left_out_sentence
     from glmspectra.cli.console import finish
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.json_files import write_json
+    from glmspectra.sweep.cost import selection_cost
 
     parts: bool | str = "heads" if heads else split
     with open_checkpoint(choose_model(model)) as checkpoint:
         records = list(checkpoint.tensors.values())
         chosen = select(checkpoint, layers, matrices, include or (), exclude or ())
-        cost = spectrum_cost(chosen, parts)
+        cost = selection_cost(chosen, parts)
         where, available = _available_memory(device)
         listing = _tensor_table(checkpoint) if tensors else _kind_table(checkpoint)
         result: dict[str, Any] = {
@@ -60,7 +64,7 @@ def inspect(
             "files": checkpoint.file_sizes,
             "parameters": sum(kind.parameters for kind in kinds(records)),
             "bytes": sum(record.nbytes for record in records),
-            "kinds": [asdict(kind) for kind in kinds(records)],
+            "kinds": [_kind_facts(kind) for kind in kinds(records)],
             "tensors": [
                 {
                     "name": record.name,
@@ -75,17 +79,34 @@ def inspect(
                 }
                 for record in records
             ],
-            "svd": asdict(cost) | {"kinds": [asdict(kind) for kind in kinds(chosen)]},
+            "svd": asdict(cost) | {"kinds": [_kind_facts(kind) for kind in kinds(chosen)]},
+            "not_measured": left_out(checkpoint),
+            "unreadable": {record.name: record.fault for record in records if record.is_matrix and record.fault},
             "device": where,
             "memory_available": available,
         }
+        beside = left_out_sentence(checkpoint)
     if out is not None:
         write_json(out, result)
     lines: list[Any] = [_summary(result)]
     if not quiet:
         lines.append(listing)
     lines.append(_cost_lines(cost, where, available))
+    lines += [beside] if beside else []
+    if result["unreadable"]:
+        name, reason = next(iter(result["unreadable"].items()))
+        lines.append(text("terminal-unreadable", count=len(result["unreadable"]), name=name, reason=reason))
     finish(result, lines, as_json)
+
+
+def _kind_facts(kind: "TensorKind") -> dict[str, Any]:
+    """A kind of tensor as the JSON object has it, with the operations of its spectra."""
+    from dataclasses import asdict
+
+    from glmspectra.sweep.cost import spectrum_flops
+
+    facts = asdict(kind)
+    return facts | {"flops": spectrum_flops(facts.pop("sides"))}
 
 
 def _summary(result: dict[str, Any]) -> str:
@@ -97,7 +118,7 @@ def _summary(result: dict[str, Any]) -> str:
     )
 
 
-def _cost_lines(cost: "SpectrumCost", where: str, available: int | None) -> str:
+def _cost_lines(cost: "SelectionCost", where: str, available: int | None) -> str:
     beside = f" of {_bytes(available)} free" if available is not None else ""
     parts = f" ({cost.spectra} spectra with parts)" if cost.spectra != cost.matrices else ""
     matrices = "1 matrix" if cost.matrices == 1 else f"{cost.matrices} matrices"
@@ -117,10 +138,11 @@ def _kind_table(checkpoint: "Checkpoint") -> "Table":
     Norms, biases, tables of angles.
     """
     from glmspectra.checkpoint.inventory import kinds
+    from glmspectra.sweep.cost import spectrum_flops
 
     table = _table("matrix", "layers", "shape", "stored as", "count", "bytes", "flop")
     found = kinds(checkpoint.tensors.values())
-    others = [kind for kind in found if len(kind.shape) != 2]
+    others = [kind for kind in found if not kind.sides and len(kind.shape) != 2]
     for kind in found:
         if kind not in others:
             table.add_row(
@@ -130,7 +152,7 @@ def _kind_table(checkpoint: "Checkpoint") -> "Table":
                 kind.quantization or kind.dtype,
                 str(kind.count),
                 _bytes(kind.nbytes),
-                _flop(kind.flops) if kind.flops else "-",
+                _flop(spectrum_flops(kind.sides)) if kind.sides else "-",
             )
     if others:
         dtypes = ", ".join(sorted({kind.dtype for kind in others}))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glmspectra.cli.console import finish, stderr
+from glmspectra.cli.console import finish, note, stderr
 from glmspectra.errors import GlmspectraError
 from glmspectra.language import both, current, text
 
@@ -46,7 +46,7 @@ def measure(
         raise
     if result.first:
         _tell(result, folder, out, options, report, export_jsonl, as_json, summary_columns)
-    if result.nonfinite:
+    if result.nonfinite or result.unreadable:
         raise typer.Exit(1)
 
 
@@ -61,6 +61,7 @@ def _sweep(
     export_jsonl: bool,
 ) -> tuple["SweepResult", Path]:
     from glmspectra.checkpoint import open_checkpoint, select
+    from glmspectra.checkpoint.selection import left_out_sentence
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.store import RunStore, check_jsonl
     from glmspectra.sweep import source_of, sweep
@@ -70,13 +71,12 @@ def _sweep(
         if export_jsonl:
             pairs = {(record.layer, record.matrix) for record in records if record.layer is not None}
             check_jsonl(pairs, "this selection")
-        if checkpoint.form == "adapter" and not options.quiet:
-            stderr.print(
+        note(left_out_sentence(checkpoint), options.quiet)
+        if checkpoint.form == "adapter":
+            note(
                 f"{checkpoint.name} is an adapter: its factors are measured one by one; `glmspectra delta` gives the "
                 "spectra of the change that they make together.",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
+                options.quiet,
             )
         store = RunStore.of((out or Path()) / TABLES_FOLDER, source_of(checkpoint))
         return sweep(checkpoint, records, options, store), store.folder
@@ -112,7 +112,9 @@ def _tell(
         "measured": result.measured,
         "reused": result.matrices - result.measured,
         "left_out": len({name for asked in run.manifest["requests"].values() for name in asked["left_out"]}),
+        "not_measured": run.manifest["checkpoint"].get("details", {}).get("left_out", {"count": 0, "tensors": {}}),
         "nonfinite": result.nonfinite,
+        "unreadable": result.unreadable,
         "seconds": round(result.seconds, 3),
         "device": result.device,
         "processes": result.processes,
@@ -141,6 +143,9 @@ def _lines(facts: dict[str, Any], result: "SweepResult") -> list[str]:
     if result.nonfinite:
         shown = ", ".join(result.nonfinite[:5]) + (" ..." if len(result.nonfinite) > 5 else "")
         lines.append(text("terminal-nonfinite", count=len(result.nonfinite), names=shown))
+    if result.unreadable:
+        name, reason = next(iter(result.unreadable.items()))
+        lines.append(text("terminal-unreadable", count=len(result.unreadable), name=name, reason=reason))
     if facts["left_out"]:
         lines.append(text("terminal-left-out", matrices=both("terminal-matrices", count=facts["left_out"])))
     for name in ("tables", "jsonl", "report"):

@@ -204,6 +204,8 @@ def _base(
 ) -> "tuple[Path, Run | None]":
     """The model's path and its tables; None where it is not measured and a delta is there instead."""
     from glmspectra.checkpoint import open_checkpoint
+    from glmspectra.checkpoint.selection import left_out_sentence
+    from glmspectra.cli.console import note
     from glmspectra.cli.measuring import TABLES_FOLDER
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.errors import RequestError
@@ -212,6 +214,7 @@ def _base(
 
     path = choose_model(model)
     with open_checkpoint(path) as checkpoint:
+        note(left_out_sentence(checkpoint), quiet)
         store = RunStore.of(root / TABLES_FOLDER, source_of(checkpoint))
         _measure_more(checkpoint, path, store, more, device, quiet)
     base = read_run(store.folder) if (store.folder / "manifest.json").is_file() else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glmspectra.spectra.heavytail import NO_FIT, fit_power_law, hill_alpha
 from glmspectra.spectra.marchenko_pastur import (
@@ -15,6 +16,7 @@ from glmspectra.spectra.marchenko_pastur import (
 from glmspectra.spectra.spectrum import FloatArray, Spectrum
 from glmspectra.spectra.stacked_noise import NoiseBlock, scaled_to_bulk, stacked_noise_edge
 
+BoolArray = NDArray[np.bool_]
 ENERGY_PERCENTS = (50, 80, 90, 95, 99)
 TOP = 12
 
@@ -62,8 +64,11 @@ def summarize_spectrum(
     energy ranks that are reached within k, and the energy share; everything else needs all values and is NaN. A
     spectrum with status 'nonfinite' is NaN throughout.
 
+    A value at or below its own error bound may be 0: it is no spike, no rank and no part of the tail, and a matrix
+    whose smallest value is one has an infinite condition number.
+
     - frobenius_norm sqrt(sum sigma^2); spectral_norm sigma_1; nuclear_norm sum sigma.
-    - condition_number sigma_1 / sigma_min; inf when sigma_min is 0.
+    - condition_number sigma_1 / sigma_min; inf when sigma_min is 0 or cannot be told from it.
     - stable_rank ||W||_F^2 / sigma_1^2 (Rudelson & Vershynin, J. ACM 54(4), 2007).
     - effective_rank exp of the entropy of sigma / sum sigma (Roy & Vetterli, EUSIPCO 2007, eq. 3).
     - participation_ratio (sum sigma^2)^2 / sum sigma^4.
@@ -83,10 +88,9 @@ def summarize_spectrum(
         return row
     row |= _known_from_leading(spectrum)
     if spectrum.complete:
-        sigma = spectrum.sigma
-        row |= _rank_measures(sigma)
+        row |= _rank_measures(spectrum)
         row |= _noise_columns(spectrum, parts, blocks)
-        row |= _tail_columns(sigma, float(row["log_spectral_norm"]))
+        row |= _tail_columns(spectrum.sigma[_known(spectrum)], float(row["log_spectral_norm"]))
     return row
 
 
@@ -147,13 +151,19 @@ def _known_from_leading(spectrum: Spectrum) -> dict[str, float | int]:
     return row
 
 
-def _rank_measures(sigma: FloatArray) -> dict[str, float | int]:
+def _known(spectrum: Spectrum) -> BoolArray:
+    """Which singular values are above their own error bound."""
+    return spectrum.sigma > spectrum.error_bound
+
+
+def _rank_measures(spectrum: Spectrum) -> dict[str, float | int]:
+    sigma, least_known = spectrum.sigma, bool(_known(spectrum)[-1])
     total = float(sigma.sum())
     share = sigma[sigma > 0] / total if total > 0 else np.empty(0)
     squared = sigma**2
     return {
         "nuclear_norm": total,
-        "condition_number": float(sigma[0] / sigma[-1]) if sigma[-1] > 0 else float("inf"),
+        "condition_number": float(sigma[0] / sigma[-1]) if least_known else float("inf"),
         "effective_rank": float(np.exp(-np.sum(share * np.log(share)))) if total > 0 else float("nan"),
         "participation_ratio": _ratio(float(squared.sum() ** 2), float(np.sum(squared**2))),
         f"top{TOP}_share_of_singular_value_sum": _ratio(float(sigma[:TOP].sum()), total),
@@ -173,13 +183,13 @@ def _noise_columns(
     else:
         level = noise_level(sigma, rows, cols)
         edge = noise_edge(level, rows, cols)
-    threshold = optimal_hard_threshold(sigma, rows, cols)
+    threshold, known = optimal_hard_threshold(sigma, rows, cols), _known(spectrum)
     return {
         "mp_sigma": level,
         "mp_edge": edge,
-        "mp_spikes": int((sigma > edge).sum()) if np.isfinite(edge) else float("nan"),
+        "mp_spikes": int((known & (sigma > edge)).sum()) if np.isfinite(edge) else float("nan"),
         "gavish_donoho_threshold": threshold,
-        "gavish_donoho_rank": int((sigma > threshold).sum()),
+        "gavish_donoho_rank": int((known & (sigma > threshold)).sum()),
     }
 
 

@@ -90,6 +90,8 @@ def take_tallies(weight: torch.Tensor, ranges: Mapping[str, slice], edges: Float
     pieces = list(pairwise(cuts))
     # Float64 is rounded to float32 for all but the moments and the norms.
     narrow = weight if half or weight.dtype == torch.float32 else weight.float()
+    if weight.dtype == torch.float64 and bool((torch.isinf(narrow) & torch.isfinite(weight)).any()):
+        weight = narrow  # beyond float32 a value counts as infinite throughout, not in some columns only
     count = count_patterns if half else count_prefixes
     counted = [count(narrow[start:stop]) for start, stop in pieces]
     squares = [squared_norms(weight[start:stop]) for start, stop in pieces]

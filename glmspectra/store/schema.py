@@ -29,7 +29,7 @@ SCHEMA_VERSION = 2
 
 KINDS = ("values", "spectrum")
 QUANTITIES = ("weight", "delta", "merged", "quant_error", "gradient")
-STATUSES = ("ok", "nonfinite")
+STATUSES = ("ok", "nonfinite", "unreadable")
 
 _ARROW = {
     TEXT: pa.string(),

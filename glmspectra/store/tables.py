@@ -81,7 +81,7 @@ def collect(folder: Path, manifest: Mapping[str, Any]) -> Collected:
                     singular_values.append(_singular_values(row, *measurement.singular_values[part]))
                 if part in measurement.histograms:
                     histograms.append(_histogram(row, *measurement.histograms[part]))
-        if any(row["status"] != "ok" for measurement in found[order] for row in measurement.rows):
+        if any(row["status"] == "nonfinite" for measurement in found[order] for row in measurement.rows):
             nonfinite.append(found[order][0].name)
     tables = {
         "matrices": pa.Table.from_pylist(rows, schema=MATRICES),

@@ -1,6 +1,11 @@
-"""What measuring one matrix costs: to share matrices out and to tell the time left."""
+"""What measuring costs: operations and bytes, told before, to share matrices out and to say the time left."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from glmspectra.checkpoint import TensorRecord
 
 # How long an operation of the symmetric eigensolver, (4/3) n^3 of them, takes beside one of the Gram matrix: half of
 # them are matrix-vector products, bound by memory. Measured: 3424 x 2048 on two CPU cores, Gram 0.16 s and eigenvalues
@@ -26,3 +31,68 @@ def spectrum_cost(shapes: Iterable[tuple[int, int]], device: str = "cpu") -> flo
 def value_cost(shapes: Iterable[tuple[int, int]]) -> float:
     """Gram operations for the value distributions of parts of the given (rows, cols)."""
     return sum(VALUE_WEIGHT * rows * cols for rows, cols in shapes)
+
+
+FLOAT64 = 8  # bytes
+# The Gram matrix, the copy that the eigensolver overwrites, and its workspace of about the same size
+# (LAPACK's syevd without vectors needs less; cuSOLVER's about as much).
+GRAM_COPIES = 3
+# Rows are widened to float64 in blocks: 64 MiB and a copy.
+ROW_BLOCKS = 128 << 20
+
+
+@dataclass(frozen=True)
+class SelectionCost:
+    """What `svd` over a selection reads, computes and holds.
+
+    Attributes:
+        matrices: of the selection; a stack of experts has one an expert.
+        spectra: matrices and the parts of them that are asked for.
+        nbytes: stored bytes to read.
+        flops: floating point operations of the exact method, float64.
+        memory: bytes beside the mapped file at the largest matrix.
+        largest: name of that matrix.
+    """
+
+    matrices: int
+    spectra: int
+    nbytes: int
+    flops: int
+    memory: int
+    largest: str
+
+
+def spectrum_flops(shapes: Iterable[tuple[int, int]]) -> int:
+    """Operations of the exact method on matrices of (rows, cols): Gram matrix and reduction to tridiagonal form.
+
+    2 m n^2 + 4/3 n^3 each, for n = min(rows, cols), m = max(rows, cols) (Golub & Van Loan, Matrix Computations, section
+    8.3). Parts cost less than they say beside their whole, since blocks of the Gram matrix are shared.
+    """
+    sides = (sorted(shape) for shape in shapes)
+    return sum(2 * m * n**2 + 4 * n**3 // 3 for n, m in sides)
+
+
+def spectrum_memory(record: "TensorRecord", split: bool | str = False) -> int:
+    """Bytes held beside the mapped file while one matrix is worked on; an estimate from above."""
+    rows, columns = record.rows, record.columns
+    inner = [part.row_stop - part.row_start for part in record.inner_parts(split)]
+    grams = sum(min(height, columns) ** 2 for height in inner)  # a part has its own while the whole's grows
+    dequantised = rows * columns * 4 if record.quantization else 0
+    block = min(ROW_BLOCKS, 2 * rows * columns * FLOAT64)
+    return GRAM_COPIES * FLOAT64 * min(rows, columns) ** 2 + FLOAT64 * grams + dequantised + block
+
+
+def selection_cost(records: Iterable["TensorRecord"], split: bool | str = False) -> SelectionCost:
+    """Add up what the exact spectra of these matrices cost; one that cannot be read costs nothing."""
+    records = [record for record in records if record.fault is None]
+    shapes = [(part.row_stop - part.row_start, r.columns) for r in records for part in r.parts(split)]
+    memory = {record.name: spectrum_memory(record, split) for record in records}
+    largest = max(memory, key=lambda name: memory[name], default="")
+    return SelectionCost(
+        matrices=sum(max(1, record.experts) for record in records),
+        spectra=len(shapes),
+        nbytes=sum(record.nbytes for record in records),
+        flops=spectrum_flops(shapes),
+        memory=memory.get(largest, 0),
+        largest=largest,
+    )

@@ -1,8 +1,8 @@
 """One matrix in, its measurements out: the rows, spectra and histograms that the store keeps."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -13,7 +13,7 @@ from glmspectra.store import Measurement
 from glmspectra.sweep.options import SweepOptions
 
 if TYPE_CHECKING:
-    from glmspectra.checkpoint import TensorRecord
+    from glmspectra.checkpoint import Part, TensorRecord
 
 
 @dataclass(frozen=True)
@@ -36,37 +36,46 @@ class Identity:
             "matrix": record.matrix,
             "part": part,
             "rows": rows,
-            "cols": record.shape[1],
+            "cols": record.columns,
             "dtype": record.quantization or record.dtype,
             "seconds": seconds,
             "status": status,
         }
 
 
-def part_slices(record: "TensorRecord", options: SweepOptions) -> dict[str, slice]:
-    """Part name -> its rows, 'whole' first; the heads too where they are asked for."""
-    split: bool | str = "heads" if options.split == "heads" else options.split == "parts"
-    return {part.name: slice(part.row_start, part.row_stop) for part in record.parts(split)}
-
-
+WHOLE = "whole"
 Vectors = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def begin_values(
-    weight: torch.Tensor, record: "TensorRecord", identity: Identity, options: SweepOptions
-) -> Callable[[], Measurement]:
-    """Read the value distribution of every part of `weight` (rows, cols) on its device.
+def part_slices(record: "TensorRecord", options: SweepOptions) -> dict[str, slice]:
+    """Part -> its rows within a matrix of `record`, 'whole' first; the heads too where they are asked for."""
+    split: bool | str = "heads" if options.split == "heads" else options.split == "parts"
+    inner = {part.name: slice(part.row_start, part.row_stop) for part in record.inner_parts(split)}
+    return {WHOLE: slice(0, record.rows)} | inner
 
-    What is returned gives the measurement when called, from any thread, and holds the weight no more: it is the
-    processor's work. A part with NaN or Inf has the status 'nonfinite'; its columns but the shares describe the finite
-    values.
+
+def _label(part: str, matrix: "Part") -> str:
+    """The part's name in the tables: its own, or that of an expert and of the part inside it."""
+    if matrix.name == WHOLE:
+        return part
+    return matrix.name if part == WHOLE else f"{matrix.name}.{part}"
+
+
+def begin_values(
+    weight: torch.Tensor, record: "TensorRecord", matrix: "Part", identity: Identity, options: SweepOptions
+) -> Callable[[], tuple[Measurement, Vectors]]:
+    """Read the value distribution of every part of `weight` (rows, cols), a matrix of the record, on its device.
+
+    What is returned gives the measurement (and no vectors) when called, from any thread, and holds the weight no more:
+    it is the processor's work. A part with NaN or Inf has the status 'nonfinite'; its columns but the shares describe
+    the finite values.
     """
     start = time.perf_counter()
     parts = part_slices(record, options)
     tallies = read_values(weight, _without_whole(parts))
     reading = time.perf_counter() - start
 
-    def finish() -> Measurement:
+    def finish() -> tuple[Measurement, Vectors]:
         start = time.perf_counter()
         found = {part: distribution_of(tally) for part, tally in tallies.items()}
         seconds = (reading + time.perf_counter() - start) / len(parts)
@@ -74,20 +83,21 @@ def begin_values(
         for part, rows_of_part in parts.items():
             distribution = found[part]
             height = rows_of_part.stop - rows_of_part.start
-            identity_columns = identity.row(record, part, height, seconds, distribution.status)
+            label = _label(part, matrix)
+            identity_columns = identity.row(record, label, height, seconds, distribution.status)
             rows.append({**identity_columns, **distribution.columns})
             edges = np.append(distribution.bin_left, distribution.bin_right[-1])
-            histograms[part] = (edges, distribution.counts)
+            histograms[label] = (edges, distribution.counts)
         position = identity.positions[record.name]
-        return Measurement("values", "weight", None, record.name, position, rows, histograms=histograms)
+        return Measurement("values", "weight", None, record.name, position, rows, histograms=histograms), {}
 
     return finish
 
 
 def begin_spectrum(
-    weight: torch.Tensor, record: "TensorRecord", identity: Identity, options: SweepOptions
+    weight: torch.Tensor, record: "TensorRecord", matrix: "Part", identity: Identity, options: SweepOptions
 ) -> Callable[[], tuple[Measurement, Vectors]]:
-    """Compute the spectrum of every part of `weight` (rows, cols) on its device.
+    """Compute the spectrum of every part of `weight` (rows, cols), a matrix of the record, on its device.
 
     What is returned summarises them when called, like that of `begin_values`, and gives the measurement and the (left,
     right) vectors of each part where asked for. A part with NaN or Inf has the status 'nonfinite' and no spectrum; the
@@ -114,14 +124,14 @@ def begin_spectrum(
         seconds = (computing + time.perf_counter() - start) / len(parts)
         rows, sigmas, vectors = [], {}, {}
         for part in parts:
-            spectrum = found[part]
-            row = identity.row(record, part, spectrum.rows, seconds, spectrum.status)
+            spectrum, label = found[part], _label(part, matrix)
+            row = identity.row(record, label, spectrum.rows, seconds, spectrum.status)
             row["method"] = spectrum.method
             if spectrum.status == "ok":
                 row |= summaries[part]
-                sigmas[part] = (spectrum.sigma, spectrum.error_bound)
+                sigmas[label] = (spectrum.sigma, spectrum.error_bound)
             if spectrum.vectors is not None:
-                vectors[part] = (spectrum.vectors.left, spectrum.vectors.right)
+                vectors[label] = (spectrum.vectors.left, spectrum.vectors.right)
             rows.append(row)
         position = identity.positions[record.name]
         return Measurement("spectrum", "weight", None, record.name, position, rows, sigmas), vectors
@@ -129,12 +139,30 @@ def begin_spectrum(
     return finish
 
 
+def join(measured: Sequence[tuple[Measurement, Vectors]]) -> tuple[Measurement, Vectors]:
+    """The measurements of the experts of one tensor as one, in their order; of a single matrix, itself."""
+    first, vectors = measured[0][0], dict(measured[0][1])
+    rows, sigmas, histograms = list(first.rows), dict(first.singular_values), dict(first.histograms)
+    for measurement, more in measured[1:]:
+        rows += measurement.rows
+        sigmas |= measurement.singular_values
+        histograms |= measurement.histograms
+        vectors |= more
+    return replace(first, rows=rows, singular_values=sigmas, histograms=histograms), vectors
+
+
+def unreadable(kind: str, record: "TensorRecord", identity: Identity) -> Measurement:
+    """The row of a weight that cannot be read (`record.fault` says why): its place, and no number."""
+    row = identity.row(record, WHOLE, record.rows, 0.0, "unreadable")
+    return Measurement(kind, "weight", None, record.name, identity.positions[record.name], [row])
+
+
 def noise_blocks(weight: torch.Tensor, record: "TensorRecord") -> list[NoiseBlock]:
     """Heights and scales of the parts of a fused matrix of shape (rows, cols); none where it is not fused."""
-    fused = [slice(part.row_start, part.row_stop) for part in record.parts(True) if part.name != "whole"]
+    fused = [slice(part.row_start, part.row_stop) for part in record.fused_parts]
     return entry_scales(weight, fused)
 
 
 def _without_whole(parts: Mapping[str, slice]) -> dict[str, slice]:
     """What `spectra` takes as parts; it measures the whole in any case."""
-    return {part: rows for part, rows in parts.items() if part != "whole"}
+    return {part: rows for part, rows in parts.items() if part != WHOLE}

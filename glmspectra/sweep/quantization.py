@@ -34,6 +34,7 @@ def sweep_quantization_error(
     """
     if form not in FORMS:
         raise RequestError(f"--quantized {form}: choose one of {', '.join(FORMS)}.")
+    records = [record for record in records if not record.experts]  # a rank is chosen for a layer, not for an expert
     stored_so = [record.name for record in records if record.quantization]
     if stored_so:
         raise RequestError(
@@ -45,9 +46,9 @@ def sweep_quantization_error(
     todo = set(store.begin([request], place)[request.key])
     work = [record for record in records if record.name in todo]
     positions = {name: position for position, name in enumerate(checkpoint.tensors)}
-    costs = {record.name: spectrum_cost([(record.shape[0], record.shape[1])]) / 10 for record in work}
+    costs = {record.name: spectrum_cost([(record.rows, record.columns)]) / 10 for record in work}
     with SweepProgress(len(work), sum(costs.values()), quiet, f"W - {form}(W)") as progress:
-        for record, weight in read_ahead(checkpoint, work):
+        for record, _, weight in read_ahead(checkpoint, work):
             start = time.perf_counter()
             error = weight.float() - quantized_copy(weight, form)
             store.write(request, _measurement(checkpoint, record, error, form, top_k, place, positions, start))
@@ -65,7 +66,7 @@ def _measurement(
     positions: dict[str, int],
     start: float,
 ) -> Measurement:
-    spectrum = spectra_of(error, method="topk", k=min(top_k, *record.shape), device=device)["whole"]
+    spectrum = spectra_of(error, method="topk", k=min(top_k, record.rows, record.columns), device=device)["whole"]
     row = {
         "checkpoint": checkpoint.name,
         "fingerprint": checkpoint.fingerprint,
@@ -75,8 +76,8 @@ def _measurement(
         "layer": record.layer,
         "matrix": record.matrix,
         "part": "whole",
-        "rows": record.shape[0],
-        "cols": record.shape[1],
+        "rows": record.rows,
+        "cols": record.columns,
         "dtype": form,
         "method": spectrum.method,
         "seconds": time.perf_counter() - start,

@@ -9,7 +9,7 @@ import torch
 from glmspectra.spectra.transfer import to_device
 
 if TYPE_CHECKING:
-    from glmspectra.checkpoint import Checkpoint, TensorRecord
+    from glmspectra.checkpoint import Checkpoint, Part, TensorRecord
 
 # Anonymous bytes that the current and the next matrix may hold together. What is stored plainly is mapped
 # from its file and counts
@@ -23,46 +23,42 @@ _PAGE = 4096
 
 def read_ahead(
     checkpoint: "Checkpoint", records: Sequence["TensorRecord"], device: str = "cpu"
-) -> Iterator[tuple["TensorRecord", torch.Tensor]]:
-    """Yield (record, tensor on `device`) in order, one thread reading the next tensor meanwhile.
+) -> Iterator[tuple["TensorRecord", "Part", torch.Tensor]]:
+    """Yield (record, matrix, tensor on `device`) in order, one thread reading the next matrix meanwhile.
 
-    The tensor is valid until the next one is asked for; its mapped pages are given back then. Errors of
-    reading (CheckpointError) are raised where the tensor would have been yielded, after those before it.
+    A record has one matrix, `whole`; a stack of experts has one an expert, each read alone. The tensor is valid until
+    the next one is asked for; its mapped pages are given back then. Errors of reading (CheckpointError) are raised
+    where the tensor would have been yielded, after those before it.
     """
     reader = ThreadPoolExecutor(1, thread_name_prefix="glmspectra-read")
     # Its own stream lets the next matrix travel to the device while the current one is computed there.
     stream = torch.cuda.Stream(device) if device != "cpu" else None
+    matrices = [(record, index) for record in records for index in range(max(1, record.experts))]
     try:
         coming: Future[torch.Tensor] | None = None
-        for index, record in enumerate(records):
-            tensor = (coming or reader.submit(_read, checkpoint, record, device, stream)).result()
+        for position, (record, index) in enumerate(matrices):
+            tensor = (coming or reader.submit(_read, checkpoint, record, index, device, stream)).result()
             coming = None
-            if index + 1 < len(records):
-                following = records[index + 1]
-                if anonymous_bytes(record) + anonymous_bytes(following) <= READ_AHEAD_CEILING:
-                    coming = reader.submit(_read, checkpoint, following, device, stream)
-            yield record, tensor
+            if position + 1 < len(matrices):
+                following = matrices[position + 1]
+                if anonymous_bytes(record) + anonymous_bytes(following[0]) <= READ_AHEAD_CEILING:
+                    coming = reader.submit(_read, checkpoint, *following, device, stream)
+            yield record, record.matrix_parts[index], tensor
             del tensor
-            checkpoint.release(record.name)
+            checkpoint.release(record.name, index if record.experts else None)
     finally:
         reader.shutdown(wait=True, cancel_futures=True)
 
 
 def anonymous_bytes(record: "TensorRecord") -> int:
-    """Bytes of own memory that the tensor takes once read.
-
-    Float32 for a quantised one, none for a mapped one.
-    """
-    if record.quantization is None:
-        return 0
-    rows, cols = record.shape
-    return 4 * rows * cols
+    """Bytes of own memory that a matrix takes once read: float32 for a quantised one, none for a mapped one."""
+    return 0 if record.quantization is None else 4 * record.rows * record.columns
 
 
 def _read(
-    checkpoint: "Checkpoint", record: "TensorRecord", device: str, stream: torch.cuda.Stream | None
+    checkpoint: "Checkpoint", record: "TensorRecord", index: int, device: str, stream: torch.cuda.Stream | None
 ) -> torch.Tensor:
-    tensor = checkpoint.read(record.name)
+    tensor = checkpoint.read_matrix(record, index)
     if stream is not None:
         with torch.cuda.stream(stream):
             return to_device(tensor, torch.device(device))  # complete on return: it waits for the stream

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from glmspectra.checkpoint.fingerprint import WHOLE_UP_TO
+from glmspectra.checkpoint.selection import left_out
 from glmspectra.device import choose_device
 from glmspectra.errors import GlmspectraError
 from glmspectra.store import Measurement, Request, RunStore, Source
 from glmspectra.sweep.cost import spectrum_cost, value_cost
-from glmspectra.sweep.measure import Identity, Vectors, begin_spectrum, begin_values, part_slices
+from glmspectra.sweep.measure import Identity, Vectors, begin_spectrum, begin_values, join, part_slices, unreadable
 from glmspectra.sweep.options import SweepOptions
 from glmspectra.sweep.processes import Processes, joined_processes, share_out
 from glmspectra.sweep.progress import SweepProgress
@@ -26,21 +26,25 @@ from glmspectra.sweep.readahead import read_ahead
 if TYPE_CHECKING:
     import torch
 
-    from glmspectra.checkpoint import Checkpoint, TensorRecord
+    from glmspectra.checkpoint import Checkpoint, Part, TensorRecord
+
+
+MOST_NAMED = 20  # tensors that are left out, by name, in the manifest
 
 
 @dataclass(frozen=True)
 class SweepResult:
     """What a sweep did, the same in every process but for `first`.
 
-    matrices: how many were asked for; measured: how many of them were read now, the others were finished
-    before; nonfinite: names of those with NaN or Inf. seconds: wall time. first: whether this is process 0,
-    which speaks for all.
+    matrices: how many were asked for; measured: how many of them were read now, the others were finished before;
+    nonfinite: names of those with NaN or Inf; unreadable: name -> why, of those that cannot be read. seconds: wall
+    time. first: whether this is process 0, which speaks for all.
     """
 
     matrices: int
     measured: int
     nonfinite: list[str]
+    unreadable: dict[str, str]
     seconds: float
     bytes_read: int
     device: str
@@ -61,7 +65,9 @@ def source_of(checkpoint: "Checkpoint") -> Source:
         for file in checkpoint.files
     )
     path = str(checkpoint.path.resolve())
-    return Source(checkpoint.name, checkpoint.fingerprint, path, checkpoint.form, files)
+    found = left_out(checkpoint)
+    details = {"left_out": {"count": len(found), "tensors": dict(list(found.items())[:MOST_NAMED])}} if found else {}
+    return Source(checkpoint.name, checkpoint.fingerprint, path, checkpoint.form, files, details)
 
 
 def sweep(
@@ -99,6 +105,7 @@ def sweep(
             matrices=len(records),
             measured=len(work),
             nonfinite=[name for name in manifest["nonfinite"] if name in asked],
+            unreadable={record.name: record.fault for record in records if record.fault is not None},
             seconds=seconds,
             bytes_read=sum(record.nbytes for record in work),
             device=device,
@@ -139,6 +146,7 @@ def _measure(
     costs = {record.name: _cost(record, options, device) for record in share}
     label = "measuring" if processes.count == 1 else f"process 0 of {processes.count}"
     quiet = options.quiet or processes.rank > 0
+    writer = _Writer(checkpoint, store)
 
     with (
         SweepProgress(len(share), sum(costs.values()), quiet, label) as progress,
@@ -146,48 +154,58 @@ def _measure(
         ThreadPoolExecutor(1, thread_name_prefix="glmspectra-finish") as aside,
     ):
         finishing: Future[None] | None = None
-        for record, weight in read_ahead(checkpoint, share, device):
+        for record in share:
+            if record.fault is not None:
+                for request in requests:
+                    if record.name in todo[request.key]:
+                        store.write(request, unreadable(request.kind, record, identity))
+                progress.advance(record.nbytes, costs[record.name])
+        sound = [record for record in share if record.fault is None]
+        for record, matrix, weight in read_ahead(checkpoint, sound, device):
             asked = [request for request in requests if record.name in todo[request.key]]
-            keep = partial(_keep, checkpoint, store, record.name)
-            rest = [_begin_one(request, weight, record, identity, options, keep) for request in asked]
+            rest = [_begin_one(request, weight, record, matrix, identity, options, writer) for request in asked]
             del weight  # it is not to be held beside the next one
             if finishing is not None:
                 finishing.result()  # one in flight; its error is raised here
-            finishing = aside.submit(_finish, rest, progress, record.nbytes, costs[record.name])
+            share_of = 1 / max(1, record.experts)
+            finishing = aside.submit(_finish, rest, progress, record.nbytes * share_of, costs[record.name] * share_of)
         if finishing is not None:
             finishing.result()
+
+
+class _Writer:
+    """Writes what was measured of a tensor once all its matrices are there (a stack of experts has several)."""
+
+    def __init__(self, checkpoint: "Checkpoint", store: RunStore):
+        self.checkpoint, self.store = checkpoint, store
+        self._measured: dict[tuple[str, str], list[tuple[Measurement, Vectors]]] = {}
+
+    def take(
+        self, request: Request, record: "TensorRecord", matrix: "Part", measured: tuple[Measurement, Vectors]
+    ) -> None:
+        waiting = self._measured.setdefault((request.key, record.name), [])
+        waiting.append(measured)
+        if matrix.row_stop == record.rows * max(1, record.experts):  # the last one
+            self.checkpoint.check_unchanged(record.name)  # not replaced while it was read
+            self.store.write(request, *join(self._measured.pop((request.key, record.name))))
 
 
 def _begin_one(
     request: Request,
     weight: "torch.Tensor",
     record: "TensorRecord",
+    matrix: "Part",
     identity: Identity,
     options: SweepOptions,
-    keep: Callable[..., None],
+    writer: _Writer,
 ) -> Callable[[], None]:
     """Do the device's share of one measurement; the processor's, and the writing, are left to what is returned."""
-    if request.kind == "values":
-        values = begin_values(weight, record, identity, options)
-        return lambda: keep(request, values())
-    spectrum = begin_spectrum(weight, record, identity, options)
-    return lambda: keep(request, *spectrum())
+    begin = begin_values if request.kind == "values" else begin_spectrum
+    finish = begin(weight, record, matrix, identity, options)
+    return lambda: writer.take(request, record, matrix, finish())
 
 
-def _keep(
-    checkpoint: "Checkpoint",
-    store: RunStore,
-    name: str,
-    request: Request,
-    measurement: Measurement,
-    vectors: Vectors | None = None,
-) -> None:
-    """Store a measurement of the tensor `name`, unless its file was replaced while it was read."""
-    checkpoint.check_unchanged(name)
-    store.write(request, measurement, vectors)
-
-
-def _finish(rest: list[Callable[[], None]], progress: SweepProgress, nbytes: int, cost: float) -> None:
+def _finish(rest: list[Callable[[], None]], progress: SweepProgress, nbytes: float, cost: float) -> None:
     for step in rest:
         step()
     progress.advance(nbytes, cost)
@@ -213,6 +231,7 @@ def _raise_first(errors: list[GlmspectraError | None]) -> None:
 
 
 def _cost(record: "TensorRecord", options: SweepOptions, device: str) -> float:
-    shapes = [(rows.stop - rows.start, record.shape[1]) for rows in part_slices(record, options).values()]
+    shapes = [(rows.stop - rows.start, record.columns) for rows in part_slices(record, options).values()]
+    shapes *= max(1, record.experts)
     cost = value_cost(shapes) if options.values else 0.0
     return cost + (spectrum_cost(shapes, device) if options.spectrum else 0.0)

@@ -222,7 +222,7 @@ def test_broken_config(tmp_path):
     (tmp_path / "config.json").write_text("{,}")
     assert "config.json is not JSON" in refusal(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    assert "config.json holds no JSON object" in refusal(tmp_path)
+    assert "config.json holds a list where a JSON object was expected" in refusal(tmp_path)
 
 
 def test_file_that_may_not_be_read(tmp_path, monkeypatch):

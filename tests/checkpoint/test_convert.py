@@ -119,7 +119,7 @@ def test_interrupted_it_goes_on_after_the_last_verified_shard(source, tmp_path, 
     assert sorted(p.name for p in out.iterdir() if p.name.startswith(".")) == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "source"]
     with open_checkpoint(out) as checkpoint:
-        assert all(same(checkpoint.read(name), tensor) for name, tensor in tensors.items())
+        assert all(same(checkpoint.read_stored(name), tensor) for name, tensor in tensors.items())
 
 
 def test_nothing_of_another_source_is_taken_up(source, tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_nothing_of_another_source_is_taken_up(source, tmp_path, monkeypatch):
     with open_checkpoint(folder) as checkpoint:
         assert convert(checkpoint, out, shard_bytes=SHARD).resumed == 0
     with open_checkpoint(out) as checkpoint:
-        assert all(same(checkpoint.read(name), tensor) for name, tensor in tensors.items())
+        assert all(same(checkpoint.read_stored(name), tensor) for name, tensor in tensors.items())
 
 
 def test_what_was_written_wrongly_is_noticed(source, tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from glmspectra.checkpoint import open_checkpoint, select
-from glmspectra.checkpoint.inventory import kinds, layer_ranges, spectrum_cost, spectrum_flops
+from glmspectra.checkpoint.inventory import kinds, layer_ranges
+from glmspectra.sweep.cost import selection_cost, spectrum_flops
 from tests.checkpoint.made_checkpoints import CONFIG, chatglm2_tensors, run_command, write
 
 
@@ -31,24 +32,24 @@ def test_kinds_count_every_tensor_once(model):
     by_name = {kind.matrix: kind for kind in found}
     assert (by_name["query_key_value"].layers, by_name["query_key_value"].shape) == ("0-2", (64, 32))
     assert by_name["output_layer"].layers == ""
-    assert by_name["dense_4h_to_h"].flops == 3 * spectrum_flops(32, 48)
-    assert by_name["query_key_value.bias"].flops == 0
+    assert by_name["dense_4h_to_h"].sides == 3 * ((32, 48),)
+    assert by_name["query_key_value.bias"].sides == ()
 
 
 def test_operations_of_the_exact_method():
     # 2 m n^2 + 4/3 n^3; the smaller side is n, whichever it is
-    assert spectrum_flops(13696, 4096) == 2 * 13696 * 4096**2 + 4 * 4096**3 // 3
-    assert spectrum_flops(4096, 13696) == spectrum_flops(13696, 4096)
+    assert spectrum_flops([(13696, 4096)]) == 2 * 13696 * 4096**2 + 4 * 4096**3 // 3
+    assert spectrum_flops([(4096, 13696)]) == spectrum_flops([(13696, 4096)])
 
 
 def test_parts_add_to_the_cost(model):
     with open_checkpoint(model) as checkpoint:
         records = select(checkpoint, "0", "query_key_value")
-        whole, split, heads = (spectrum_cost(records, split) for split in (False, True, "heads"))
+        whole, split, heads = (selection_cost(records, split) for split in (False, True, "heads"))
     assert (whole.matrices, whole.spectra, split.spectra, heads.spectra) == (1, 1, 4, 12)
     assert whole.flops < split.flops < heads.flops
     assert whole.memory < split.memory < heads.memory
-    assert split.flops - whole.flops == sum(spectrum_flops(rows, 32) for rows in (32, 16, 16))
+    assert split.flops - whole.flops == spectrum_flops((rows, 32) for rows in (32, 16, 16))
 
 
 def test_json_is_one_object(model, capsys, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from glmspectra.checkpoint import Part
 from glmspectra.device import choose_device
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.sweep import SweepOptions, progress, readahead
@@ -58,7 +59,8 @@ class FakeCheckpoint:
         self.seconds, self.fails_at = seconds, fails_at
         self.events, self.lock = [], threading.Lock()
 
-    def read(self, name):
+    def read_matrix(self, record, expert=0):
+        name = record.name
         if name == self.fails_at:
             raise CheckpointError(f"{name} is truncated.")
         time.sleep(self.seconds)
@@ -66,13 +68,21 @@ class FakeCheckpoint:
             self.events.append(("read", name))
         return torch.ones(64, 64)
 
-    def release(self, name):
+    def release(self, name, expert=None):
         with self.lock:
             self.events.append(("release", name))
 
 
 def record(name, shape=(64, 64), quantization=None):
-    return SimpleNamespace(name=name, shape=shape, quantization=quantization)
+    rows, columns = shape
+    return SimpleNamespace(
+        name=name,
+        rows=rows,
+        columns=columns,
+        quantization=quantization,
+        experts=0,
+        matrix_parts=[Part("whole", 0, rows)],
+    )
 
 
 def test_reading_overlaps_with_computing():
@@ -89,7 +99,7 @@ def test_every_tensor_is_released_and_at_most_two_are_held():
     checkpoint = FakeCheckpoint()
     names = [str(number) for number in range(5)]
     seen = []
-    for r, _ in read_ahead(checkpoint, [record(name) for name in names]):
+    for r, _, _ in read_ahead(checkpoint, [record(name) for name in names]):
         time.sleep(0.02)  # time enough to read as far ahead as it would
         seen.append(r.name)
     assert seen == names
@@ -115,7 +125,7 @@ def test_two_large_dequantised_matrices_are_never_held_together():
 def test_an_unreadable_tensor_is_raised_in_its_turn():
     checkpoint, seen = FakeCheckpoint(fails_at="2"), []
     with pytest.raises(CheckpointError, match="2 is truncated"):
-        for r, _ in read_ahead(checkpoint, [record(str(number)) for number in range(4)]):
+        for r, _, _ in read_ahead(checkpoint, [record(str(number)) for number in range(4)]):
             seen.append(r.name)
     assert seen == ["0", "1"], "those before it are measured first"
 
@@ -133,9 +143,9 @@ def test_leaving_early_stops_the_reader():
 def test_reading_touches_every_page(tmp_path, monkeypatch):
     np.arange(1 << 20, dtype=np.float16).tofile(tmp_path / "weights")
     mapped = torch.from_file(str(tmp_path / "weights"), size=1 << 20, dtype=torch.float16).view(1024, 1024)
-    checkpoint = SimpleNamespace(read=lambda name: mapped, release=lambda name: None)
+    checkpoint = SimpleNamespace(read_matrix=lambda record, expert: mapped, release=lambda name: None)
     before = _file_pages()
-    readahead._read(checkpoint, record("a", (1024, 1024)), "cpu", None)
+    readahead._read(checkpoint, record("a", (1024, 1024)), 0, "cpu", None)
     assert _file_pages() - before >= 1 << 20, "most of the 2 MiB are mapped in"
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from glmspectra.checkpoint.formats.chatglm_int import CHUNK, row_chunks
+from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
 from glmspectra.errors import CheckpointError
 
 STATE_PREFIX = ".quant_state.bitsandbytes__"
@@ -33,6 +34,65 @@ class State4bit:
     nested_offset: float
 
 
+def recognise(name: str, files: Files) -> Logical | None:
+    """The weight of four bits with its quant_state, or of eight with its row maxima `SCB`."""
+    if not name.endswith("weight"):
+        return None
+    for kind in ("nf4", "fp4"):
+        if name + STATE_PREFIX + kind in files.stored:
+            return _four_bits(name, name + STATE_PREFIX + kind, files)
+    if files.stored[name].dtype == "int8" and name.removesuffix("weight") + "SCB" in files.stored:
+        return _eight_bits(name, name.removesuffix("weight"), files)
+    if files.method == "bitsandbytes" and files.stored[name].dtype in ("uint8", "int8"):
+        what = "its quant_state" if files.stored[name].dtype == "uint8" else f"{name.removesuffix('weight')}SCB"
+        fault = f"it is quantised by bitsandbytes and {what} is missing; save the model again"
+        return files.weight(files.stored[name].shape, "bitsandbytes", [name], fault=fault)
+    return None
+
+
+def _four_bits(name: str, state_name: str, files: Files) -> Logical:
+    needed = [name + suffix for suffix in STATE_SUFFIXES]
+    parts = [name, *(part for part in needed if part in files.stored), state_name]
+    try:
+        state = parse_state(name, files.read(state_name))
+    except CheckpointError as error:
+        return files.weight(files.stored[name].shape, "bitsandbytes", parts, fault=str(error))
+    needed = needed[:2] if state.nested_blocksize is None else needed
+    absent = [part for part in needed if part not in files.stored]
+    fault = f"it is a bitsandbytes {state.kind} weight and {absent[0]} is missing" if absent else None
+    count = math.prod(state.shape)
+    if not absent and (
+        min(state.shape, default=0) < 0
+        or math.prod(files.stored[name].shape) != -(-count // 2)
+        or math.prod(files.stored[name + ".absmax"].shape) != -(-count // state.blocksize)
+    ):
+        fault = (
+            f"{unlike(f'bitsandbytes {state.kind}', files, name, name + '.absmax')}; its state says {list(state.shape)}"
+        )
+
+    def dequantize(tensors: Tensors) -> torch.Tensor:
+        return dequantize_4bit(name, state, tensors)
+
+    return files.weight(state.shape, state.kind, parts, None if fault else dequantize, fault)
+
+
+def _eight_bits(name: str, module: str, files: Files) -> Logical:
+    parts = [name, module + "SCB", *(part for part in (module + "weight_format",) if part in files.stored)]
+    shape, fault = files.stored[name].shape, None
+    if len(parts) == 3 and files.number(parts[2]) != 0:
+        fault = (
+            "it is stored in an 8-bit order of an old GPU, not row by row: save it again "
+            "with a bitsandbytes of 0.45 or later"
+        )
+    elif len(shape) != 2 or math.prod(files.stored[parts[1]].shape) != shape[0]:
+        fault = unlike("bitsandbytes' int8 (one maximum a row)", files, *parts[:2])
+
+    def dequantize(tensors: Tensors) -> torch.Tensor:
+        return dequantize_8bit(tensors[name], tensors[parts[1]])
+
+    return files.weight(shape, "llm_int8", parts, None if fault else dequantize, fault)
+
+
 def parse_state(name: str, raw: torch.Tensor) -> State4bit:
     """Read the JSON that bitsandbytes stores as a uint8 tensor.
 
@@ -41,16 +101,19 @@ def parse_state(name: str, raw: torch.Tensor) -> State4bit:
     try:
         state: dict[str, Any] = json.loads(bytes(raw.tolist()))
         nested = state.get("nested_blocksize")
-        return State4bit(
+        parsed = State4bit(
             kind=str(state["quant_type"]),
             shape=tuple(int(n) for n in state["shape"]),
             blocksize=int(state["blocksize"]),
             nested_blocksize=None if nested is None else int(nested),
             nested_offset=float(state.get("nested_offset") or 0.0),
         )
+        if parsed.blocksize < 1 or min(parsed.shape, default=0) < 0 or (parsed.nested_blocksize or 1) < 1:
+            raise ValueError("a size that cannot be")
+        return parsed
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"The quantisation state of {name} cannot be read ({type(error).__name__}: {error}): save the model again."
+            f"the quantisation state of {name} cannot be read ({type(error).__name__}: {error}): save the model again"
         ) from None
 
 

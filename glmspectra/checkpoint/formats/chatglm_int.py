@@ -8,11 +8,46 @@ its high half: (rows, columns / 2) int8. This is the form that the 2023 code of 
 
 import torch
 
+from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
 from glmspectra.errors import CheckpointError, RequestError
 
 BITS = (4, 8)
 # Rows are worked on in pieces of about this many numbers, so that temporaries stay small beside the result.
 CHUNK = 1 << 22
+
+
+def recognise(name: str, files: Files) -> Logical | None:
+    """The weight of an int8 `X.weight` with `X.weight_scale`, one a row."""
+    entry, scale = files.stored[name], name + "_scale"
+    if entry.dtype != "int8" or not name.endswith("weight") or scale not in files.stored:
+        return None
+    parts = [name, scale]
+    if len(entry.shape) != 2 or files.stored[scale].shape not in ((entry.shape[0],), (entry.shape[0], 1)):
+        fault = unlike("int8 rows with one scale each", files, *parts)
+        return files.weight(entry.shape, "int8", parts, fault=fault)
+    bits = _bits_of(entry.shape[1], files)
+    if bits is None:
+        fault = 'whether it holds 4 or 8 bits a number cannot be told: give "quantization_bit" in config.json'
+        return files.weight(entry.shape, "int8", parts, fault=fault)
+
+    def dequantize(tensors: Tensors) -> torch.Tensor:
+        return dequantize_rows(tensors[name], tensors[scale].float(), bits)
+
+    return files.weight((entry.shape[0], entry.shape[1] * 8 // bits), f"int{bits}", parts, dequantize)
+
+
+def _bits_of(width: int, files: Files) -> int | None:
+    """4 or 8, as the configuration says, else the one by which the width is one that the configuration knows."""
+    config = files.config
+    stated = config.get("quantization_bit")
+    if stated in BITS and isinstance(stated, int):
+        return stated
+    heads, size = config.get("num_attention_heads"), config.get("kv_channels")
+    widths = {config.get("hidden_size"), config.get("ffn_hidden_size")}
+    if isinstance(heads, int) and isinstance(size, int):
+        widths.add(heads * size)
+    fitting = [bits for bits in BITS if width * 8 // bits in widths]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def pack_int4(values: torch.Tensor) -> torch.Tensor:

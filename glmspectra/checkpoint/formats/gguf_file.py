@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from glmspectra.checkpoint.formats.chatglm_int import row_chunks
+from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors
 from glmspectra.checkpoint.records import StoredTensor
 from glmspectra.errors import CheckpointError, MissingExtraError
 
@@ -33,6 +34,19 @@ CONFIG_WORDS = {
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
 }
+
+
+def recognise(name: str, files: Files) -> Logical | None:
+    """The weight of a tensor of quantised blocks."""
+    entry = files.stored[name]
+    if not entry.dtype.startswith("gguf:"):
+        return None
+    kind, shape = entry.dtype.removeprefix("gguf:"), entry.shape
+
+    def blocks(tensors: Tensors) -> torch.Tensor:
+        return dequantize(tensors[name], kind, shape[-2:])  # of a stack, one expert
+
+    return Logical(shape, "uint8", entry.nbytes, entry.file, (name,), entry.dtype, blocks)
 
 
 class GgufFile:

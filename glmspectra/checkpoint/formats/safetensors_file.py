@@ -8,13 +8,15 @@ data.
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from glmspectra.checkpoint.records import StoredTensor
 from glmspectra.errors import CheckpointError
+from glmspectra.json_files import explain
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -36,11 +38,19 @@ DTYPES = {
 }
 if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7
     DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
+# Types of the format's specification that torch has not, and their bits: told by name, not read.
+BITS_OF_OTHERS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8, "C128": 128}
+MAXIMUM_ELEMENTS = 2**48  # of one tensor; the largest matrix of a published model has 2^32
 MAXIMUM_HEADER = 100_000_000  # bytes; the limit of the safetensors package itself
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def stored_name(dtype: str) -> str:
+    """The dtype of a header by torch's name; `safetensors:F4` of one that torch has not."""
+    return dtype_name(DTYPES[dtype]) if dtype in DTYPES else f"safetensors:{dtype}"
 
 
 class SafetensorsFile:
@@ -49,7 +59,7 @@ class SafetensorsFile:
     def __init__(self, path: Path):
         self.path = path
         self.entries = {
-            name: StoredTensor(name, shape, dtype_name(DTYPES[dtype]), stop - start, path.name)
+            name: StoredTensor(name, shape, stored_name(dtype), stop - start, path.name)
             for name, (dtype, shape, start, stop) in read_header(path).items()
         }
         self._handle: Any = None
@@ -114,21 +124,36 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
 
 def _checked_entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     try:
-        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-        start, stop = (int(offset) for offset in entry["data_offsets"])
-    except (TypeError, KeyError, ValueError, OverflowError):
+        checked = _Entry.model_validate(entry, strict=True)
+    except ValidationError as error:
         raise CheckpointError(
-            f"{path}: the header entry of tensor {name} is malformed: fetch the file again."
+            f"{path}: the header entry of tensor {name} is malformed ({explain(error, 2)}): fetch the file again."
         ) from None
-    if dtype not in DTYPES:
-        raise CheckpointError(f"{path}: tensor {name} has dtype {dtype}, which is not one of {', '.join(DTYPES)}.")
-    due = math.prod(shape) * DTYPES[dtype].itemsize
-    if min(shape, default=0) < 0 or start < 0 or stop - start != due:
+    dtype, shape, (start, stop) = checked.dtype, tuple(checked.shape), checked.data_offsets
+    if dtype not in DTYPES and dtype not in BITS_OF_OTHERS:
+        known = ", ".join(dict.fromkeys([*DTYPES, *BITS_OF_OTHERS]))
+        raise CheckpointError(f"{path}: tensor {name} has dtype {dtype}, which is not one of {known}.")
+    count = math.prod(shape)
+    if count > MAXIMUM_ELEMENTS:
+        raise CheckpointError(
+            f"{path}: tensor {name} of shape {list(shape)} has more than 2^48 numbers: fetch it again."
+        )
+    due = -(-count * (8 * DTYPES[dtype].itemsize if dtype in DTYPES else BITS_OF_OTHERS[dtype]) // 8)
+    if stop - start != due:
         raise CheckpointError(
             f"{path}: tensor {name} of shape {list(shape)} and dtype {dtype} takes {due} bytes, "
             f"but the header gives it {stop - start}: shape or dtype is wrong there."
         )
     return dtype, shape, start, stop
+
+
+class _Entry(BaseModel):
+    """One tensor of a header."""
+
+    model_config = ConfigDict(extra="forbid")
+    dtype: str
+    shape: list[Annotated[int, Field(ge=0)]]
+    data_offsets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
 
 
 class _ListedTwice(Exception):

@@ -10,25 +10,36 @@ from typing import Any
 
 import torch
 
-from glmspectra.checkpoint.formats.safetensors_file import dtype_name
+from glmspectra.checkpoint.formats.torch_kinds import stored_dtype
 from glmspectra.checkpoint.records import StoredTensor
 from glmspectra.errors import CheckpointError
 
 # Trainers put the weights under one of these words, beside step counts and optimiser states.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+# What trainers keep beside them.
+OF_TRAINERS = (
+    *("optimizer", "optimizer_state_dict", "optimizer_states", "optim", "lr_scheduler", "lr_schedulers", "scheduler"),
+    *("scheduler_state_dict", "rng_state", "random_rng_state", "np_rng_state", "torch_rng_state", "cuda_rng_state"),
+    *("rng_tracker_states", "scaler", "grad_scaler", "callbacks", "loops", "args", "opt_param_scheduler"),
+)
+MOST_ENTRIES = 100_000  # looked at for tensors, in one entry
 
 
 class TorchFile:
     """One file of `torch.save`: `entries` by name; `read` maps a tensor.
 
     Files in torch's form of before 2020 (no zip archive) cannot be mapped and are held in memory while open.
+
+    Attributes:
+        beside: Entries that hold tensors in a further dictionary or list, which are not read, and why.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self._tensors: dict[str, torch.Tensor] | None = None
+        self.beside: dict[str, str] = {}
         self.entries = {
-            name: StoredTensor(name, tuple(tensor.shape), dtype_name(tensor.dtype), tensor.nbytes, path.name)
+            name: StoredTensor(name, _shape(tensor), stored_dtype(tensor), _nbytes(tensor), path.name)
             for name, tensor in self._open().items()
         }
 
@@ -41,7 +52,7 @@ class TorchFile:
 
     def _open(self) -> dict[str, torch.Tensor]:
         if self._tensors is None:
-            self._tensors = _tensors_of(self.path, _load(self.path))
+            self._tensors, self.beside = _tensors_of(self.path, _load(self.path))
         return self._tensors
 
 
@@ -69,18 +80,49 @@ def _load(path: Path) -> Any:
         ) from error
 
 
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    return (tensor.size(0),) if tensor.is_nested else tuple(tensor.shape)
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return 0  # not read, so not counted
+    return tensor.numel() * tensor.element_size()
+
+
 def _first_sentence(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:160]
 
 
-def _tensors_of(path: Path, loaded: Any) -> dict[str, torch.Tensor]:
+def _tensors_of(path: Path, loaded: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a state dictionary by name, and its entries that are no tensors but hold some."""
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a dictionary of named tensors.")
+    beside = {}
     for word in WRAPPERS:
         if isinstance(loaded.get(word), dict):
+            beside = _with_tensors(
+                {key: value for key, value in loaded.items() if key != word and key not in OF_TRAINERS}
+            )
             loaded = loaded[word]
             break
     tensors = {str(name): value.detach() for name, value in loaded.items() if isinstance(value, torch.Tensor)}
     if loaded and not tensors:
         raise CheckpointError(f"{path} holds no tensors: its entries are {', '.join(map(str, list(loaded)[:8]))}.")
-    return tensors
+    inside = {key: value for key, value in loaded.items() if not isinstance(value, torch.Tensor)}
+    return tensors, beside | _with_tensors(inside)
+
+
+def _with_tensors(entries: dict[Any, Any]) -> dict[str, str]:
+    """Entries that are tensors or hold some in a dictionary or list, at whatever depth, and why they are not read."""
+    found = {}
+    for key, value in entries.items():
+        waiting, seen = [value], 0
+        while waiting and seen < MOST_ENTRIES:
+            item = waiting.pop()
+            seen += 1
+            if isinstance(item, torch.Tensor):
+                found[str(key)] = "it stands beside the weights, in a part of the file that is not theirs"
+                break
+            waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else []
+    return found

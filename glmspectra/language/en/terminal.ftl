@@ -11,6 +11,11 @@ terminal-matrices =
 terminal-measured = { $matrices }, in { $seconds } s on { $device }.
 terminal-measured-some = { $matrices }, { $reused } of them finished before, in { $seconds } s on { $device }.
 terminal-measured-none = { $matrices }, finished before, in { $seconds } s on { $device }.
+terminal-unreadable =
+    { $count ->
+        [one] 1 of them cannot be read, { $name }: { $reason }.
+       *[other] { $count } of them cannot be read, such as { $name }: { $reason }.
+    }
 terminal-nonfinite =
     { $count ->
         [one] 1 of them holds NaN or Inf and has no spectrum: { $names }

@@ -7,6 +7,7 @@ terminal-matrices = { $count } 个矩阵
 terminal-measured = { $matrices }，用时 { $seconds } 秒（{ $device }）。
 terminal-measured-some = { $matrices }，其中 { $reused } 个先前已完成，用时 { $seconds } 秒（{ $device }）。
 terminal-measured-none = { $matrices }，先前均已完成，用时 { $seconds } 秒（{ $device }）。
+terminal-unreadable = 其中 { $count } 个无法读取，例如 { $name }：{ $reason }。
 terminal-nonfinite = 其中 { $count } 个含 NaN 或无穷，没有奇异值谱：{ $names }
 terminal-left-out = 先前所选的 { $matrices }仍在磁盘上，再次选中时会回到表中。
 terminal-tables = 数据表：{ $path }

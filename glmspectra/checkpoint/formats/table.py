@@ -1,0 +1,181 @@
+"""The table of formats: which one a stored tensor is the first of, and what is no weight at all.
+
+A format is a module of this package with one function, `recognise(name, files)`: the weight that the stored tensor
+`name` begins, or None. The first in the table that knows a tensor takes it and its companions.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from glmspectra.checkpoint.formats import (
+    bitsandbytes,
+    chatglm_int,
+    compressed_tensors,
+    fp8,
+    gguf_file,
+    gptq,
+    hqq,
+    microscaling,
+    quanto,
+    torch_kinds,
+)
+from glmspectra.checkpoint.formats.logical import Files, Logical, Read
+from glmspectra.checkpoint.formats.settings import read_settings
+from glmspectra.checkpoint.records import StoredTensor
+
+Recognise = Callable[[str, Files], Logical | None]
+
+FORMATS: dict[str, Recognise] = {
+    "bitsandbytes": bitsandbytes.recognise,
+    "GPTQ, AWQ": gptq.recognise,
+    "compressed-tensors, packed": compressed_tensors.recognise_packed,
+    "HQQ": hqq.recognise,
+    "optimum-quanto": quanto.recognise,
+    "MXFP4, NVFP4": microscaling.recognise,
+    "compressed-tensors, int8": compressed_tensors.recognise_int8,
+    "ChatGLM int4, int8": chatglm_int.recognise,
+    "fp8, MXFP8": fp8.recognise,
+    "GGUF": gguf_file.recognise,
+    "torch": torch_kinds.recognise,
+}
+
+# Last words of names that are never a weight: scales, zero points, maxima, packed words, indices, codebooks. One that
+# is left when every format has taken its own belongs to a weight that was not recognised.
+COMPANIONS = frozenset(
+    [
+        "scale",
+        "scales",
+        "scale_weight",
+        "scale_input",
+        "scale_inv",
+        "scale_2",
+        "weight_scale",
+        "weight_scale_inv",
+        "weight_scale_2",
+        "weight_scales",
+        "weight_global_scale",
+        "input_scale",
+        "input_scale_inv",
+        "input_global_scale",
+        "output_scale",
+        "activation_scale",
+        "k_scale",
+        "v_scale",
+        "q_scale",
+        "prob_output_scale",
+        "zero",
+        "zeros",
+        "zero_point",
+        "zero_points",
+        "weight_zero_point",
+        "input_zero_point",
+        "qzeros",
+        "qweight",
+        "qscales",
+        "weight_packed",
+        "weight_shape",
+        "g_idx",
+        "weight_g_idx",
+        "perm",
+        "W_q",
+        "SCB",
+        "weight_format",
+        "absmax",
+        "quant_map",
+        "nested_absmax",
+        "nested_quant_map",
+        "quant_state",
+        "_data",
+        "_scale",
+        "_shift",
+        "_qdata",
+        "_weight_qdata",
+        "_weight_scale",
+        "_weight_zero_point",
+        "codebooks",
+        "codes",
+        "lut",
+        "lookup_table",
+        "centroids",
+        "indices",
+        "res_centroids",
+        "outlier_centroids",
+        "meta_scale",
+        "meta_zero",
+        "scaled_fp8",
+        "row_offsets",
+        "compressed",
+        "bitmask",
+        "weight_int8pack_mm",
+        "qzeros_and_scales",
+        "w_bit",
+        "scaling_factor",
+        "amax",
+    ]
+)
+COMPANION_ENDINGS = ("_scale", "_scales", "_scale_inv", "_blocks", "_zero_point", "_zeros", "_absmax", "_scale_2")
+
+
+def assemble(
+    stored: Mapping[str, StoredTensor], config: Mapping[str, Any], read: Read, origin: str
+) -> dict[str, Logical]:
+    """Group stored tensors into the weights that they make up, by the weights' names.
+
+    Args:
+        stored: Every tensor of the files.
+        config: config.json as a dictionary.
+        read: Reads a stored tensor; it is called for tensors of a few hundred bytes only.
+        origin: Path of config.json, for messages.
+
+    Raises:
+        CheckpointError: The configuration names a method of quantisation, or a setting, that is not understood. What is
+            wrong with one weight alone is its `fault`.
+    """
+    method, settings = read_settings(config, origin)
+    files = Files(stored, config, method, settings, read)
+    logical: dict[str, Logical] = {}
+    used: set[str] = set()
+    modules: set[str] = set()
+    for name in stored:
+        found = next((weight for recognise in FORMATS.values() if (weight := recognise(name, files))), None)
+        if found is not None:
+            logical[weight_name(name)] = found
+            used.update(found.components)
+            if found.dequantize is not None:
+                modules.add(weight_name(name).rpartition(".")[0])
+    # Scales of a quantised layer's inputs and outputs, and the like, mean nothing beside its dequantised weight.
+    used |= {name for name in stored if is_companion(name) and name.rpartition(".")[0] in modules}
+    for name, entry in stored.items():
+        if name not in used:
+            logical[name] = Logical(
+                entry.shape, entry.dtype, entry.nbytes, entry.file, (name,), fault=_fault(name, entry, method)
+            )
+    return logical
+
+
+def weight_name(first: str) -> str:
+    """The weight's name by that of its first stored tensor: `X.qweight` holds `X.weight`."""
+    module, dot, word = first.rpartition(".")
+    if word in ("qweight", "weight_packed", "W_q"):
+        return f"{module}{dot}weight"
+    if word == "_data":
+        return module.removesuffix("._data")
+    return first.removesuffix("_blocks")
+
+
+def is_companion(name: str) -> bool:
+    """Whether a tensor of this name is a scale, a zero point, packed words or another companion of a weight."""
+    word = name.rpartition(".")[2]
+    return word in COMPANIONS or word.endswith(COMPANION_ENDINGS)
+
+
+def _fault(name: str, entry: StoredTensor, method: str | None) -> str | None:
+    """Why a tensor that no format took is no matrix of numbers; None when it may be one."""
+    if len(entry.shape) < 2:
+        return None
+    if is_companion(name):
+        return "by its name it is a scale or packed part of a quantised weight, of no form that is known here"
+    if name.rpartition(".")[2] == "weight" and entry.dtype in ("int8", "uint8", "int32", "int16"):
+        of = f" of {method}" if method else ""
+        return f"it holds {entry.dtype} numbers{of}, and no scale that belongs to it is in the files"
+    return None

@@ -1,0 +1,37 @@
+"""What torch saves in kinds of its own, and safetensors in types that torch has not.
+
+Quantised tensors are dequantised by torch's own rule; sparse and nested ones, and the foreign types, are refused.
+"""
+
+import torch
+
+from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors
+
+QUANTISED = ("qint8", "quint8", "qint32")
+
+
+def stored_dtype(tensor: torch.Tensor) -> str:
+    """The dtype of a stored tensor by torch's name, with its layout before it where that is not strided."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_nested:
+        return f"nested {name}"
+    return name if tensor.layout == torch.strided else f"{str(tensor.layout).removeprefix('torch.')} {name}"
+
+
+def recognise(name: str, files: Files) -> Logical | None:
+    """A tensor of `torch.quantize_per_tensor` or `_per_channel`; with its fault a sparse, nested or foreign one."""
+    entry = files.stored[name]
+    kind, space, _ = entry.dtype.partition(" ")
+    if entry.dtype in QUANTISED:
+
+        def dequantize(tensors: Tensors) -> torch.Tensor:
+            return tensors[name].dequantize()
+
+        return files.weight(entry.shape, entry.dtype, [name], dequantize)
+    if entry.dtype.startswith("safetensors:"):
+        fault = f"it is stored in {entry.dtype.partition(':')[2]}, a type that torch has not"
+        return files.weight(entry.shape, entry.dtype, [name], fault=fault)
+    if space:
+        fault = f"it is a {kind} tensor, no array of numbers; save it as a dense one"
+        return files.weight(entry.shape, kind, [name], fault=fault)
+    return None
