@@ -69,7 +69,7 @@ def select(
         )
     if all(record.fault for record in chosen):
         raise CheckpointError(
-            f"{checkpoint.path}: none of the {len(chosen)} matrices can be read; {chosen[0].name}: {chosen[0].fault}."
+            f"{checkpoint.path}: none of the matrices asked for can be read; {chosen[0].name}: {chosen[0].fault}."
         )
     return chosen
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from glmspectra.checkpoint import open_checkpoint, select
 from glmspectra.checkpoint.names import AFTER_LAYERS, BEFORE_LAYERS, IN_LAYERS, OUTPUT, UNKNOWN, place_of
-from glmspectra.errors import RequestError
+from glmspectra.errors import CheckpointError, RequestError
 from tests.checkpoint.made_checkpoints import CONFIG, chatglm2_tensors, write
 
 PLACES = [
@@ -218,8 +218,11 @@ def test_what_no_row_knows_is_measured_under_its_own_name(tmp_path):
 
 
 def test_integers_without_scales_are_no_matrices(tmp_path):
-    save_file(
-        {"model.layers.0.mlp.up_proj.qweight": torch.zeros(4, 4, dtype=torch.int32)}, tmp_path / "model.safetensors"
-    )
+    """A table of indices is no matrix; packed words are the weight that they hold, and say what is missing of it."""
+    save_file({"model.layers.0.routing": torch.zeros(4, 4, dtype=torch.int32)}, tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path) as checkpoint, pytest.raises(RequestError, match="1 tensors are of int32"):
+        select(checkpoint)
+    packed = {"model.layers.0.mlp.up_proj.qweight": torch.zeros(4, 4, dtype=torch.int32)}
+    save_file(packed, tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path) as checkpoint, pytest.raises(CheckpointError, match=r"up_proj\.qzeros is missing"):
         select(checkpoint)
