@@ -101,6 +101,7 @@ class ChatGLMConfig(PreTrainedConfig):
     use_cache: bool = True
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -116,6 +116,4 @@ def _check(model: Any, vocab_file: Path) -> None:
     }
     found = [what for what, holds in different.items() if holds]
     if found:
-        raise RequestError(
-            f"{vocab_file} cannot become a {TOKENIZER_FILE}: {found[0]}, unlike ChatGLM2's {VOCAB_FILE}."
-        )
+        raise RequestError(f"{vocab_file} cannot become a {TOKENIZER_FILE}: {found[0]}, unlike that of ChatGLM2.")

@@ -162,3 +162,8 @@ def test_transformers_names_say_the_same_sizes():
     config = ChatGLMConfig(num_hidden_layers=3, vocab_size=99, head_dim=16, num_key_value_heads=4, intermediate_size=8)
     assert (config.num_layers, config.padded_vocab_size, config.kv_channels) == (3, 99, 16)
     assert (config.multi_query_group_num, config.ffn_hidden_size) == (4, 8)
+
+
+def test_the_ids_that_other_programs_ask_for_are_there():
+    config = ChatGLMConfig()
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (0, 1, 2)

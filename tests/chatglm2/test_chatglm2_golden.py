@@ -54,9 +54,19 @@ def exact_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return torch.nn.functional.cross_entropy(flat, labels[:, 1:].flatten()).item()
 
 
+@pytest.fixture(scope="module")
+def rounds_alike(folder, golden) -> bool:
+    """Whether this processor rounds float32 as the recording one did: its vector width, and one recorded product."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # exp and tanh are other code under AVX2
+        return False
+    weight = load_file(folder / "model.safetensors")["transformer.output_layer.weight"]
+    products = ((batch, golden[f"{batch}.hidden_states.final"] @ weight.T) for batch in BATCHES)
+    return all(difference(product, golden, batch, "logits") == 0 for batch, product in products)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
-def test_logits_loss_and_hidden_states(folder, bin_folder, golden, form, attention):
+def test_logits_loss_and_hidden_states(folder, bin_folder, golden, form, attention, rounds_alike):
     model = AutoModelForCausalLM.from_pretrained(
         folder if form == "safetensors" else bin_folder, attn_implementation=attention
     )
@@ -70,8 +80,10 @@ def test_logits_loss_and_hidden_states(folder, bin_folder, golden, form, attenti
         assert difference(output.logits, golden, batch, "logits") < 1e-5
         # sdpa is the recorded path. The recorded float32 loss is itself up to 2.3e-6 from the loss of the recorded
         # logits taken in float64, so that logits rounded in another order (eager; the published code's own branch
-        # for torch 1 gives 2.9e-6) are compared in float64, and in float32 by three steps of 9.5e-7.
-        assert abs(output.loss.item() - golden[f"{batch}.loss"].item()) < (1e-6 if attention == "sdpa" else 3e-6)
+        # for torch 1 gives 2.9e-6; a processor that rounds otherwise) are compared in float64, and in float32 by three
+        # steps of 9.5e-7.
+        same_order = attention == "sdpa" and rounds_alike
+        assert abs(output.loss.item() - golden[f"{batch}.loss"].item()) < (1e-6 if same_order else 3e-6)
         labels = golden[f"{batch}.labels"]
         exact = [exact_loss(logits, labels) for logits in (output.logits, golden[f"{batch}.logits"])]
         assert abs(exact[0] - exact[1]) < 1e-6
@@ -81,7 +93,9 @@ def test_logits_loss_and_hidden_states(folder, bin_folder, golden, form, attenti
             assert difference(states, golden, batch, f"hidden_states.{name}") < 2e-5, name
 
 
-def test_sdpa_is_the_published_computation_to_the_bit(folder, golden):
+def test_sdpa_is_the_published_computation_to_the_bit(folder, golden, rounds_alike):
+    if not rounds_alike:
+        pytest.skip("this processor rounds float32 otherwise than the recording one")
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
     with torch.no_grad():
         for batch in BATCHES:
