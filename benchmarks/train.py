@@ -351,6 +351,7 @@ def run_ours(setting: Setting, options: argparse.Namespace, rows: list[dict[str,
     from glmspectra.tuning.data import PackedCollator, PaddingCollator, TrainingData
     from glmspectra.tuning.model.precision import choose_precision
     from glmspectra.tuning.settings.load import load_settings
+    from glmspectra.tuning.training.inputs import Inputs
     from glmspectra.tuning.training.run import build_run
 
     with TemporaryDirectory() as folder:
@@ -367,7 +368,8 @@ def run_ours(setting: Setting, options: argparse.Namespace, rows: list[dict[str,
             train = pack_dataset(Dataset.from_list(rows), length_of(setting, options))
             collator = PackedCollator(0)
         data = TrainingData(train, None, collator, None, {}, None)  # type: ignore[arg-type]
-        run = build_run(settings, device, choose_precision(settings, device), None, data, base, quiet=True)
+        inputs = Inputs(settings, device, choose_precision(settings, device), base.config, None, data)  # type: ignore[arg-type]
+        run = build_run(inputs, base, quiet=True)
         clock: dict[str, Any] = {}
 
         class Clock(TrainerCallback):

@@ -32,8 +32,19 @@ def train(
     out: Out = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", help="true (the last checkpoint in --out) or a checkpoint.", show_default=False),
+        typer.Option(
+            "--resume",
+            help="A checkpoint of any folder to go on from. Not needed to go on where the same command stopped.",
+            show_default=False,
+        ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Move an earlier run in the output folder aside, and begin anew.")
+    ] = False,
+    allow_changed: Annotated[
+        bool,
+        typer.Option("--allow-changed", help="Go on although settings or data differ from when the run began."),
+    ] = False,
     on_bad_data: OnBadData = None,
     columns: Columns = None,
     dry_run: Annotated[
@@ -51,6 +62,9 @@ def train(
     """LoRA, QLoRA, AdaLoRA or AdaLoRA on a 4-bit base, from three JSON files to an adapter.
 
     Example: glmspectra train --args args_file --set finetune.method=qadalora --ranks ranks.json
+
+    A run folder belongs to one run. The same command again goes on from its last whole checkpoint, or says that the run
+    is finished; with other settings or data it is refused, and says what differs.
 
     On several GPUs: torchrun --nproc-per-node 8 -m glmspectra train ... (or accelerate launch -m glmspectra train ...).
     On several machines, the same on each: torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint
@@ -77,7 +91,7 @@ def train(
     elif find_lr:
         result, lines = _find_lr(settings, device, lr_steps, silent)
     else:
-        result, lines = _train(settings, device, report, silent)
+        result, lines = _train(settings, device, report, silent, overwrite, allow_changed)
     if main:
         finish(result, lines, as_json)
 
@@ -121,18 +135,25 @@ def settings_options(
     return found
 
 
-def _train(settings: "Settings", device: str, report: bool, silent: bool) -> tuple[dict[str, Any], list[str]]:
+def _train(
+    settings: "Settings", device: str, report: bool, silent: bool, overwrite: bool, allow_changed: bool
+) -> tuple[dict[str, Any], list[str]]:
+    import os
+
     from glmspectra.cli.console import stderr
     from glmspectra.figures import write_training_curves, write_training_report
-    from glmspectra.tuning.training.run import prepare_run, train
+    from glmspectra.tuning.training.run import run_training
 
-    run = prepare_run(settings, device, draw=write_training_curves if report else None, quiet=silent)
-    if not silent:
-        for line in [*run.data.report.lines(), *run.notes]:
+    def say(line: str) -> None:
+        if not silent:
             stderr.print(line, highlight=False, markup=False, soft_wrap=True)
-    result = train(run)
-    if report and run.trainer.args.should_save:
-        result["report"] = str(write_training_report([run.output_dir], Path("reports") / run.output_dir.name))
+
+    draw = write_training_curves if report else None
+    result = run_training(settings, device, draw, silent, overwrite, allow_changed, say)
+    output = Path(result["output_dir"])
+    finished_before = result.get("finished_before", False)
+    if report and not finished_before and os.environ.get("RANK", "0") == "0":
+        result["report"] = str(write_training_report([output], Path("reports") / output.name))
     lines = [
         f"{result['method']}: {result['steps']} steps, training loss {result['train_loss']:.4f}"
         + (
@@ -142,6 +163,10 @@ def _train(settings: "Settings", device: str, report: bool, silent: bool) -> tup
         ),
         f"adapter of {result['trainable_parameters']:,} parameters: {result['adapter']}",
     ]
+    if "best_step" in result:
+        lines.insert(1, f"best checkpoint: step {result['best_step']}, evaluation loss {result['best_eval_loss']:.4f}")
+    if finished_before:
+        lines.insert(0, f"{output} holds this run, finished before; --overwrite moves it aside and begins anew.")
     if "report" in result:
         lines.append(f"curves: {result['report']}")
     return result, lines

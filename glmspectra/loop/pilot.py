@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glmspectra.files import write_atomically
 from glmspectra.ranks import Budget, Evidence, pilot_rank
 from glmspectra.ranks.peft_form import DEFAULT_SCALE, target_modules
 from glmspectra.tuning.settings.load import Settings, load_settings
-from glmspectra.tuning.training.checkpoints import checkpoints
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -41,7 +39,7 @@ def run_pilots(
         seed = first.finetune.seed + number
         folder = out / f"seed-{seed}"
         own = pilot_overrides(first, model, folder, evidence, rank, steps, seed)
-        train_once(args, [*overrides, *own], None, folder, device, quiet)
+        train_once(args, [*overrides, *own], None, device, quiet)
         folders.append(folder)
     return folders
 
@@ -75,31 +73,15 @@ def as_overrides(values: dict[str, Any]) -> list[str]:
 
 
 def train_once(
-    args: Path, overrides: Sequence[str], ranks_file: Path | None, folder: Path, device: str, quiet: bool
+    args: Path, overrides: Sequence[str], ranks_file: Path | None, device: str, quiet: bool
 ) -> dict[str, Any]:
-    """Train into `folder` unless it is done, going on from its last whole checkpoint; facts of the run.
-
-    A finished run is known by `result.json`, which is written last.
-    """
-    done = folder / "result.json"
-    if done.is_file():
-        return json.loads(done.read_text(encoding="utf-8"))
-    resume = ["finetune.resume_from_checkpoint=true"] if checkpoints(folder) else []
-    result = _train(load_settings(args, [*overrides, *resume], ranks_file), device, quiet)
-    text = json.dumps(result, indent=2, default=str) + "\n"
-    write_atomically(done, lambda file: file.write(text.encode()))
-    return result
-
-
-def _train(settings: Settings, device: str, quiet: bool) -> dict[str, Any]:
+    """Train as the settings say unless it is done, going on from the last whole checkpoint; facts of the run."""
     import torch
 
-    from glmspectra.tuning.training.run import prepare_run, train
+    from glmspectra.tuning.training.run import run_training
 
-    run = prepare_run(settings, device, quiet=quiet)
-    result = train(run)
-    del run  # the next model needs the memory
-    gc.collect()
+    result = run_training(load_settings(args, list(overrides), ranks_file), device, quiet=quiet)
+    gc.collect()  # the next model needs the memory
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return result

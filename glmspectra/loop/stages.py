@@ -202,6 +202,4 @@ def _ranks_of(path: Path) -> dict[str, int]:
 def _train(options: LoopOptions, ranks: Path, name: str) -> dict[str, Any]:
     folder = options.out / "training" / name
     own = as_overrides({"train.output_dir": str(folder), "finetune.final_model_path": str(folder / "final_adapter")})
-    return train_once(
-        options.args, [*options.overrides, *_model(options), *own], ranks, folder, options.device, options.quiet
-    )
+    return train_once(options.args, [*options.overrides, *_model(options), *own], ranks, options.device, options.quiet)

@@ -57,7 +57,7 @@ def test_killed_in_each_stage_in_turn_it_ends_with_the_same_ranks_and_weights(tm
     assert results[0]["suggested"] == results[1]["suggested"]
     assert len(list((broken / "reports").glob("*/index.html"))) == 4, "the page of the loop, and a report of each run"
     ranks = json.loads((whole / "args_file" / "ranks.json").read_text())
-    trained = json.loads((whole / "training" / "suggested" / "result.json").read_text())
+    trained = json.loads((whole / "training" / "suggested" / "run.json").read_text())["finished"]
     assert trained["trainable_parameters"] == ranks["budget"]["used"]
 
 

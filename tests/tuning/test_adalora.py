@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from peft import AdaLoraConfig, PeftModel
@@ -12,10 +13,11 @@ from glmspectra.errors import ConfigError, TrainingError
 from glmspectra.tuning.model.adalora import (
     MaskedRankAllocator,
     add_adalora,
+    allocator_of,
     append_history,
     cut_history,
-    tuner_of,
 )
+from tests.tuning.tiny_run import ADALORA, make_run, write_data, write_model
 
 START = {"model.layers.0.self_attn.q_proj": 3, "model.layers.1.self_attn.v_proj": 0}
 TOKENS = torch.randint(0, 60, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -46,15 +48,15 @@ def train(model, steps: int, first: int = 1):
     for step in range(first, first + steps):
         model(input_ids=TOKENS, labels=TOKENS).loss.backward()
         optimizer.step()
-        tuner_of(model).update_and_allocate(step)
+        allocator_of(model).allocate(step)
         optimizer.zero_grad()
-        history.append(tuner_of(model).rankallocator.ranks())
+        history.append(allocator_of(model).ranks())
     return history
 
 
 def test_rank_sum_follows_the_cubic_schedule_to_the_budget():
     model = add_adalora(base_model(), configuration(), start_ranks=START)
-    allocator = tuner_of(model).rankallocator
+    allocator = allocator_of(model)
     sums = [sum(ranks.values()) for ranks in train(model, 12)]
     start, target = 3 + 6 + 6 + 0, 4 * 2
     # Equation 8 of the paper, with t_i = 2, t_f = 4, T = 12.
@@ -67,7 +69,7 @@ def test_rank_sum_follows_the_cubic_schedule_to_the_budget():
 def test_pruned_triplets_are_zero_and_stay_out():
     model = add_adalora(base_model(), configuration(), start_ranks=START)
     train(model, 12)
-    allocator = tuner_of(model).rankallocator
+    allocator = allocator_of(model)
     for name in allocator.layers:
         values = allocator.triplets(name)[1].view(-1)
         assert torch.equal(values != 0, allocator.kept[name]), name
@@ -81,7 +83,7 @@ def test_pruned_triplets_are_zero_and_stay_out():
 def test_triplets_beyond_a_start_rank_never_grow():
     model = add_adalora(base_model(), configuration(tinit=6, total_step=20), start_ranks=START)
     train(model, 5)
-    allocator = tuner_of(model).rankallocator
+    allocator = allocator_of(model)
     assert torch.count_nonzero(allocator.triplets("model.layers.0.self_attn.q_proj")[1]) == 3
     assert torch.count_nonzero(allocator.triplets("model.layers.1.self_attn.v_proj")[1]) == 0
     assert torch.count_nonzero(allocator.triplets("model.layers.0.self_attn.v_proj")[1]) == 6
@@ -93,7 +95,7 @@ def test_saved_adapter_gives_equal_logits_in_plain_peft(tmp_path, steps):
     untouched = copy.deepcopy(base_model())
     train(model, steps)
     model.eval()
-    tuner_of(model).describe_for_saving()
+    allocator_of(model).describe_for_saving()
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(untouched, tmp_path / "LoraAdapter").eval()
     assert type(loaded.base_model) is AdaLoraModel
@@ -104,20 +106,34 @@ def test_saved_adapter_gives_equal_logits_in_plain_peft(tmp_path, steps):
     assert changed > 1e-3
 
 
-def test_loss_is_plain_in_evaluation_and_regularised_in_training():
+def test_the_orthogonality_term_is_that_of_equation_4_over_the_triplets_a_matrix_may_have():
     model = add_adalora(base_model(), configuration(orth_reg_weight=0.5), start_ranks=START)
-    tuner = tuner_of(model)
+    allocator = allocator_of(model)
+    terms = []
+    for name, rank in START.items() | {(name, 6) for name in allocator.layers if name not in START}:
+        a, _, b = (factor.detach().double().numpy() for factor in allocator.triplets(name))
+        terms += [
+            np.linalg.norm(a[:rank] @ a[:rank].T - np.eye(rank)),
+            np.linalg.norm(b[:, :rank].T @ b[:, :rank] - np.eye(rank)),
+        ]
+    assert min(terms[:2]) >= 0
+    assert float(allocator.orthogonality().detach()) == pytest.approx(np.mean(terms), rel=1e-5)
+    assert np.mean(terms) > 0.1  # factors start small, so the term is not zero by itself
+
+
+def test_the_trainers_loss_is_plain_in_evaluation_and_regularized_in_training(tmp_path):
+    folder, data = write_model(tmp_path / "model"), write_data(tmp_path / "data")
+    lora = ADALORA | {"orth_reg_weight": 0.5, "lora_dropout": 0.0}
+    run = make_run(tmp_path, folder, data, {"method": "adalora"}, lora)
+    trainer, allocator = run.trainer, allocator_of(run.model)
+    batch = trainer.data_collator([run.data.train[row] for row in range(4)])
+    trainer.current_gradient_accumulation_steps = 1
     with torch.no_grad():
-        logits = model.eval()(input_ids=TOKENS).logits
-        plain = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
-        evaluated = model(input_ids=TOKENS, labels=TOKENS).loss
-        trained = model.train()(input_ids=TOKENS, labels=TOKENS).loss
-    assert torch.allclose(evaluated, plain, atol=1e-6)
-    a, _, b = (factor.detach() for factor in tuner.rankallocator.triplets("model.layers.0.self_attn.q_proj"))
-    single = [(a[:3] @ a[:3].T - torch.eye(3)).norm(), (b[:, :3].T @ b[:, :3] - torch.eye(3)).norm()]
-    assert torch.allclose(trained - plain, 0.5 * tuner.orthogonality(), atol=1e-6)
-    assert min(single) > 0.1  # factors start small, so the term is not zero by itself
-    assert tuner.orthogonality() > 0
+        logits = run.model.eval()(input_ids=batch["input_ids"]).logits[:, :-1].flatten(0, 1)
+        plain = torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:].flatten())
+        assert torch.allclose(trainer.compute_loss(run.model, batch), plain, atol=1e-6)
+        trained = trainer.compute_loss(run.model.train(), batch)
+    assert torch.allclose(trained - plain, 0.5 * allocator.orthogonality(), atol=1e-6)
 
 
 def test_importance_is_that_of_the_paper():
@@ -126,8 +142,7 @@ def test_importance_is_that_of_the_paper():
     # B.
     model = add_adalora(base_model(), configuration(tinit=5, total_step=20), start_ranks=START)
     model(input_ids=TOKENS, labels=TOKENS).loss.backward()
-    tuner = tuner_of(model)
-    allocator = tuner.rankallocator
+    allocator = allocator_of(model)
     name = "model.layers.0.self_attn.v_proj"
     with torch.no_grad():
         allocator.triplets(name)[1].fill_(0.5)
@@ -136,7 +151,7 @@ def test_importance_is_that_of_the_paper():
         importance = (factor * factor.grad).abs().detach()
         smooth = 0.15 * importance
         expected.append(smooth * (0.15 * (importance - smooth).abs()))
-    tuner.update_and_allocate(1)
+    allocator.allocate(1)
     a, e, b = expected
     assert torch.allclose(allocator.scores()[name], e.view(-1) + a.mean(1) + b.mean(0), rtol=1e-5, atol=0)
     assert (allocator.scores()[name] > 0).all()
@@ -152,17 +167,17 @@ def test_an_allocation_that_does_not_prune_stops(monkeypatch):
 def test_allocation_without_gradients_stops():
     model = add_adalora(base_model(), configuration())
     with pytest.raises(TrainingError, match="without a gradient"):
-        tuner_of(model).update_and_allocate(1)
+        allocator_of(model).allocate(1)
 
 
 def test_a_step_whose_gradients_overflowed_changes_no_importance():
     model = add_adalora(base_model(), configuration(tinit=5, total_step=20))
     train(model, 1)
-    allocator = tuner_of(model).rankallocator
+    allocator = allocator_of(model)
     before = {name: value.clone() for name, value in allocator.exp_avg_ipt.items()}
     model(input_ids=TOKENS, labels=TOKENS).loss.backward()
     allocator.triplets("model.layers.0.self_attn.v_proj")[0].grad[0, 0] = torch.inf
-    tuner_of(model).update_and_allocate(2)
+    allocator_of(model).allocate(2)
     assert all(torch.equal(allocator.exp_avg_ipt[name], value) for name, value in before.items())
 
 
@@ -181,12 +196,12 @@ def test_start_ranks_that_cannot_be_are_refused(start, changes, message):
 
 def test_state_of_another_schedule_is_refused(tmp_path):
     model = add_adalora(base_model(), configuration())
-    state = tuner_of(model).rankallocator.state_dict()
+    state = allocator_of(model).state_dict()
     other = add_adalora(base_model(), configuration(total_step=13))
     with pytest.raises(TrainingError, match="other target modules, start ranks or number of steps"):
-        tuner_of(other).rankallocator.load_state_dict(state, tmp_path)
+        allocator_of(other).load_state_dict(state, tmp_path)
     same = add_adalora(base_model(), configuration())
-    tuner_of(same).rankallocator.load_state_dict(state, tmp_path)
+    allocator_of(same).load_state_dict(state, tmp_path)
 
 
 def test_history_is_cut_where_a_run_goes_on(tmp_path):

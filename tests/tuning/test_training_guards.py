@@ -1,6 +1,5 @@
 """Each guard of training stops with one sentence that names what is wrong, and lets what is right through."""
 
-import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ from glmspectra.checkpoint import open_checkpoint
 from glmspectra.cli.train import only_card, settings_options
 from glmspectra.device import choose_device
 from glmspectra.errors import ConfigError, RequestError, TrainingError
+from glmspectra.tuning.memory.longest_batch import longest_batch_step
 from glmspectra.tuning.model.adapter_products import InputTypedLinear, follow_input_dtype
 from glmspectra.tuning.model.four_bit import check_four_bit, check_layout, four_bit_modules
 from glmspectra.tuning.model.loading import load_base
@@ -23,8 +23,8 @@ from glmspectra.tuning.model.schedule import resolve_schedule
 from glmspectra.tuning.model.targets import check_pattern, resolve_names, resolve_targets
 from glmspectra.tuning.settings.load import load_settings
 from glmspectra.tuning.training.checkpoints import prune
-from glmspectra.tuning.training.divergence import ExplosionWatch, first_non_finite
-from glmspectra.tuning.training.run import build_run, longest_batch_step, train
+from glmspectra.tuning.training.divergence import Explosion, ExplosionWatch, first_non_finite
+from glmspectra.tuning.training.run import build_run, train
 from tests.tuning.tiny_run import make_run, write_args, write_data, write_model
 
 
@@ -269,7 +269,7 @@ def test_explosion_is_worse_than_guessing_and_than_before():
     assert not any(watch.exploded(loss) for loss in [5.0, 4.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 4.5, 4.4, 4.5, 4.5])
     assert [watch.exploded(loss) for loss in [4.7, 5.5, 4.0, 4.5]] == [False, True, True, True]
     copy = ExplosionWatch(vocabulary=100, window=4)
-    copy.load_state_dict(json.loads(json.dumps(watch.state_dict())))
+    copy.restore(Explosion.model_validate_json(watch.state().model_dump_json()))
     assert copy.lowest == watch.lowest == 1.0
     assert copy.exploded(9.0)
 
@@ -316,7 +316,7 @@ def test_ranks_of_another_checkpoint_and_missing_rows_are_refused(tmp_path, mode
     run.data.valid = None
     run.settings.train.eval_strategy = "steps"
     with pytest.raises(ConfigError, match="no rows to evaluate on"):
-        build_run(run.settings, run.device, run.precision, run.tokenizer, run.data, None)
+        build_run(run.inputs, None)
 
 
 def test_out_takes_the_adapter_too(tmp_path, model, data):

@@ -8,8 +8,13 @@ from typing import Any
 import torch
 
 from glmspectra.tuning.data import IGNORED, TrainingData
-from glmspectra.tuning.memory.estimate import GIB, BatchShape, MemoryEstimate, estimate_memory
+from glmspectra.tuning.memory.estimate import GIB, MemoryEstimate, estimate_memory
+from glmspectra.tuning.memory.longest_batch import longest_batch, longest_batch_step
+from glmspectra.tuning.model.adapter import trainable_by_type
+from glmspectra.tuning.model.loading import load_for_settings
 from glmspectra.tuning.settings.load import Settings
+from glmspectra.tuning.training.inputs import load_inputs
+from glmspectra.tuning.training.run import absent_again, build_run, own_device, request
 
 SHOWN_EXAMPLES = 2
 
@@ -114,52 +119,18 @@ def dry_run(settings: Settings, device: str = "auto") -> DryRun:
     Raises:
         the errors of each part, as `prepare_run` does; TrainingError when the batch does not fit into memory.
     """
-    from glmspectra.device import choose_device
-    from glmspectra.tuning.data import prepare_data
-    from glmspectra.tuning.model.adapter import trainable_by_type
-    from glmspectra.tuning.model.families import family_of
-    from glmspectra.tuning.model.loading import (
-        check_not_packed,
-        load_config,
-        load_for_settings,
-        load_tokenizer,
-        positions_of,
-    )
-    from glmspectra.tuning.model.precision import choose_precision
-    from glmspectra.tuning.training.run import (
-        build_run,
-        check_final_place,
-        check_ranks_base,
-        longest_batch_step,
-        training_arguments,
-    )
-
-    place = choose_device(device)
-    precision = choose_precision(settings, place)
-    arguments = training_arguments(settings, precision, place)
-    check_ranks_base(settings)
-    check_final_place(settings)
-    tokenizer = load_tokenizer(settings.finetune.model_path)
-    config = load_config(settings.finetune.model_path)
-    if settings.quantized:
-        check_not_packed(config, settings.finetune.model_path)
-    data = prepare_data(
-        settings, tokenizer, family_of(config), limit=positions_of(config), vocabulary=config.vocab_size
-    )
+    arguments = request(settings, device)
+    inputs = load_inputs(settings, own_device(device))
+    data, place, precision = inputs.data, inputs.device, inputs.precision
     batch = longest_batch(data, arguments.per_device_train_batch_size)
     on_gpu = place.type == "cuda"
     newest = not on_gpu or torch.cuda.get_device_capability(place)[0] >= 9
-    memory = estimate_memory(settings, config, precision, batch, hopper=newest)
-
+    memory = estimate_memory(settings, inputs.config, precision, batch, hopper=newest)
     base = load_for_settings(settings, precision, place)
-    output = Path(arguments.output_dir)
-    absent = [folder for folder in (output, *output.parents) if not folder.exists()]
-    run = build_run(settings, place, precision, tokenizer, data, base, quiet=True)
-    for folder in absent:  # the Trainer makes its output folder; a dry run leaves nothing behind
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    with absent_again(Path(settings.train.output_dir)):  # the Trainer makes its output folder
+        run = build_run(inputs, base, quiet=True)
     if not run.trainer.token_loss.in_chunks:
-        memory = estimate_memory(settings, config, precision, batch, hopper=newest, loss_in_chunks=False)
+        memory = estimate_memory(settings, inputs.config, precision, batch, hopper=newest, loss_in_chunks=False)
     start = time.perf_counter()
     step = longest_batch_step(run)
     step["seconds"] = time.perf_counter() - start
@@ -176,18 +147,10 @@ def dry_run(settings: Settings, device: str = "auto") -> DryRun:
         * arguments.gradient_accumulation_steps
         * arguments.world_size,
         tokens_a_pass=sum(data.train["length"]),
-        examples=[show(tokenizer, data.train[index]) for index in range(min(SHOWN_EXAMPLES, len(data.train)))],
+        examples=[show(inputs.tokenizer, data.train[index]) for index in range(min(SHOWN_EXAMPLES, len(data.train)))],
         step=step,
         notes=[*settings.notes, *run.notes],
     )
-
-
-def longest_batch(data: TrainingData, rows: int) -> BatchShape:
-    """The shape of the heaviest batch that training may draw: the `rows` longest rows together."""
-    lengths = data.train["length"][:]
-    chosen = sorted(range(len(lengths)), key=lambda index: -lengths[index])[:rows]
-    supervised = sum(label != IGNORED for index in chosen for label in data.train[index]["labels"])
-    return BatchShape(len(chosen), max(lengths), supervised, packed="position_ids" in data.train.column_names)
 
 
 def show(tokenizer: Any, example: dict[str, Any]) -> ShownExample:

@@ -12,7 +12,10 @@ parameter-efficient fine-tuning", https://arxiv.org/abs/2303.10512; equations 5 
   are kept.
 - Its importance averages live in memory only, and its files hold pruned matrices, so a run cannot go on from
   them.
-- It adds the orthogonality term to every loss, evaluation's as well. Here to the training loss alone.
+- It adds the orthogonality term to every loss that the model computes, evaluation's as well. Here the trainer
+  computes the loss, and adds `orthogonality()` in training alone.
+
+PEFT's AdaLoraModel has its allocator as an attribute: ours takes its place.
 """
 
 from __future__ import annotations
@@ -21,12 +24,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-from peft import AdaLoraConfig, PeftModel, PeftType, get_peft_model
+from peft import AdaLoraConfig, PeftModel, get_peft_model
 from peft.tuners.adalora import AdaLoraModel, RankAllocator
 from peft.tuners.adalora.layer import AdaLoraLayer
+from transformers import PreTrainedModel
 
 from glmspectra.errors import ConfigError, TrainingError
 from glmspectra.files import write_text
@@ -55,6 +58,7 @@ class MaskedRankAllocator(RankAllocator):
         }
         self.kept = {name: mask.clone() for name, mask in self.start.items()}
         super().__init__(model, peft_config, adapter)
+        self.model = model
         self.init_bgt = sum(int(mask.sum()) for mask in self.start.values())
         self.target_bgt = min(self.target_bgt, self.init_bgt)
         assert peft_config.total_step is not None  # AdaLoraConfig refuses None
@@ -95,7 +99,7 @@ class MaskedRankAllocator(RankAllocator):
         self._zero_outside(self.kept)
         return {f"{name}.lora_E.{self.adapter_name}": mask.tolist() for name, mask in self.kept.items()}
 
-    def allocate(self, model: torch.nn.Module, step: int) -> bool:
+    def allocate(self, step: int) -> bool:
         """After the optimizer's step number `step` (from 1), before gradients are cleared: update the
         importance and set E of pruned triplets to zero. Returns whether an allocation took place."""
         config = self.peft_config
@@ -111,7 +115,7 @@ class MaskedRankAllocator(RankAllocator):
         # Under fp16 a step whose gradients overflowed is skipped by the scaler; it says nothing about
         # importance.
         if all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None):
-            self.update_ipt(model)
+            self.update_ipt(self.model)
         budget, due = self.budget_schedule(step)
         due = due or step == self.final_mask_step
         if step == self.final_mask_step:
@@ -121,7 +125,7 @@ class MaskedRankAllocator(RankAllocator):
             return False
         if not self.exp_avg_ipt:
             raise TrainingError(f"AdaLoRA has to prune at step {step}, and no step before had finite gradients.")
-        config.rank_pattern = self.mask_to_budget(model, budget)
+        config.rank_pattern = self.mask_to_budget(self.model, budget)
         self._check_pruned(step, budget)
         return True
 
@@ -139,6 +143,25 @@ class MaskedRankAllocator(RankAllocator):
             for name, mask in masks.items():
                 e = self.triplets(name)[1]
                 e.masked_fill_(~mask.to(e.device)[:, None], 0.0)
+
+    def orthogonality(self) -> torch.Tensor:
+        """Mean over all A and B of |A A^T - I|_F and |B^T B - I|_F (equation 4), over the triplets a matrix
+        may have."""
+        terms = []
+        for name, mask in self.start.items():
+            a, _, b = self.triplets(name)
+            rank = int(mask.sum())
+            for covariance in (a[:rank] @ a[:rank].T, b[:, :rank].T @ b[:, :rank]):
+                terms.append(torch.linalg.matrix_norm(covariance - torch.eye(rank, device=a.device, dtype=a.dtype)))
+        return torch.stack(terms).mean()
+
+    def describe_for_saving(self) -> None:
+        """Make the configuration say which triplets are not zero now, so that what PEFT saves gives equal
+        logits at any step (between two allocations pruned triplets may have grown again)."""
+        self.peft_config.rank_pattern = {
+            f"{name}.lora_E.{self.adapter_name}": (self.triplets(name)[1].detach() != 0).view(-1).tolist()
+            for name in self.layers
+        }
 
     # What a resumed run needs beside the optimizer: the unpruned triplets and the importance averages.
 
@@ -179,52 +202,11 @@ class MaskedRankAllocator(RankAllocator):
         self.ipt = {name: torch.zeros_like(value) for name, value in self.exp_avg_ipt.items()}
 
 
-class BudgetedAdaLoraModel(AdaLoraModel):
-    """PEFT's AdaLoRA model whose loss is the plain one in evaluation, with the masked allocator."""
-
-    rankallocator: MaskedRankAllocator
-
-    @property
-    def adapter_config(self) -> Any:
-        """The `AdaLoraConfig` of the adapter in training."""
-        return self.peft_config[self.trainable_adapter_name]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = self.model.forward(*args, **kwargs)
-        loss = getattr(outputs, "loss", None)
-        if self.training and isinstance(loss, torch.Tensor):
-            outputs.loss = loss + self.adapter_config.orth_reg_weight * self.orthogonality()
-        return outputs
-
-    def orthogonality(self) -> torch.Tensor:
-        """Mean over all A and B of |A A^T - I|_F and |B^T B - I|_F (equation 4), over the triplets a matrix
-        may have."""
-        allocator = self.rankallocator
-        terms = []
-        for name, mask in allocator.start.items():
-            a, _, b = allocator.triplets(name)
-            rank = int(mask.sum())
-            for covariance in (a[:rank] @ a[:rank].T, b[:, :rank].T @ b[:, :rank]):
-                terms.append(torch.linalg.matrix_norm(covariance - torch.eye(rank, device=a.device, dtype=a.dtype)))
-        return torch.stack(terms).mean()
-
-    def update_and_allocate(self, global_step: int) -> bool:  # type: ignore[override]
-        """To be called after each optimizer step, before gradients are cleared; steps count from 1."""
-        return self.rankallocator.allocate(self.model, global_step)
-
-    def describe_for_saving(self) -> None:
-        """Make the configuration say which triplets are not zero now, so that what PEFT saves gives equal
-        logits at any step (between two allocations pruned triplets may have grown again)."""
-        self.adapter_config.rank_pattern = {
-            f"{name}.lora_E.{self.trainable_adapter_name}": (self.rankallocator.triplets(name)[1].detach() != 0)
-            .view(-1)
-            .tolist()
-            for name in self.rankallocator.layers
-        }
-
-
 def add_adalora(
-    model: Any, config: AdaLoraConfig, adapter: str = "default", start_ranks: Mapping[str, int] | None = None
+    model: PreTrainedModel,
+    config: AdaLoraConfig,
+    adapter: str = "default",
+    start_ranks: Mapping[str, int] | None = None,
 ) -> PeftModel:
     """Wrap a causal language model with AdaLoRA.
 
@@ -233,12 +215,8 @@ def add_adalora(
     there is to prune.
     """
     start_ranks = dict(start_ranks or {})
-    # PEFT builds the model class that this table names and has no other way in for a subclass.
-    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-
-    with mock.patch.dict(PEFT_TYPE_TO_TUNER_MAPPING, {PeftType.ADALORA: BudgetedAdaLoraModel}):
-        wrapped = get_peft_model(model, config, adapter_name=adapter, autocast_adapter_dtype=True)
-    tuner: BudgetedAdaLoraModel = wrapped.base_model  # type: ignore[assignment]
+    wrapped = get_peft_model(model, config, adapter_name=adapter, autocast_adapter_dtype=True)
+    tuner: AdaLoraModel = wrapped.base_model  # type: ignore[assignment]
     adapted = {name for name, module in tuner.model.named_modules() if isinstance(module, AdaLoraLayer)}
     for name, rank in start_ranks.items():
         if name not in adapted:
@@ -262,10 +240,10 @@ def add_adalora(
     return wrapped
 
 
-def tuner_of(model: Any) -> BudgetedAdaLoraModel | None:
-    """The AdaLoRA model inside a PEFT model, or None when it is of another kind."""
-    tuner = getattr(model, "base_model", None)
-    return tuner if isinstance(tuner, BudgetedAdaLoraModel) else None
+def allocator_of(model: PeftModel) -> MaskedRankAllocator | None:
+    """The allocator of a model that `add_adalora` wrapped, or None for every other one."""
+    allocator = getattr(model.base_model, "rankallocator", None)
+    return allocator if isinstance(allocator, MaskedRankAllocator) else None
 
 
 def append_history(path: Path, step: int, ranks: Mapping[str, int]) -> None:

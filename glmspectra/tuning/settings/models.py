@@ -131,8 +131,26 @@ class FinetuneArgs(BaseModel):
     )
     seed: int = _key(42, "a whole number of at least 0", "Seed of everything random.", ge=0)
     resume_from_checkpoint: bool | str | None = _key(
-        None, "true (the last in output_dir), false, null or the path of a checkpoint", "Where to go on from."
+        None,
+        "true (the last in output_dir), false, null or the path of a checkpoint",
+        "Where to go on from; null: from the last checkpoint in output_dir, where the same run left one.",
     )
+    early_stopping_patience: int | None = _key(
+        None,
+        "a whole number of at least 1, or null",
+        "Stop after so many evaluations in a row without a better loss, and keep the best checkpoint; null: never.",
+        ge=1,
+    )
+    early_stopping_threshold: float = _key(
+        0.0, "a number of at least 0", "Nats a token by which a loss must be lower to be better.", ge=0
+    )
+    eval_samples: int = _key(
+        0,
+        "a whole number of at least 0",
+        "Answers that are generated at each evaluation and written to samples.jsonl.",
+        ge=0,
+    )
+    eval_samples_max_new_tokens: int = _key(128, "a whole number of at least 1", "Length of such an answer.", ge=1)
     final_model_path: str | None = _key(
         None,
         "the path of a folder, or null",

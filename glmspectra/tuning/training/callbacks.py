@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from glmspectra.errors import TrainingError
 from glmspectra.files import write_text
 from glmspectra.tuning.model import adalora
+from glmspectra.tuning.training.checkpoints import STATE_FILE
 
 if TYPE_CHECKING:
     from glmspectra.tuning.training.trainer import AdapterTrainer
@@ -44,8 +45,8 @@ class AdaLoraCallback(TrainerCallback):
     """Allocates ranks after each optimizer step, while gradients still stand, and writes the history of
     ranks."""
 
-    def __init__(self, tuner: adalora.BudgetedAdaLoraModel, output_dir: Path):
-        self.tuner = tuner
+    def __init__(self, allocator: adalora.MaskedRankAllocator, output_dir: Path):
+        self.allocator = allocator
         self.history = output_dir / adalora.HISTORY_FILE
         self.allocated_at = -1
 
@@ -54,14 +55,14 @@ class AdaLoraCallback(TrainerCallback):
             return
         if state.global_step == 0:
             self.history.unlink(missing_ok=True)
-            adalora.append_history(self.history, 0, self.tuner.rankallocator.ranks())
+            adalora.append_history(self.history, 0, self.allocator.ranks())
         else:
             adalora.cut_history(self.history, state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step + 1  # the Trainer counts the step after this call
-        if self.tuner.update_and_allocate(step) and args.should_save:
-            adalora.append_history(self.history, step, self.tuner.rankallocator.ranks())
+        if self.allocator.allocate(step) and args.should_save:
+            adalora.append_history(self.history, step, self.allocator.ranks())
         self.allocated_at = step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -84,8 +85,9 @@ class CurvesCallback(TrainerCallback):
         if not args.should_save or not state.log_history:
             return
         folder = Path(args.output_dir)
-        # As TrainerState.save_to_json writes it, but whole or not at all.
-        write_text(folder / "trainer_state.json", json.dumps(asdict(state), indent=2, sort_keys=True) + "\n")
+        # As `TrainerState.save_to_json`, whole or not at all: a kill must not leave half a history.
+        text = json.dumps(asdict(state), indent=2, sort_keys=True) + "\n"
+        write_text(folder / STATE_FILE, text)
         self.draw(folder)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

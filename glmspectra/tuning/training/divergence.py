@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 
@@ -33,6 +33,15 @@ def _module(parameter: str) -> str:
     return parameter.split(".lora_")[0].removeprefix("base_model.model.")
 
 
+class Explosion(BaseModel):
+    """losses: of the last steps, in nats a token. lowest: mean over a window so far, None before one is full."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    losses: list[float]
+    lowest: float | None
+
+
 class ExplosionWatch:
     """Whether the mean loss of the last `window` steps is both over `factor` times the lowest such mean so
     far and over ln(vocabulary), the loss of a model that knows nothing: worse than guessing, and far worse
@@ -53,9 +62,11 @@ class ExplosionWatch:
         self.lowest = min(self.lowest, self.recent)
         return self.recent > max(self.limit, self.factor * self.lowest)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"losses": list(self.losses), "lowest": self.lowest if math.isfinite(self.lowest) else None}
+    def state(self) -> Explosion:
+        """What a resumed run goes on watching from."""
+        return Explosion(losses=list(self.losses), lowest=self.lowest if math.isfinite(self.lowest) else None)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses = deque(state["losses"], maxlen=self.window)
-        self.lowest = math.inf if state["lowest"] is None else state["lowest"]
+    def restore(self, state: Explosion) -> None:
+        """Go on from `state()`."""
+        self.losses = deque(state.losses, maxlen=self.window)
+        self.lowest = math.inf if state.lowest is None else state.lowest

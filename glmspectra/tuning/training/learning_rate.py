@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from glmspectra.errors import RequestError, TrainingError
 from glmspectra.tuning.settings.load import Settings
+from glmspectra.tuning.training.callbacks import AdaLoraCallback
 from glmspectra.tuning.training.run import prepare_run
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -72,9 +73,7 @@ def find_learning_rate(
         short = _short(settings, Path(folder), steps)
         run = prepare_run(short, device, quiet=True)
         trainer = run.trainer
-        trainer.callback_handler.callbacks = [
-            callback for callback in trainer.callback_handler.callbacks if type(callback).__name__ != "AdaLoraCallback"
-        ]
+        trainer.remove_callback(AdaLoraCallback)  # ranks stay as they start
         judged = run.data.valid if run.data.valid is not None else run.data.train
         name = "rows not trained on" if run.data.valid is not None else "training rows"
         judged = judged.select(range(min(judged_rows, len(judged))))
@@ -88,7 +87,7 @@ def find_learning_rate(
                 before = trainer.evaluate(judged)["eval_loss"]
             trainer.args.learning_rate = rate
             trainer.optimizer = trainer.lr_scheduler = None
-            trainer.explosion = type(trainer.explosion)(trainer.token_loss.causal_lm.config.vocab_size)
+            trainer.watch_anew()
             set_seed(settings.finetune.seed)
             try:
                 trainer.train()

@@ -4,7 +4,6 @@ trouble."""
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 import warnings
@@ -13,18 +12,20 @@ from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
 from glmspectra.errors import TrainingError
-from glmspectra.files import atomic_folder
+from glmspectra.files import atomic_folder, write_text
+from glmspectra.json_files import read_model
 from glmspectra.tuning.data.batching import REAL_TOKENS
 from glmspectra.tuning.model import adalora
 from glmspectra.tuning.model.four_bit import check_layout
-from glmspectra.tuning.training.checkpoints import checkpoints, prune
-from glmspectra.tuning.training.divergence import ExplosionWatch, first_non_finite
+from glmspectra.tuning.training.checkpoints import checkpoints, prune, write_sums
+from glmspectra.tuning.training.divergence import Explosion, ExplosionWatch, first_non_finite
 from glmspectra.tuning.training.model_card import write_card
 from glmspectra.tuning.training.sampling import EpochSampler
 from glmspectra.tuning.training.throughput import Throughput
@@ -32,6 +33,20 @@ from glmspectra.tuning.training.token_loss import IGNORED, TokenLoss
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PROGRESS_FILE = "progress.json"
+
+
+class Progress(BaseModel):
+    """`progress.json` of a checkpoint: what stands behind the losses that are logged, which the Trainer forgets.
+
+    unlogged_loss: sum of the steps' losses since the last log. logged_loss: sum of all before. In nats a token.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    unlogged_loss: float
+    logged_loss: float
+    last_logged_step: int
+    explosion: Explosion
 
 
 class AdapterTrainer(Trainer):
@@ -56,11 +71,15 @@ class AdapterTrainer(Trainer):
         self.token_loss = token_loss
         self.throughput = throughput
         self.base_name = base_name
-        self.adalora = adalora.tuner_of(self.model)
-        self.explosion = ExplosionWatch(token_loss.causal_lm.config.vocab_size)
+        self.allocator = adalora.allocator_of(self.model)
+        self.watch_anew()
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the number of tokens itself
         self._orthogonality = 0.0
         self._started_from: Path | None = None
+
+    def watch_anew(self) -> None:
+        """Forget the losses so far, for a training that begins from the start again."""
+        self.explosion = ExplosionWatch(self.token_loss.causal_lm.config.vocab_size)
 
     # Data
 
@@ -97,9 +116,9 @@ class AdapterTrainer(Trainer):
         count = losses.nll.numel() if num_items_in_batch is None else num_items_in_batch
         # Data parallelism averages gradients over processes; the factor makes that the sum it should be.
         loss = losses.nll.sum() / count * self.accelerator.num_processes
-        if self.adalora is not None and self.model.training:
-            weight = self.adalora.adapter_config.orth_reg_weight / self.current_gradient_accumulation_steps
-            penalty = weight * self.adalora.orthogonality()
+        if self.allocator is not None and self.model.training:
+            weight = self.allocator.peft_config.orth_reg_weight / self.current_gradient_accumulation_steps
+            penalty = weight * self.allocator.orthogonality()
             self._orthogonality = penalty.detach()
             loss = loss + penalty
         return (loss, {"nll": losses.nll}) if return_outputs else loss
@@ -182,9 +201,12 @@ class AdapterTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self.throughput.measure(time.perf_counter())
-            if self.adalora is not None:
+            if self.allocator is not None:
                 logs["orthogonality"] = float(self._orthogonality)
-                logs["rank_sum"] = sum(self.adalora.rankallocator.ranks().values())
+                logs["rank_sum"] = sum(self.allocator.ranks().values())
+        if "train_loss" in logs:
+            # The sum is over all steps of the run, and some versions divide it by those since it was resumed.
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
 
     # Checkpoints
@@ -208,6 +230,8 @@ class AdapterTrainer(Trainer):
             if main:
                 self._save_progress(staging)
             self.accelerator.wait_for_everyone()  # every process has written its part
+            if main:
+                write_sums(staging)
         if main:
             best_path = self.state.best_model_checkpoint
             prune(output, self.args.save_total_limit, Path(best_path) if best_path else None)
@@ -219,8 +243,8 @@ class AdapterTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         self.save_adapter(folder / self.adapter, state_dict)
-        if self.adalora is not None:
-            state = self.adalora.rankallocator.state_dict()
+        if self.allocator is not None:
+            state = self.allocator.state_dict()
             state["whole"] = {
                 name: parameter.detach().cpu()
                 for name, parameter in self.model.named_parameters()
@@ -235,13 +259,13 @@ class AdapterTrainer(Trainer):
         """Write adapter_model.safetensors and adapter_config.json into `folder`, as PEFT does for a default
         adapter."""
         model = self.accelerator.unwrap_model(self.model)
-        if self.adalora is not None:
-            self.adalora.describe_for_saving()
+        if self.allocator is not None:
+            self.allocator.describe_for_saving()
         folder.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             # A matrix that AdaLoRA pruned to rank 0 has empty factors, which PEFT takes for unfinished
             # sharding.
-            if self.adalora is not None:
+            if self.allocator is not None:
                 warnings.filterwarnings("ignore", message=".*invalid shape")
             tensors = get_peft_model_state_dict(
                 model, state_dict=state_dict, adapter_name=self.adapter, save_embedding_layers=False
@@ -264,13 +288,13 @@ class AdapterTrainer(Trainer):
         for callback in [c for c in [*self.callback_handler.callbacks, self.control] if isinstance(c, ExportableState)]:
             self.state.stateful_callbacks[type(callback).__name__] = callback.state()
         self.state.save_to_json(str(folder / "trainer_state.json"))
-        progress = {
-            "unlogged_loss": float(self._tr_loss),
-            "logged_loss": self._total_loss_scalar,
-            "last_logged_step": self._globalstep_last_logged,
-            "explosion": self.explosion.state_dict(),
-        }
-        (folder / PROGRESS_FILE).write_text(json.dumps(progress), encoding="utf-8")
+        progress = Progress(
+            unlogged_loss=float(self._tr_loss),
+            logged_loss=self._total_loss_scalar,
+            last_logged_step=self._globalstep_last_logged,
+            explosion=self.explosion.state(),
+        )
+        write_text(folder / PROGRESS_FILE, progress.model_dump_json(indent=2) + "\n")
         write_card(folder / "README.md", self.base_name, self.adapter, self.state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -278,12 +302,12 @@ class AdapterTrainer(Trainer):
         adapter."""
         folder = Path(resume_from_checkpoint)
         self._started_from = folder
-        if self.adalora is not None:
+        if self.allocator is not None:
             path = folder / adalora.STATE_FILE
             if not path.is_file():
                 raise TrainingError(f"{folder}: has no {adalora.STATE_FILE}, without which AdaLoRA cannot go on.")
             state = torch.load(path, map_location="cpu", weights_only=True)
-            self.adalora.rankallocator.load_state_dict(state, folder)
+            self.allocator.load_state_dict(state, folder)
             parameters = dict(self.model.named_parameters())
             with torch.no_grad():
                 for name, value in state["whole"].items():
@@ -309,11 +333,11 @@ class AdapterTrainer(Trainer):
         path = self._started_from / PROGRESS_FILE if self._started_from else None
         if path is None or not path.is_file():
             return
-        progress = json.loads(path.read_text(encoding="utf-8"))
-        self._tr_loss += progress["unlogged_loss"]
-        self._total_loss_scalar = progress["logged_loss"]
-        self._globalstep_last_logged = progress["last_logged_step"]
-        self.explosion.load_state_dict(progress["explosion"])
+        progress = read_model(path, Progress, TrainingError)
+        self._tr_loss += progress.unlogged_loss
+        self._total_loss_scalar = progress.logged_loss
+        self._globalstep_last_logged = progress.last_logged_step
+        self.explosion.restore(progress.explosion)
 
 
 def token_metrics(nll: float, tokens: float, correct: float) -> dict[str, float]:

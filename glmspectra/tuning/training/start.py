@@ -1,0 +1,116 @@
+"""Where a run begins: anew, at its last whole checkpoint, or not at all, since its folder holds it finished."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glmspectra.errors import RequestError
+from glmspectra.tuning.training.arguments import ADAPTER_CONFIG
+from glmspectra.tuning.training.checkpoints import STATE_FILE, checkpoints, damage_of, newest_whole
+from glmspectra.tuning.training.record import RECORD_FILE, Difference, RunRecord, differences
+
+if TYPE_CHECKING:
+    from glmspectra.tuning.settings.load import Settings
+
+
+@dataclass(frozen=True)
+class Start:
+    """checkpoint: what the run goes on from, None for the first step. finished: the result of the same run, where it is
+    done already. notes: lines for the user."""
+
+    checkpoint: Path | None = None
+    finished: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def choose_start(settings: Settings, record: RunRecord, allow_changed: bool = False) -> Start:
+    """Where the run that is asked for begins, by its settings and by what its folder holds.
+
+    A folder belongs to one run. The same run goes on from its last whole checkpoint, or is finished; another one is
+    refused, unless what differs changes no number or `allow_changed` says that it may.
+
+    Args:
+        settings: Of the run; `resume_from_checkpoint` is null (go on if there is something), true (there must be),
+            false (there must not be) or a checkpoint, of any folder.
+        record: Of the run.
+        allow_changed: Go on although settings or data differ from what the run began with.
+
+    Raises:
+        RequestError: Another run is there, every checkpoint is damaged, or what `resume_from_checkpoint` names is not.
+    """
+    output, wanted = Path(settings.train.output_dir), settings.resume
+    named = Path(wanted) if isinstance(wanted, str) and wanted.lower() != "true" else None
+    holds_run = any((output / name).is_file() for name in (RECORD_FILE, STATE_FILE)) or bool(checkpoints(output))
+    if named is not None:
+        _check_named(named)
+    elif not holds_run:
+        if wanted:
+            raise RequestError(f"resume_from_checkpoint is true, and {output} holds no checkpoint to go on from.")
+        return Start()
+    elif wanted is False:
+        raise RequestError(
+            f"{output} holds a run already, and resume_from_checkpoint is false: move it aside with --overwrite, or "
+            "name another folder."
+        )
+    origin = named.parent if named is not None else output
+    notes, changed = _compare(settings, record, origin, allow_changed)
+    if named is not None:
+        return Start(named, notes=notes)
+    before = RunRecord.read(output)
+    if before is not None and before.finished and not changed and (settings.final_adapter / ADAPTER_CONFIG).is_file():
+        return Start(finished=before.finished, notes=notes)
+    found, damaged = newest_whole(output)
+    if found is None and damaged:
+        raise RequestError(
+            f"{output}: no checkpoint is whole. {' '.join(damaged)} Begin anew with --overwrite, which moves the "
+            "folder aside."
+        )
+    where = f"the run goes on from {found}." if found else f"{output} holds no checkpoint yet: the run begins anew."
+    return Start(found, notes=[*notes, *damaged, where])
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Rename a folder to the first free NAME.1, NAME.2 ...; returns its new path, None where nothing was there."""
+    if not folder.exists():
+        return None
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    folder.rename(target)
+    return target
+
+
+def _check_named(checkpoint: Path) -> None:
+    if not (checkpoint / STATE_FILE).is_file():
+        raise RequestError(f"resume_from_checkpoint {checkpoint}: no {STATE_FILE} there, so it is no whole checkpoint.")
+    if damage := damage_of(checkpoint):
+        raise RequestError(f"resume_from_checkpoint {checkpoint} is damaged: {damage}.")
+
+
+def _compare(settings: Settings, record: RunRecord, origin: Path, allow_changed: bool) -> tuple[list[str], bool]:
+    """Notes on what differs from the run in `origin`, and whether any of it changes numbers. Raises RequestError where
+    it does and may not."""
+    if RunRecord.read(origin) is None:
+        unknown = f"{origin} holds a run that says not what it was trained on ({RECORD_FILE} is not there)"
+        if not allow_changed:
+            raise RequestError(
+                f"{unknown}: go on all the same with --allow-changed, move it aside with --overwrite, or name another "
+                "folder."
+            )
+        return [f"{unknown}."], True
+    found = differences(settings, record, origin)
+    changing = [item for item in found if not item.harmless]
+    if changing and not allow_changed:
+        raise RequestError(_refusal(origin, found, changing))
+    return [f"differs from when the run began: {item}." for item in found], bool(changing)
+
+
+def _refusal(origin: Path, found: list[Difference], changing: list[Difference]) -> str:
+    also = [item for item in found if item.harmless]
+    more = f" (and, without changing what is learnt: {'; '.join(map(str, also))})" if also else ""
+    return (
+        f"{origin} holds a run that began with other settings: {'; '.join(map(str, changing))}{more}. Name another "
+        "folder, move the run aside with --overwrite, or go on with what is changed with --allow-changed."
+    )
