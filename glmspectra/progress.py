@@ -128,7 +128,11 @@ class ProgressLine:
     def _make_bar(self) -> "Progress":
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[said]}", markup=False))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[said]}", markup=False),
+        )
         bar = Progress(*columns, console=self.console, transient=True)
         self._task = bar.add_task(self.title, total=self.total, completed=int(self.done), said=self._figures())
         return bar

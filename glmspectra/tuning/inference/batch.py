@@ -13,7 +13,7 @@ from glmspectra.errors import DataError, RequestError
 from glmspectra.files import write_text
 from glmspectra.tuning.data import Encoder, Row
 from glmspectra.tuning.data.template import choose_template
-from glmspectra.tuning.inference.evaluation import load_adapter
+from glmspectra.tuning.model.saved_adapter import load_adapter
 from glmspectra.tuning.inference.generation import generate, split_prompt
 from glmspectra.tuning.model.families import family_of
 from glmspectra.tuning.model.four_bit import four_bit_config

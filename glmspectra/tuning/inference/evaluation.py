@@ -4,39 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from peft import PeftModelForCausalLM, get_peft_model_state_dict
-from peft.utils import load_peft_weights
+from peft import PeftModel
 from scipy import stats
 
-from glmspectra.checkpoint.adapter.adapter import WEIGHT_FILES
 from glmspectra.device import choose_device
-from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.errors import RequestError
 from glmspectra.files import write_text
 from glmspectra.json_files import write_json
-from glmspectra.tuning.data import prepare_data
 from glmspectra.tuning.data.batching import REAL_TOKENS, TrainingCollator
 from glmspectra.tuning.inference.generation import decode, generate, split_prompt
 from glmspectra.tuning.inference.text_scores import text_scores
-from glmspectra.tuning.model.families import family_of
-from glmspectra.tuning.model.four_bit import keep_layout
-from glmspectra.tuning.model.loading import (
-    LOADING_ERRORS,
-    first_line,
-    load_config,
-    load_for_settings,
-    load_tokenizer,
-    positions_of,
-)
-from glmspectra.tuning.model.precision import choose_precision
+from glmspectra.tuning.model.loading import load_for_settings
+from glmspectra.tuning.model.saved_adapter import load_adapter
+from glmspectra.tuning.training.inputs import Inputs, load_inputs
 from glmspectra.tuning.training.token_loss import TokenLoss
 from glmspectra.tuning.training.trainer import token_metrics
 
@@ -48,9 +35,11 @@ if TYPE_CHECKING:
 class Evaluation:
     """What was found. `base` is of the model alone, `tuned` with the adapter (None without one).
 
-    Each: loss (nats a token, over tokens), perplexity, token_accuracy, tokens, and with text scores rouge_l,
-    bleu (0 to 100). difference: mean over rows of (loss with adapter - without), its 95 % interval, and the
-    rows. samples: context, reference, base and tuned answer.
+    base, tuned: loss (nats a token, mean over all tokens, so that long rows count for more), perplexity (exp of it),
+    token_accuracy, tokens; with text scores rouge_l and bleu (0 to 100).
+    difference: of the rows' own losses (each the mean nats a token of a row), with the adapter minus without: mean over
+    rows, its 95 % interval, the number of rows. It is another average than that of `base` and `tuned`.
+    samples: context, reference, base and tuned answer.
     """
 
     model: str
@@ -61,7 +50,7 @@ class Evaluation:
     tuned: dict[str, float] | None
     difference: dict[str, float] | None = None
     samples: list[dict[str, str]] = field(default_factory=list)
-    # name ('base', 'tuned') -> mean loss of each row, float64 [rows]: for comparing adapters row by row.
+    # name ('base', 'tuned') -> mean nats a token of each row, float64 [rows]: for comparing adapters row by row.
     row_losses: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -72,8 +61,8 @@ class Evaluation:
         for name, values in (("base", self.base), ("with adapter", self.tuned)):
             if values is not None:
                 text = (
-                    f"{name}: loss {values['loss']:.4f}, perplexity {values['perplexity']:.3f}, token accuracy "
-                    f"{values['token_accuracy']:.3f} over {values['tokens']:,} tokens"
+                    f"{name}: loss {values['loss']:.4f} nats a token (mean over {values['tokens']:,} tokens), perplexity "
+                    f"{values['perplexity']:.3f}, token accuracy {values['token_accuracy']:.3f}"
                 )
                 if "rouge_l" in values:
                     text += f"; ROUGE-L {values['rouge_l']:.2f}, BLEU {values['bleu']:.2f} by character"
@@ -81,8 +70,8 @@ class Evaluation:
         if self.difference is not None:
             found = self.difference
             lines.append(
-                f"loss of a row, with adapter minus without: {found['mean']:+.4f} (95 % interval {found['low']:+.4f} "
-                f"to {found['high']:+.4f}, {found['rows']} rows)"
+                f"with adapter minus without, row by row: {found['mean']:+.4f} nats a token (mean over {found['rows']:,} "
+                f"rows, each counting alike; 95 % interval {found['low']:+.4f} to {found['high']:+.4f})"
             )
         return lines
 
@@ -142,130 +131,114 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the model that the settings name on a split of their data.
 
-    adapter: a PEFT folder; the model is then evaluated without and with it. limit: rows at most. samples: how
-    many answers are generated for reading; scored: for how many rows answers are generated for ROUGE-L and
-    BLEU. progress(what, done, all).
+    The base is measured before an adapter touches it: biases, heads or weights that an adapter replaces or starts from
+    (`bias`, `modules_to_save`, PiSSA) are the base's own then.
 
-    Raises RequestError when there is no such split or adapter; the errors of loading and of the data.
+    Args:
+        settings: Of the model and its data.
+        adapter: A PEFT folder; the model is evaluated without and with it.
+        device: As `choose_device` takes it.
+        split: "valid" or "train".
+        limit: Rows at most.
+        samples: How many answers are generated for reading.
+        scored: For how many rows answers are generated for ROUGE-L and BLEU.
+        max_new_tokens: Length of an answer.
+        batch_size: Rows at a time.
+        progress: Called with what is done, how much of it, and of how much.
+
+    Raises:
+        RequestError: There is no such split or adapter.
+        CheckpointError, DataError: Model, adapter or data cannot be used.
     """
-    place = choose_device(device)
-    precision = choose_precision(settings, place)
-    config = load_config(settings.finetune.model_path)
-    tokenizer = load_tokenizer(settings.finetune.model_path)
-    data = prepare_data(
-        settings, tokenizer, family_of(config), limit=positions_of(config), vocabulary=config.vocab_size
-    )
-    rows = data.train if split == "train" else data.valid
-    if rows is None:
-        raise RequestError(
-            f"there are no {split} rows in {settings.finetune.dataset_path}; give valid_path or valid_fraction "
-            "(--set finetune.valid_fraction=0.1), or --split train."
-        )
+    inputs = load_inputs(settings, choose_device(device))
+    rows = _rows_of(inputs, split)
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
-    model = load_for_settings(settings, precision, place)
-    token_loss = TokenLoss(model)
+    model = load_for_settings(settings, inputs.precision, inputs.device)
+    count = min(max(samples, scored), len(rows))
+    prompts = [split_prompt(row["input_ids"], row["labels"]) for row in rows.select(range(count))]
+    references = [decode(inputs.tokenizer, answer) for _, answer in prompts]
+    work = _Work(inputs, rows, [prompt for prompt, _ in prompts], max_new_tokens, batch_size, progress)
+    found = {"base": work.measure(model, "base")}
     if adapter is not None:
-        model = load_adapter(model, adapter)
-    collator = TrainingCollator(data.collator, data.collator.pad_token_id)
+        found["tuned"] = work.measure(load_adapter(model, adapter), "with adapter")
+    for measured in found.values():
+        if scored:
+            measured.metrics |= text_scores(measured.answers[:scored], references[:scored])
+    row_losses = {name: measured.row_losses for name, measured in found.items()}
+    return Evaluation(
+        model=str(settings.finetune.model_path),
+        adapter=str(adapter) if adapter is not None else None,
+        split=split,
+        rows=len(rows),
+        base=found["base"].metrics,
+        tuned=found["tuned"].metrics if adapter is not None else None,
+        difference=paired_interval(row_losses["base"], row_losses["tuned"]) if adapter is not None else None,
+        samples=[
+            {"context": decode(inputs.tokenizer, prompts[index][0]), "reference": references[index]}
+            | {name: measured.answers[index] for name, measured in found.items()}
+            for index in range(min(samples, count))
+        ],
+        row_losses=row_losses,
+    )
 
-    def say(what: str, count: int) -> Callable[[int], None]:
+
+def _rows_of(inputs: Inputs, split: str) -> Any:
+    rows = inputs.data.train if split == "train" else inputs.data.valid
+    if rows is None:
+        raise RequestError(
+            f"there are no {split} rows in {inputs.settings.finetune.dataset_path}; give valid_path or valid_fraction "
+            "(--set finetune.valid_fraction=0.1), or --split train."
+        )
+    return rows
+
+
+@dataclass
+class _Measured:
+    """One model on the rows. row_losses: mean nats a token of each row, float64 [rows]."""
+
+    metrics: dict[str, float]
+    row_losses: np.ndarray
+    answers: list[str]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is measured of each model: losses on all rows, answers to the prompts (token ids)."""
+
+    inputs: Inputs
+    rows: Any
+    prompts: list[list[int]]
+    max_new_tokens: int
+    batch_size: int
+    progress: Callable[[str, int, int], None] | None
+
+    def measure(self, model: Any, name: str) -> _Measured:
+        """Measure a model, bare or with an adapter."""
+        inputs, data = self.inputs, self.inputs.data
+        token_loss = TokenLoss(model.get_base_model() if isinstance(model, PeftModel) else model)
+        collator = TrainingCollator(data.collator, data.collator.pad_token_id)
+        with inputs.precision.context(inputs.device):
+            advance = self._advance(f"{name}: loss", len(self.rows))
+            sums = losses_by_row(model, token_loss, self.rows, collator, self.batch_size, advance)
+            answers: list[str] = []
+            if self.prompts:
+                advance = self._advance(f"{name}: answers", len(self.prompts))
+                answers = generate(
+                    model, inputs.tokenizer, self.prompts, self.max_new_tokens, self.batch_size, advance
+                )
+        return _Measured(token_metrics(*sums.sum(0).tolist()), sums[:, 0] / sums[:, 1], answers)
+
+    def _advance(self, what: str, count: int) -> Callable[[int], None]:
         done = 0
 
         def advance(more: int) -> None:
             nonlocal done
             done += more
-            if progress is not None:
-                progress(what, done, count)
+            if self.progress is not None:
+                self.progress(what, done, count)
 
         return advance
-
-    with precision.context(place):
-        with _without(model, adapter):
-            before = losses_by_row(model, token_loss, rows, collator, batch_size, say("base loss", len(rows)))
-        result = Evaluation(
-            model=str(settings.finetune.model_path),
-            adapter=str(adapter) if adapter is not None else None,
-            split=split,
-            rows=len(rows),
-            base=token_metrics(*before.sum(0).tolist()),
-            tuned=None,
-        )
-        result.row_losses["base"] = before[:, 0] / before[:, 1]
-        if adapter is not None:
-            after = losses_by_row(model, token_loss, rows, collator, batch_size, say("loss with adapter", len(rows)))
-            result.tuned = token_metrics(*after.sum(0).tolist())
-            result.row_losses["tuned"] = after[:, 0] / after[:, 1]
-            result.difference = paired_interval(result.row_losses["base"], result.row_losses["tuned"])
-        _generated(result, model, tokenizer, rows, adapter, samples, scored, max_new_tokens, batch_size, say)
-    return result
-
-
-def _generated(
-    result: Evaluation,
-    model: Any,
-    tokenizer: Any,
-    rows: Any,
-    adapter: Path | None,
-    samples: int,
-    scored: int,
-    max_new_tokens: int,
-    batch_size: int,
-    say: Callable[[str, int], Callable[[int], None]],
-) -> None:
-    count = min(max(samples, scored), len(rows))
-    if not count:
-        return
-    split = [split_prompt(row["input_ids"], row["labels"]) for row in rows.select(range(count))]
-    prompts = [prompt for prompt, _ in split]
-    references = [decode(tokenizer, answer) for _, answer in split]
-    answers: dict[str, list[str]] = {}
-    for name in ("base", "tuned") if adapter is not None else ("base",):
-        with _without(model, adapter) if name == "base" else nullcontext():
-            advance = say(f"answers, {'base' if name == 'base' else 'with adapter'}", count)
-            answers[name] = generate(model, tokenizer, prompts, max_new_tokens, batch_size, advance)
-        values = result.base if name == "base" else result.tuned
-        if scored and values is not None:
-            values |= text_scores(answers[name][:scored], references[:scored])
-    for index in range(min(samples, count)):
-        sample = {"context": decode(tokenizer, prompts[index]), "reference": references[index]}
-        result.samples.append(sample | {name: texts[index] for name, texts in answers.items()})
-
-
-def load_adapter(model: Any, adapter: Path) -> Any:
-    """A PEFT adapter folder on a loaded base, for inference. Folders of 2023 load too. A 4-bit base keeps its
-    layout on any CPU.
-
-    Raises:
-        RequestError: there is no adapter.
-        CheckpointError: it cannot be read, or it is not of this base: PEFT would leave out in silence what the base
-            has no place for, and leave as they start the adapters that the folder says nothing of.
-    """
-    if not (adapter / "adapter_config.json").is_file():
-        inner = sorted(path.parent for path in adapter.glob("*/adapter_config.json"))
-        hint = f"; {inner[0]} is one" if inner else ""
-        raise RequestError(f"--adapter {adapter}: there is no adapter_config.json{hint}.")
-    if not any((adapter / name).is_file() for name in WEIGHT_FILES):  # PEFT would look for them on a hub
-        raise CheckpointError(f"{adapter}: adapter_config.json is there, but neither {' nor '.join(WEIGHT_FILES)}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*[Mm]issing adapter keys")
-            wrapped = PeftModelForCausalLM.from_pretrained(model, str(adapter), is_trainable=False)
-        stored = load_peft_weights(str(adapter), device="cpu")
-    except (*LOADING_ERRORS, UserWarning) as error:
-        raise CheckpointError(
-            f"{adapter}: cannot be put on this base: {first_line(error).rstrip('.')}; "
-            "it is damaged, or of another model."
-        ) from error
-    homeless = stored.keys() - get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
-    if foreign := sorted(key for key in homeless if "lora_" in key):
-        raise CheckpointError(
-            f"{adapter}: changes {len(foreign)} tensors that this base has no place for, {foreign[0]} among them; "
-            f"it was trained on {wrapped.peft_config['default'].base_model_name_or_path or 'another base'}."
-        )
-    if getattr(model, "is_loaded_in_4bit", False):
-        keep_layout(wrapped)
-    return wrapped.eval()
 
 
 def write_evaluation(result: Evaluation, out: Path) -> None:
@@ -275,7 +248,3 @@ def write_evaluation(result: Evaluation, out: Path) -> None:
     if result.samples:
         text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in result.samples)
         write_text(out / "samples.jsonl", text)
-
-
-def _without(model: Any, adapter: Path | None) -> Any:
-    return model.disable_adapter() if adapter is not None else nullcontext()
