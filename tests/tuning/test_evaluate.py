@@ -12,9 +12,9 @@ from glmspectra.cli.main import main
 from glmspectra.errors import CheckpointError, DataError, RequestError
 from glmspectra.tuning.inference.batch import infer, load_for_inference, prompt_ids, read_questions
 from glmspectra.tuning.inference.evaluation import evaluate, paired_interval, write_evaluation
-from glmspectra.tuning.model.saved_adapter import load_adapter
 from glmspectra.tuning.inference.generation import decode, split_prompt
 from glmspectra.tuning.inference.text_scores import text_scores
+from glmspectra.tuning.model.saved_adapter import load_adapter
 from glmspectra.tuning.settings.load import load_settings
 from glmspectra.tuning.training.learning_rate import choose_rate, find_learning_rate
 from glmspectra.tuning.training.run import train

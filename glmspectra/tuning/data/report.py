@@ -102,7 +102,8 @@ class DataReport:
             "max_length": self.max_length,
             "on_long": self.on_long,
             "bad_rows": [asdict(bad) for bad in self.bad],
-            "files": [asdict(facts) for facts in self.files],
+            # asdict makes a Counter of the pairs of a Counter
+            "files": [vars(facts) | {"forms": dict(facts.forms), "unread": dict(facts.unread)} for facts in self.files],
             "splits": {name: asdict(split) for name, split in self.splits.items()},
             "duplicates": self.duplicates,
             "shared_contexts": self.shared_contexts,

@@ -13,12 +13,12 @@ from glmspectra.errors import DataError, RequestError
 from glmspectra.files import write_text
 from glmspectra.tuning.data import Encoder, Row
 from glmspectra.tuning.data.template import choose_template
-from glmspectra.tuning.model.saved_adapter import load_adapter
 from glmspectra.tuning.inference.generation import generate, split_prompt
 from glmspectra.tuning.model.families import family_of
 from glmspectra.tuning.model.four_bit import four_bit_config
 from glmspectra.tuning.model.loading import load_base, load_config, load_tokenizer, positions_of
 from glmspectra.tuning.model.precision import Precision
+from glmspectra.tuning.model.saved_adapter import load_adapter
 from glmspectra.tuning.settings.models import FinetuneArgs
 
 

@@ -224,9 +224,7 @@ class _Work:
             answers: list[str] = []
             if self.prompts:
                 advance = self._advance(f"{name}: answers", len(self.prompts))
-                answers = generate(
-                    model, inputs.tokenizer, self.prompts, self.max_new_tokens, self.batch_size, advance
-                )
+                answers = generate(model, inputs.tokenizer, self.prompts, self.max_new_tokens, self.batch_size, advance)
         return _Measured(token_metrics(*sums.sum(0).tolist()), sums[:, 0] / sums[:, 1], answers)
 
     def _advance(self, what: str, count: int) -> Callable[[int], None]:
