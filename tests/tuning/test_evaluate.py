@@ -144,7 +144,7 @@ def test_inference_answers_a_file_in_order(tmp_path, model, adapter):
     source = tmp_path / "questions.jsonl"
     source.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in questions))
     loaded = load_for_inference(model, adapter, "cpu", "plain", 64)
-    assert prompt_ids(loaded.encoder, "abc?") == loaded.tokenizer.encode("abc?")
+    assert prompt_ids(loaded.encoder, "abc?") == loaded.tokenizer.encode("abc?\n")
     assert infer(loaded, source, tmp_path / "answers.jsonl", max_new_tokens=16, batch_size=3) == 7
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [row["id"] for row in answers] == list(range(7))

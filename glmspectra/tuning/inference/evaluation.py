@@ -61,8 +61,8 @@ class Evaluation:
         for name, values in (("base", self.base), ("with adapter", self.tuned)):
             if values is not None:
                 text = (
-                    f"{name}: loss {values['loss']:.4f} nats a token (mean over {values['tokens']:,} tokens), perplexity "
-                    f"{values['perplexity']:.3f}, token accuracy {values['token_accuracy']:.3f}"
+                    f"{name}: loss {values['loss']:.4f} nats a token (mean over {values['tokens']:,} tokens), "
+                    f"perplexity {values['perplexity']:.3f}, token accuracy {values['token_accuracy']:.3f}"
                 )
                 if "rouge_l" in values:
                     text += f"; ROUGE-L {values['rouge_l']:.2f}, BLEU {values['bleu']:.2f} by character"
@@ -70,8 +70,8 @@ class Evaluation:
         if self.difference is not None:
             found = self.difference
             lines.append(
-                f"with adapter minus without, row by row: {found['mean']:+.4f} nats a token (mean over {found['rows']:,} "
-                f"rows, each counting alike; 95 % interval {found['low']:+.4f} to {found['high']:+.4f})"
+                f"with adapter minus without, row by row: {found['mean']:+.4f} nats a token (mean over "
+                f"{found['rows']:,} rows, each counting alike; 95 % interval {found['low']:+.4f} to {found['high']:+.4f})"
             )
         return lines
 
