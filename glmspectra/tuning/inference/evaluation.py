@@ -71,7 +71,8 @@ class Evaluation:
             found = self.difference
             lines.append(
                 f"with adapter minus without, row by row: {found['mean']:+.4f} nats a token (mean over "
-                f"{found['rows']:,} rows, each counting alike; 95 % interval {found['low']:+.4f} to {found['high']:+.4f})"
+                f"{found['rows']:,} rows, each counting alike; 95 % interval {found['low']:+.4f} to "
+                f"{found['high']:+.4f})"
             )
         return lines
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from peft import PeftModelForCausalLM, get_peft_model_state_dict
+from peft import PeftModel, PeftModelForCausalLM, get_peft_model_state_dict
 from peft.utils import load_peft_weights
 from transformers import PreTrainedModel
 
@@ -15,7 +15,7 @@ from glmspectra.tuning.model.four_bit import keep_layout
 from glmspectra.tuning.model.loading import LOADING_ERRORS, first_line
 
 
-def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModelForCausalLM:
+def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     """A PEFT adapter folder on a loaded base, for inference. Folders of 2023 load too. A 4-bit base keeps its
     layout on any CPU.
 
