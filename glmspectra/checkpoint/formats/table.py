@@ -173,6 +173,8 @@ def _fault(name: str, entry: StoredTensor, method: str | None) -> str | None:
     """Why a tensor that no format took is no matrix of numbers; None when it may be one."""
     if len(entry.shape) < 2:
         return None
+    if entry.dtype == "float8_e8m0fnu":
+        return "it holds powers of two (E8M0), which are scales and no weight"
     if is_companion(name):
         return "by its name it is a scale or packed part of a quantised weight, of no form that is known here"
     if name.rpartition(".")[2] == "weight" and entry.dtype in ("int8", "uint8", "int32", "int16"):

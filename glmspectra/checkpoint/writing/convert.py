@@ -100,7 +100,7 @@ def _copy_others(checkpoint: Checkpoint, target: Path, dtype: str | None) -> lis
     config = target / "config.json"
     if dtype is not None and config.is_file():
         content = read_object(config)
-        for key in ("quantization_config", "quantization_bit"):
+        for key in ("quantization_config", "compression_config", "quantization_bit"):
             content.pop(key, None)
         content["torch_dtype" if "torch_dtype" in content else "dtype"] = dtype
         write_json(config, content)

@@ -226,7 +226,8 @@ def _copy_rest(source: Path, target: Path, checkpoint: Checkpoint, report: Merge
             if path.suffix == ".py" or path.name == "trainer_state.json":
                 continue  # code of the original model, the native one needs none; steps of the base's own training
             shutil.copyfile(path, target / path.name)
-    config = {key: value for key, value in checkpoint.config.items() if key not in ("quantization_config", "auto_map")}
+    of_storage = ("quantization_config", "compression_config", "auto_map")
+    config = {key: value for key, value in checkpoint.config.items() if key not in of_storage}
     if "quantization_bit" in config:
         config["quantization_bit"] = 0
     if report.dtype:

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 import glmspectra.chatglm2  # noqa: F401 - registers the native model with the Auto classes
+from glmspectra.checkpoint.loadable import check_loadable, check_taken
 from glmspectra.embedded import locate_model
 from glmspectra.errors import CheckpointError, ConfigError, RequestError
 from glmspectra.tuning.model.four_bit import check_four_bit, four_bit_config, keep_layout
@@ -93,12 +94,13 @@ def load_base(
     device.
 
     quantization: a `BitsAndBytesConfig` or None. Raises ConfigError when a packed folder is to be quantised again,
-    CheckpointError when the folder cannot be loaded or lacks weights of the model, TrainingError when a 4-bit load did
-    not quantise what it should.
+    CheckpointError when the folder cannot be loaded, or its tensors are not those of the model, TrainingError when a
+    4-bit load did not quantise what it should.
     """
     from transformers import AutoModelForCausalLM
 
     folder, arguments = _load_arguments(locate_model(model_path))
+    check_loadable(folder / arguments["gguf_file"] if "gguf_file" in arguments else folder)
     if quantization is not None:
         check_not_packed(load_config(model_path), model_path)
         arguments["quantization_config"] = quantization
@@ -120,12 +122,7 @@ def load_base(
             f"{folder}: cannot be loaded as a causal language model: {first_line(error).rstrip('.')}."
         ) from error
     model, report = loaded
-    if report["missing_keys"]:  # transformers draws them at random and goes on
-        missing = sorted(report["missing_keys"])
-        raise CheckpointError(
-            f"{folder}: {len(missing)} weights of the model that its config.json describes are in none of its files, "
-            f"{missing[0]} among them; fetch the folder again, or mend config.json."
-        )
+    check_taken(folder, report["unexpected_keys"], report["missing_keys"])
     model.requires_grad_(False)
     if "gguf_file" in arguments:
         _forget_gguf(model)
