@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glmspectra.checkpoint.records import TensorRecord
 from glmspectra.errors import CheckpointError, RequestError
@@ -11,6 +11,7 @@ from glmspectra.errors import CheckpointError, RequestError
 if TYPE_CHECKING:
     from glmspectra.checkpoint.reader import Checkpoint
 
+MOST_NAMED = 20  # tensors that are left out, by name, in a manifest
 _RANGE = re.compile(r"(-?\d+)(?:-(-?\d+))?$")
 
 
@@ -92,6 +93,12 @@ def left_out(checkpoint: "Checkpoint") -> dict[str, str]:
         elif record.is_weight and not record.rows:
             found[record.name] = f"its shape {list(record.shape)} is neither a matrix, experts nor a convolution"
     return found | checkpoint.beside_weights
+
+
+def left_out_facts(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """What `left_out` names, as a manifest keeps it: the count, and some by name; empty when there is nothing."""
+    found = left_out(checkpoint)
+    return {"count": len(found), "tensors": dict(list(found.items())[:MOST_NAMED])} if found else {}
 
 
 def left_out_sentence(checkpoint: "Checkpoint") -> str | None:

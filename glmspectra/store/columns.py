@@ -98,8 +98,10 @@ IDENTITY = (
     _column("dtype", TEXT, "", "type", "类型", "As stored.", "存储类型。", required=True),
     _column("method", TEXT, "", "method", "算法", "How the spectrum was computed.", "奇异值的计算方法。"),
     _column("seconds", REAL, "seconds", "time", "用时", "Time that the measurement took.", "测量所用时间。", log=True),
-    _column("status", TEXT, "", "status", "状态", "ok, or nonfinite where the weight holds NaN or infinity.",
-            "ok；权重含 NaN 或无穷时为 nonfinite。", required=True),
+    _column("status", TEXT, "", "status", "状态",
+            "ok; nonfinite where the weight holds NaN, infinity or numbers whose squares pass float64; unreadable "
+            "where its format is refused.",
+            "ok；权重含 NaN、无穷或平方溢出时为 nonfinite；格式无法读取时为 unreadable。", required=True),
 )
 
 _NORMAL_BEYOND = {3: "0.27 %", 4: "0.0063 %", 5: "0.000057 %", 6: "0.0000002 %"}

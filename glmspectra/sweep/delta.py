@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from glmspectra.checkpoint import Checkpoint
 from glmspectra.checkpoint.adapter.factors import Factors
 from glmspectra.device import choose_device
 from glmspectra.errors import CheckpointError
@@ -29,6 +30,7 @@ from glmspectra.spectra.rounding import rounding_floor
 from glmspectra.store import Measurement, Request, RunStore, Source, read_manifest, run_name
 from glmspectra.sweep import delta_rows as rows
 from glmspectra.sweep.delta_plan import DeltaPlan, Place, State, cost_of
+from glmspectra.sweep.gathering import Gathering
 from glmspectra.sweep.known_base import KnownBase, known_base
 from glmspectra.sweep.measure import noise_blocks
 from glmspectra.sweep.processes import Processes, joined_processes, share_out
@@ -126,7 +128,7 @@ class _Measure:
     """Measures one weight in all states."""
 
     def __init__(self, plan: DeltaPlan, store: RunStore, device: str, known: KnownBase):
-        self.plan, self.store, self.device, self.known = plan, store, device, known
+        self.plan, self.device, self.known = plan, device, known
         names = tuple(place.name for place in plan.places)
         options = plan.options
         asked = {
@@ -145,13 +147,19 @@ class _Measure:
         if options.against_base:
             self.requests["weight", 0] = Request("spectrum", names, {"method": "gram", **asked}, "weight")
         self.all_requests = list(self.requests.values())
+        self._gathering = Gathering(store, self._check_unchanged)
 
     def place(self, place: Place, unfinished: dict[str, set[str]]) -> int:
-        """Measure what is unfinished of one weight; returns how many states were measured."""
+        """Measure what is unfinished of one weight, its experts one by one; returns how many states were measured."""
+        done = [self._matrix(matrix, unfinished) for matrix in place.matrices]
+        self._gathering.write(place.name)
+        return max(done)
+
+    def _matrix(self, place: Place, unfinished: dict[str, set[str]]) -> int:
         plan = self.plan
         weight = gram = None
         if plan.streams and plan.base is not None:
-            weight = plan.base.read(place.name)
+            weight = _read(plan.base, place.name, place)
             if not torch.isfinite(weight).all():
                 weight = None  # what factors alone tell is told nevertheless
             if plan.options.against_base:
@@ -165,7 +173,7 @@ class _Measure:
                 self._state(place, index, state, weight, gram)
                 done += 1
         if plan.streams and plan.base is not None:
-            plan.base.release(place.name)
+            plan.base.release(place.name, place.expert)
         return done
 
     def _state(
@@ -231,7 +239,7 @@ class _Measure:
             merged_weight = factors.merged(weight)
         else:
             assert state.checkpoint is not None  # a state is one of the two
-            merged_weight = state.checkpoint.read(state.names[place.name])
+            merged_weight = _read(state.checkpoint, state.names[place.name], place)
             if tuple(merged_weight.shape) != place.shape:
                 raise CheckpointError(
                     f"{place.name}: the base has shape {place.shape}, {state.where.path} {tuple(merged_weight.shape)}."
@@ -270,7 +278,7 @@ class _Measure:
             merged = merged_spectrum_dense(gram, weight, merged_weight)
             columns |= rows.intruder_columns(merged)
         if state.checkpoint is not None:
-            state.checkpoint.release(state.names[place.name])
+            state.checkpoint.release(state.names[place.name], place.expert)
         return columns, (spectrum.sigma, spectrum.error_bound), merged
 
     def _beside(self, delta: LowRankSpectrum, weight: torch.Tensor, gram: GramOfWeight, floor: float) -> dict[str, Any]:
@@ -314,7 +322,7 @@ class _Measure:
             "name": place.name,
             "layer": place.layer,
             "matrix": place.matrix,
-            "part": "whole",
+            "part": place.part,
             "rows": place.rows,
             "cols": place.cols,
             "dtype": place.dtype,
@@ -330,13 +338,25 @@ class _Measure:
         sigma: tuple[np.ndarray, np.ndarray] | None,
     ) -> None:
         request = self.requests[key]
-        found = {} if sigma is None else {"whole": sigma}
-        measurement = Measurement("spectrum", request.quantity, request.step, place.name, place.position, [row], found)
+        found = {} if sigma is None else {place.part: sigma}
+        self._gathering.take(
+            request,
+            Measurement("spectrum", request.quantity, request.step, place.name, place.position, [row], found),
+        )
+
+    def _check_unchanged(self, name: str) -> None:
         if self.plan.streams and self.plan.base is not None:
-            self.plan.base.check_unchanged(place.name)
+            self.plan.base.check_unchanged(name)
         for state in self.plan.states:
-            state.check_unchanged(place.name)
-        self.store.write(request, measurement)
+            state.check_unchanged(name)
+
+
+def _read(checkpoint: Checkpoint, name: str, place: Place) -> torch.Tensor:
+    """The matrix of a place in a checkpoint, in which the tensor has that name; of a stack, one expert."""
+    record = checkpoint.tensors[name]
+    if record.experts != place.experts:
+        raise CheckpointError(f"{name}: {checkpoint.path} has {record.experts} experts, the base {place.experts}.")
+    return checkpoint.read_matrix(record, place.expert or 0)
 
 
 def _dtype_of(state: State, place: Place) -> str:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from glmspectra.checkpoint.fingerprint import (
     identity_of,
 )
 from glmspectra.checkpoint.names import place_of
-from glmspectra.checkpoint.selection import parse_layers
+from glmspectra.checkpoint.selection import left_out_facts, left_out_sentence, parse_layers
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.store import Source
 from glmspectra.sweep.cost import EIGENSOLVER_WEIGHT, EIGENSOLVER_WEIGHT_CUDA, spectrum_cost
@@ -53,7 +53,11 @@ class DeltaOptions:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a changed weight stands: its name in the base, its name in each state, and the identity columns."""
+    """Where a changed weight stands: its name in the base, and the identity columns.
+
+    experts: how many matrices of rows x cols it holds, where it is a stack of experts; else 0. expert: the one that is
+    meant, once they are taken one by one.
+    """
 
     name: str
     layer: int | None
@@ -62,6 +66,18 @@ class Place:
     cols: int
     position: int
     dtype: str
+    experts: int = 0
+    expert: int | None = None
+
+    @property
+    def part(self) -> str:
+        """The part's name in the tables."""
+        return "whole" if self.expert is None else f"expert_{self.expert}"
+
+    @property
+    def matrices(self) -> list["Place"]:
+        """Its matrices: itself, or each expert."""
+        return [replace(self, expert=n) for n in range(self.experts)] if self.experts else [self]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -212,8 +228,10 @@ def _places(base: Checkpoint | None, states: list[State], options: DeltaOptions)
     if base is None:
         return _selected_without_base(states, options), notes
     records = {record.name: record for record in _selection(base, options)}
+    notes += [sentence for sentence in [left_out_sentence(base)] if sentence]
     for state in states:
         if state.checkpoint is not None:
+            notes += [sentence for sentence in [left_out_sentence(state.checkpoint)] if sentence]
             names = _same_weights(base, state.checkpoint, records)
             _refuse_quantized(base, state.checkpoint, names)
             state.names = names
@@ -242,9 +260,8 @@ def _selection(base: Checkpoint, options: DeltaOptions) -> list[TensorRecord]:
 
 
 def _place(position: int, record: TensorRecord) -> Place:
-    rows_, cols = record.shape
     dtype = record.quantization or record.dtype
-    return Place(record.name, record.layer, record.matrix, rows_, cols, position, dtype)
+    return Place(record.name, record.layer, record.matrix, record.rows, record.columns, position, dtype, record.experts)
 
 
 def _same_weights(base: Checkpoint, tuned: Checkpoint, records: dict[str, TensorRecord]) -> dict[str, str]:
@@ -311,7 +328,11 @@ def _selected_without_base(states: list[State], options: DeltaOptions) -> list[P
 
 
 def cost_of(place: Place, states: list[State], options: DeltaOptions, device: str = "cpu") -> float:
-    """Operations as `sweep.cost` counts them."""
+    """Operations as `sweep.cost` counts them, of all its matrices."""
+    return max(1, place.experts) * _cost_of_one(place, states, options, device)
+
+
+def _cost_of_one(place: Place, states: list[State], options: DeltaOptions, device: str) -> float:
     solver = EIGENSOLVER_WEIGHT if device == "cpu" else EIGENSOLVER_WEIGHT_CUDA
     small, large = min(place.shape), max(place.shape)
     cost = 0.0
@@ -345,6 +366,8 @@ def _source(base: Checkpoint | None, states: list[State], tuned: Path | str) -> 
         "base": None if base is None else {"name": base.name, "fingerprint": base.fingerprint, "path": str(base.path)},
         "states": [{"path": str(s.where.path), "step": s.where.step, "kind": s.kind} for s in states],
     }
+    if base is not None and (found := left_out_facts(base)):
+        details["left_out"] = found
     fingerprint = fingerprint_set((file["name"], file["size"], file["fingerprint"]) for file in files)
     form = "adapter" if all(state.adapter is not None for state in states) else "difference"
     return Source(name, fingerprint, str(path), form, tuple(files), details)

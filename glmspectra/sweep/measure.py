@@ -1,7 +1,7 @@
 """One matrix in, its measurements out: the rows, spectra and histograms that the store keeps."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -100,8 +100,8 @@ def begin_spectrum(
     """Compute the spectrum of every part of `weight` (rows, cols), a matrix of the record, on its device.
 
     What is returned summarises them when called, like that of `begin_values`, and gives the measurement and the (left,
-    right) vectors of each part where asked for. A part with NaN or Inf has the status 'nonfinite' and no spectrum; the
-    others are measured.
+    right) vectors of each part where asked for. A part with NaN or Inf, or with numbers whose squares overflow, has the
+    status 'nonfinite' and no spectrum; the others are measured.
     """
     start = time.perf_counter()
     parts = part_slices(record, options)
@@ -116,6 +116,9 @@ def begin_spectrum(
     )
     # Parts of unequal scale would pass for spikes of the whole: where they are not measured, their scales are.
     blocks = noise_blocks(weight, record) if len(parts) == 1 and options.method == "exact" else []
+    for part, spectrum in found.items():
+        if spectrum.status == "ok" and not np.isfinite(spectrum.squared_frobenius):
+            found[part] = replace(spectrum, status="nonfinite")  # its squares, on which most columns stand, overflow
     computing = time.perf_counter() - start
 
     def finish() -> tuple[Measurement, Vectors]:
@@ -137,18 +140,6 @@ def begin_spectrum(
         return Measurement("spectrum", "weight", None, record.name, position, rows, sigmas), vectors
 
     return finish
-
-
-def join(measured: Sequence[tuple[Measurement, Vectors]]) -> tuple[Measurement, Vectors]:
-    """The measurements of the experts of one tensor as one, in their order; of a single matrix, itself."""
-    first, vectors = measured[0][0], dict(measured[0][1])
-    rows, sigmas, histograms = list(first.rows), dict(first.singular_values), dict(first.histograms)
-    for measurement, more in measured[1:]:
-        rows += measurement.rows
-        sigmas |= measurement.singular_values
-        histograms |= measurement.histograms
-        vectors |= more
-    return replace(first, rows=rows, singular_values=sigmas, histograms=histograms), vectors
 
 
 def unreadable(kind: str, record: "TensorRecord", identity: Identity) -> Measurement:

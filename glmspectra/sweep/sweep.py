@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from glmspectra.checkpoint.fingerprint import WHOLE_UP_TO
-from glmspectra.checkpoint.selection import left_out
+from glmspectra.checkpoint.selection import left_out_facts
 from glmspectra.device import choose_device
 from glmspectra.errors import GlmspectraError
-from glmspectra.store import Measurement, Request, RunStore, Source
+from glmspectra.store import Request, RunStore, Source
 from glmspectra.sweep.cost import spectrum_cost, value_cost
-from glmspectra.sweep.measure import Identity, Vectors, begin_spectrum, begin_values, join, part_slices, unreadable
+from glmspectra.sweep.gathering import Gathering
+from glmspectra.sweep.measure import Identity, begin_spectrum, begin_values, part_slices, unreadable
 from glmspectra.sweep.options import SweepOptions
 from glmspectra.sweep.processes import Processes, joined_processes, share_out
 from glmspectra.sweep.progress import SweepProgress
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
     import torch
 
     from glmspectra.checkpoint import Checkpoint, Part, TensorRecord
-
-
-MOST_NAMED = 20  # tensors that are left out, by name, in the manifest
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ def source_of(checkpoint: "Checkpoint") -> Source:
         for file in checkpoint.files
     )
     path = str(checkpoint.path.resolve())
-    found = left_out(checkpoint)
-    details = {"left_out": {"count": len(found), "tensors": dict(list(found.items())[:MOST_NAMED])}} if found else {}
+    found = left_out_facts(checkpoint)
+    details = {"left_out": found} if found else {}
     return Source(checkpoint.name, checkpoint.fingerprint, path, checkpoint.form, files, details)
 
 
@@ -146,7 +145,7 @@ def _measure(
     costs = {record.name: _cost(record, options, device) for record in share}
     label = "measuring" if processes.count == 1 else f"process 0 of {processes.count}"
     quiet = options.quiet or processes.rank > 0
-    writer = _Writer(checkpoint, store)
+    gathering = Gathering(store, checkpoint.check_unchanged)
 
     with (
         SweepProgress(len(share), sum(costs.values()), quiet, label) as progress,
@@ -163,31 +162,16 @@ def _measure(
         sound = [record for record in share if record.fault is None]
         for record, matrix, weight in read_ahead(checkpoint, sound, device):
             asked = [request for request in requests if record.name in todo[request.key]]
-            rest = [_begin_one(request, weight, record, matrix, identity, options, writer) for request in asked]
+            rest = [_begin_one(request, weight, record, matrix, identity, options, gathering) for request in asked]
             del weight  # it is not to be held beside the next one
             if finishing is not None:
                 finishing.result()  # one in flight; its error is raised here
+            if matrix == record.matrix_parts[-1]:
+                rest.append(partial(gathering.write, record.name))
             share_of = 1 / max(1, record.experts)
             finishing = aside.submit(_finish, rest, progress, record.nbytes * share_of, costs[record.name] * share_of)
         if finishing is not None:
             finishing.result()
-
-
-class _Writer:
-    """Writes what was measured of a tensor once all its matrices are there (a stack of experts has several)."""
-
-    def __init__(self, checkpoint: "Checkpoint", store: RunStore):
-        self.checkpoint, self.store = checkpoint, store
-        self._measured: dict[tuple[str, str], list[tuple[Measurement, Vectors]]] = {}
-
-    def take(
-        self, request: Request, record: "TensorRecord", matrix: "Part", measured: tuple[Measurement, Vectors]
-    ) -> None:
-        waiting = self._measured.setdefault((request.key, record.name), [])
-        waiting.append(measured)
-        if matrix.row_stop == record.rows * max(1, record.experts):  # the last one
-            self.checkpoint.check_unchanged(record.name)  # not replaced while it was read
-            self.store.write(request, *join(self._measured.pop((request.key, record.name))))
 
 
 def _begin_one(
@@ -197,12 +181,12 @@ def _begin_one(
     matrix: "Part",
     identity: Identity,
     options: SweepOptions,
-    writer: _Writer,
+    gathering: Gathering,
 ) -> Callable[[], None]:
     """Do the device's share of one measurement; the processor's, and the writing, are left to what is returned."""
     begin = begin_values if request.kind == "values" else begin_spectrum
     finish = begin(weight, record, matrix, identity, options)
-    return lambda: writer.take(request, record, matrix, finish())
+    return lambda: gathering.take(request, *finish())
 
 
 def _finish(rest: list[Callable[[], None]], progress: SweepProgress, nbytes: float, cost: float) -> None:
