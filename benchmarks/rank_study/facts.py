@@ -29,12 +29,13 @@ BySigma = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Pilot:
-    """What a short uniform run found, by module. plain: singular values of delta-W; preconditioned and fisher: the same
-    in the metrics of `delta_metrics`; loss_change: nats by which the layer's adapter made the loss fall."""
+    """What a short uniform run found, by module. plain: singular values of delta-W; preconditioned, fisher, tempered:
+    the same in the metrics of `delta_metrics`; loss_change: nats by which the layer's adapter made the loss fall."""
 
     plain: BySigma
     preconditioned: BySigma
     fisher: BySigma
+    tempered: BySigma
     loss_change: Mapping[str, float]
 
 
@@ -98,6 +99,11 @@ class Facts:
         return self._kept(f"effective-ranks-{self.base.name}", lambda: effective_ranks(self.base))
 
     @cached_property
+    def largest(self) -> dict[str, float]:
+        """Largest singular value of each base weight."""
+        return self._kept(f"largest-{self.base.name}", lambda: largest_values(self.base))
+
+    @cached_property
     def inputs(self) -> Inputs:
         return input_variances(self.base, self.rows, most=self.rank)
 
@@ -142,10 +148,27 @@ def train_jobs(
     batch: int,
     starts=None,
     watchers: Sequence[Watch] = (),
+    factors: list[Mapping[str, float]] | None = None,
+    up_rates: list[float] | None = None,
 ) -> ManyAdapters:
     """Train jobs side by side; job j draws its rows by its own seed, so that paired arms see the same data."""
-    device = str(next(base.model.parameters()).device)
-    adapters = ManyAdapters(base.model, base.modules, ranks, rates, seeds, starts=starts)
+    adapters = ManyAdapters(
+        base.model, base.modules, ranks, rates, seeds, starts=starts, factors=factors, up_rates=up_rates
+    )
+    train_further(adapters, rows, seeds, steps, batch, watchers)
+    return adapters
+
+
+def train_further(
+    adapters: ManyAdapters,
+    rows: Rows,
+    seeds: Sequence[int],
+    steps: int,
+    batch: int,
+    watchers: Sequence[Watch] = (),
+) -> None:
+    """One schedule of `steps` for adapters that are there; takes them off the model where it fails."""
+    device = str(adapters.master.device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     orders = [torch.randperm(len(rows), generator=generator) for generator in generators]
     while len(orders[0]) < steps * batch:
@@ -164,7 +187,6 @@ def train_jobs(
     except BaseException:
         adapters.remove()
         raise
-    return adapters
 
 
 class LossChange:
@@ -198,12 +220,14 @@ def run_pilots(
     ranks = [dict.fromkeys(base.modules, rank)] * len(seeds)
     change = LossChange()
     adapters = train_jobs(base, rows, ranks, [rate] * len(seeds), list(seeds), steps, batch, watchers=[change])
-    found = [Pilot({}, {}, {}, {}) for _ in seeds]
+    found = [Pilot({}, {}, {}, {}, {}) for _ in seeds]
+    levels = gradient_levels(adapters)
     try:
         for name, up, down in adapters.factors():
             up, down = up.double(), down.double()
             second_a, second_b = (part.double() for part in adapters.of(adapters.second, name))
-            for metric, (high, low) in delta_metrics(second_a, second_b, down).items():
+            metrics = delta_metrics(second_a, second_b, down, levels[name])
+            for metric, (high, low) in metrics.items():
                 left = torch.linalg.qr(up * high[:, :, None], mode="r").R
                 right = torch.linalg.qr((down * low[:, None, :]).transpose(1, 2), mode="r").R
                 sigmas = torch.linalg.svdvals(left @ right.transpose(1, 2)).cpu().numpy()
@@ -216,8 +240,24 @@ def run_pilots(
     return found
 
 
+def row_moments(second_b: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """Second moment of dL/dW by row, (J, out): dL/dB = G A^T, so B's moments (J, out, R) over the mean of A^2."""
+    return second_b.mean(2) / down.square().mean(dim=(1, 2)).clamp(min=1e-30)[:, None] / down.shape[2]
+
+
+def gradient_levels(adapters: ManyAdapters) -> dict[str, torch.Tensor]:
+    """Layer -> the mean second moment of its dL/dW, (J,), clipped to the 10 and 90 % quantiles over the layers."""
+    own = {
+        name: row_moments(adapters.of(adapters.second, name)[1].double(), down.double()).mean(1)
+        for name, _, down in adapters.factors()
+    }
+    table = torch.stack(list(own.values()))  # (layers, J)
+    low, high = torch.quantile(table, 0.1, dim=0), torch.quantile(table, 0.9, dim=0)
+    return dict(zip(own, table.clamp(min=low, max=high), strict=True))
+
+
 def delta_metrics(
-    second_a: torch.Tensor, second_b: torch.Tensor, down: torch.Tensor
+    second_a: torch.Tensor, second_b: torch.Tensor, down: torch.Tensor, level: torch.Tensor
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Weights of delta-W's rows and columns, (J, out) and (J, in), by metric: diag(rows) delta-W diag(columns).
 
@@ -225,15 +265,25 @@ def delta_metrics(
     fisher: ||D||^2 = sum_ij V_ij D_ij^2, twice the loss that dropping D costs by the empirical Fisher's diagonal, as in
     Optimal Brain Damage (LeCun et al. 1990).
 
-    V, the second moment of dL/dW, is taken for separable as in Adafactor (Shazeer & Stern 2018). dL/dB = G A^T gives
-    its rows, mean over R of B's second moments (J, out, R) over the mean of A^2; dL/dA = B^T G the shape of its
-    columns, A's second moments (J, R, in), taken to mean 1.
+    tempered: the eighth root of V on either side, with the mean of V clipped to `level` (J,), so that a few matrices
+    with huge gradients do not decide alone.
+
+    V, the second moment of dL/dW, is taken for separable as in Adafactor (Shazeer & Stern 2018): `row_moments` gives
+    its rows; dL/dA = B^T G the shape of its columns, A's second moments (J, R, in), taken to mean 1.
     """
-    rows = second_b.mean(2) / down.square().mean(dim=(1, 2)).clamp(min=1e-30)[:, None] / down.shape[2]
+    rows = row_moments(second_b, down).clamp(min=0)
     columns = second_a.mean(1)
     columns = columns / columns.mean(1, keepdim=True).clamp(min=1e-30)
     powers = {"plain": 0.0, "preconditioned": 0.25, "fisher": 0.5}
-    return {metric: (rows.clamp(min=0) ** power, columns.clamp(min=0) ** power) for metric, power in powers.items()}
+    metrics = {metric: (rows**power, columns.clamp(min=0) ** power) for metric, power in powers.items()}
+    leveled = rows / rows.mean(1, keepdim=True).clamp(min=1e-30) * level[:, None]
+    return metrics | {"tempered": (leveled**0.125, columns.clamp(min=0) ** 0.125)}
+
+
+def largest_values(base: Base) -> dict[str, float]:
+    """Spectral norm of each base weight."""
+    weights = {name: base.model.get_submodule(name).weight.detach().float() for name in base.modules}
+    return {name: float(torch.linalg.matrix_norm(weight, ord=2)) for name, weight in weights.items()}
 
 
 def effective_ranks(base: Base) -> dict[str, float]:

@@ -6,7 +6,9 @@ adapted layer, its own learning rate and its own gradient clipping, so that noth
 test holds one job of J against the same job run alone and against PEFT. A rank below the common width R is a mask over
 directions:
 
-    y = x W^T + scale * ((x A_j^T) * mask_j) B_j^T          A_j: (R, in), B_j: (out, R), mask_j: (R,)
+    y = x W^T + scale * f_j * ((x A_j^T) * mask_j) B_j^T    A_j: (R, in), B_j: (out, R), mask_j: (R,)
+
+f_j, 1 unless `factors` names the layer, tells what the job's effective scale there is of the common one.
 
 All adapters of a job lie in one row of one float32 matrix (J, P), so that clipping, AdamW and the copy in the model's
 type are a few kernels a step, not a few for each of 210 layers: with small jobs a step is bound by launches.
@@ -61,8 +63,11 @@ class ManyAdapters:
     `ranks`: for each job a mapping module name -> rank; a module that is absent or 0 for a job adds nothing to it.
     `rates`: a learning rate a job. AdamW (0.9, 0.999, 1e-8, no decay) with linear warm-up and linear decay, as PEFT
     users run it; gradients are clipped to norm 1 job by job. `starts`: module name -> job -> rows that A_j starts from.
+    `factors`: for each job a mapping module name -> what its scale there is of `scale`, 1 where absent. `up_rates`: of
+    each job, by what B's learning rate is multiplied (LoRA+).
 
-    master, first, second: A and B of all layers and AdamW's moments, float32 (J, P). mask: 1 where a direction is kept.
+    master, first, second: A and B of all layers and AdamW's moments, float32 (J, P). mask: what the model's copy takes
+    of them: 1 where a direction is kept, for B times the job's factor, else 0.
     """
 
     def __init__(
@@ -74,6 +79,8 @@ class ManyAdapters:
         seeds: list[int],
         scale: float = 2.0,
         starts: Mapping[str, dict[int, torch.Tensor]] | None = None,
+        factors: list[Mapping[str, float]] | None = None,
+        up_rates: list[float] | None = None,
     ):
         self.model, self.jobs, self.scale = model, len(seeds), scale
         for parameter in model.parameters():
@@ -90,6 +97,10 @@ class ManyAdapters:
             end += down + up
         first = next(iter(linears.values())).weight
         self.master = torch.zeros(self.jobs, end, device=first.device)
+        self.scale_factors = {
+            name: torch.tensor([job.get(name, 1.0) for job in factors or [{}] * self.jobs], device=first.device)
+            for name in linears
+        }
         self.mask = torch.ones_like(self.master)
         self.work = torch.zeros(self.jobs, end, device=first.device, dtype=first.dtype)
         self.first, self.second = torch.zeros_like(self.master), torch.zeros_like(self.master)
@@ -109,7 +120,11 @@ class ManyAdapters:
             layer = ManyLoraLinear(linear, *leaves, scale)
             setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer)
             self.layers[name] = layer
-        self.rates = torch.tensor(rates, device=first.device)
+        self.rates = torch.tensor(rates, device=first.device)[:, None]  # (J, 1), or (J, P) where B's are others
+        if up_rates is not None and set(up_rates) != {1.0}:
+            self.rates = self.rates.repeat(1, end)
+            for name in linears:
+                self.of(self.rates, name)[1].mul_(torch.tensor(up_rates, device=first.device)[:, None, None])
         self.steps = torch.zeros(self.jobs, 1, device=first.device)  # of each job: one may begin its moments anew
         self.refresh()
 
@@ -123,7 +138,7 @@ class ManyAdapters:
         down, up = self.of(self.mask, name)
         kept = kept.to(down)
         down[jobs] = kept[:, :, None].expand_as(down[jobs])
-        up[jobs] = kept[:, None, :].expand_as(up[jobs])
+        up[jobs] = (kept * self.scale_factors[name][jobs, None])[:, None, :].expand_as(up[jobs])
 
     def kept(self, name: str) -> torch.Tensor:
         """Which directions of a layer are kept, bool (J, R)."""
@@ -187,7 +202,7 @@ class ManyAdapters:
             norm = grad.square().sum(1, keepdim=True).sqrt()
             grad *= (1.0 / (norm + 1e-6)).clamp(max=1.0)
             self.steps += 1
-            now = self.rates[:, None] * min(progress / warmup if warmup else 1.0, (1 - progress) / (1 - warmup), 1.0)
+            now = self.rates * min(progress / warmup if warmup else 1.0, (1 - progress) / (1 - warmup), 1.0)
             self.first.lerp_(grad, 1 - 0.9)
             self.second.mul_(0.999).addcmul_(grad, grad, value=1 - 0.999)
             size = (self.second / (1 - 0.999**self.steps)).sqrt_().add_(1e-8)
@@ -211,4 +226,4 @@ class ManyAdapters:
         """Module name, B (J, out, R) with scale and masks in it, A (J, R, in): delta-W of job j is B[j] @ A[j]."""
         for name in self.layers:
             down, up = self.of(self.master, name)
-            yield name, self.scale * up * self.kept(name)[:, None, :], down.clone()
+            yield name, self.scale * up * self.of(self.mask, name)[1], down.clone()

@@ -7,11 +7,10 @@ Both begin wider than the budget and end within it, so that they cost more memor
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from glmspectra.ranks.evidence import Target
-from glmspectra.ranks.sharing import Limits, share_by_threshold
+from rank_study.cutting import keep_leading, ranks_over_threshold, singular_directions
 from rank_study.many_adapters import ManyAdapters
 
 ADALORA_START = 1.5  # times the final budget, as the paper's b(0)
@@ -84,8 +83,7 @@ class Reshared(Mover):
     """A pilot that goes on: uniform at RESHARED_START times the budget for a third of the steps, then the directions of
     its own delta-W over one global threshold, within the budget.
 
-    Factors become the singular directions: A_i = v_i / sqrt(3), the norm that LoRA's start gives a row, and
-    B_i = sqrt(3) sigma_i u_i / scale, so that delta-W stays and what is dropped is its smallest part; moments anew.
+    Its factors become the singular directions of `cutting.singular_directions`, with moments anew.
     """
 
     at = 1 / 3
@@ -93,28 +91,10 @@ class Reshared(Mover):
     def move(self, adapters: ManyAdapters, grad: torch.Tensor, step: int) -> None:
         if step != round(self.at * self.steps):
             return
-        sizes: list[dict[str, np.ndarray]] = [{} for _ in self.jobs]
-        factors: list[dict[str, tuple[torch.Tensor, torch.Tensor]]] = [{} for _ in self.jobs]
-        for name, up, down in adapters.factors():
-            left, sigma, right = thin_svd(up[self.jobs].double(), down[self.jobs].double())
-            for row in range(len(self.jobs)):
-                sizes[row][f"{name}.weight"] = sigma[row].cpu().numpy()
-                own = left[row] * (sigma[row] * 3**0.5 / adapters.scale)
-                factors[row][name] = (own.float(), (right[row] / 3**0.5).float())
+        sizes, factors = singular_directions(adapters, self.jobs)
         for row, (job, budget) in enumerate(zip(self.jobs, self.budgets, strict=True)):
-            ranks = share_by_threshold(self.targets, sizes[row], budget, Limits()).ranks
-            for name, (_, _, width) in adapters.places.items():
-                adapters.keep(name, torch.arange(width)[None, :] < ranks[f"{name}.weight"], [job])
-            adapters.restart(job, factors[row])
+            keep_leading(adapters, job, factors[row], ranks_over_threshold(self.targets, sizes[row], budget))
             grad[job] = 0  # it belongs to factors that are gone
-
-
-def thin_svd(up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """U (n, out, R), sigma (n, R) and V^T (n, R, in) of up @ down, (n, out, R) and (n, R, in), from QR of both."""
-    q_up, r_up = torch.linalg.qr(up)
-    q_down, r_down = torch.linalg.qr(down.transpose(1, 2))
-    inner, sigma, outer = torch.linalg.svd(r_up @ r_down.transpose(1, 2))
-    return q_up @ inner, sigma, outer @ q_down.transpose(1, 2)
 
 
 MOVERS: Mapping[str, tuple[type[Mover], float]] = {

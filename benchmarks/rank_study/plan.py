@@ -23,7 +23,8 @@ CONFIRM_SEEDS = {
 }
 CURVE_RANKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 CURVE_SEEDS = {"smollm2": (200, 201, 202), "chatglm2": tuple(range(200, 210))}
-SIDE_BY_SIDE = {"smollm2": 18, "chatglm2": 30}  # jobs: what 80 GB hold, and enough to be worth a step's launches
+# Jobs: what 80 GB hold, and enough to be worth a step's launches.
+SIDE_BY_SIDE = {"smollm2": 18, "chatglm2": 30, "neox": 18}
 STAGES = ("rates", "screen", "confirm", "curve")
 SETTINGS = (("smollm2", "medical"), ("chatglm2", "medical"), ("smollm2", "python"))
 
