@@ -77,7 +77,7 @@ def pretrain_neox(folder: Path, device: str, steps: int, rows: int = 128, length
     """Pre-train the GPT-NeoX and save it in bfloat16 with what it read; prints its loss as it goes."""
     from transformers import GPTNeoXForCausalLM
 
-    from glmspectra.tuning.training.checkpoints import written_whole
+    from glmspectra.files import atomic_folder
 
     torch.manual_seed(seed)
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -106,7 +106,7 @@ def pretrain_neox(folder: Path, device: str, steps: int, rows: int = 128, length
             told = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
             print(f"neox, step {step}: {told} nats a byte, {time.perf_counter() - started:.0f} s", flush=True)
     facts = {"steps": steps, "rows": rows, "length": length, "bytes": len(own), "chinese bytes": len(chinese), **losses}
-    with written_whole(folder) as staging:
+    with atomic_folder(folder) as staging:
         model.to(torch.bfloat16).save_pretrained(staging)
         (Path(staging) / "text.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
