@@ -221,8 +221,8 @@ def run_pilots(
     change = LossChange()
     adapters = train_jobs(base, rows, ranks, [rate] * len(seeds), list(seeds), steps, batch, watchers=[change])
     found = [Pilot({}, {}, {}, {}, {}) for _ in seeds]
-    levels = gradient_levels(adapters)
     try:
+        levels = gradient_levels(adapters)
         for name, up, down in adapters.factors():
             up, down = up.double(), down.double()
             second_a, second_b = (part.double() for part in adapters.of(adapters.second, name))

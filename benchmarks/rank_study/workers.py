@@ -127,11 +127,11 @@ def run_cut(base: Base, rows: dict[str, Rows], facts: Facts, jobs: Sequence[Job]
     first = [next(job for job in jobs if controls.training_of(job) == one) for one in trainings]
     seeds, rates = [job.seed for job in first], [job.rate for job in first]
     ranks = [dict.fromkeys(base.modules, CUT_RANK)] * len(first)
+    whole = sum(target.cost for target in facts.targets)  # read before adapters stand in the layers' places
     adapters = train_jobs(base, rows["train"], ranks, rates, seeds, steps, batch)
     losses, kept = [0.0] * len(jobs), [dict[str, int]()] * len(jobs)
     try:
         sizes, factors = singular_directions(adapters, range(len(first)))
-        whole = sum(target.cost for target in facts.targets)
         for budget, part, arm in dict.fromkeys((job.budget, job.part, job.arm) for job in jobs):
             own = [ranks_over_threshold(facts.targets, size, budget * whole) for size in sizes]
             for number, cut in enumerate(own):

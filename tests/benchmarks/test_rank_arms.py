@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from rank_study.arms import ARMS
 from rank_study.bases import Base, fuse_norms, layer_linears
+from rank_study.cutting import thin_svd
 from rank_study.facts import (
     PILOT_SEEDS,
     PILOTS,
@@ -24,13 +25,14 @@ from rank_study.facts import (
     LossChange,
     Pilot,
     delta_metrics,
+    gradient_levels,
     pilot_seeds_of,
     run_pilots,
     targets_of,
     train_jobs,
 )
 from rank_study.many_adapters import ManyAdapters, ManyLoraLinear
-from rank_study.moving_ranks import AdaLora, Reshared, thin_svd
+from rank_study.moving_ranks import AdaLora, Reshared
 from rank_study.plan import CONFIRM_SEEDS, CURVE_SEEDS, RATE_SEEDS, SCREEN_SEEDS, Job
 from rank_study.tasks import encode
 from rank_study.workers import run_group
@@ -166,7 +168,7 @@ def test_the_metrics_find_the_factors_of_a_separable_second_moment():
     gradients = (r[:, None] * c[None, :]).sqrt() * noise
     second_b = (gradients @ a.T).square().mean(0)
     second_a = (b.T @ gradients).square().mean(0)
-    metrics = delta_metrics(second_a[None], second_b[None], a[None])
+    metrics = delta_metrics(second_a[None], second_b[None], a[None], torch.ones(1))
     for metric, power in (("preconditioned", 4), ("fisher", 2)):
         (rows_,), (columns,) = metrics[metric]
         torch.testing.assert_close(columns**power / (columns**power).mean(), c / c.mean(), rtol=0.05, atol=0)
@@ -174,9 +176,12 @@ def test_the_metrics_find_the_factors_of_a_separable_second_moment():
     assert all((weights == 1).all() for weights in metrics["plain"])
     # Their product is V itself, so that layers can be compared: exactly so where all of A^2 is alike.
     signs = a.sign()
-    metrics = delta_metrics(second_a[None], (gradients @ (0.3 * signs).T).square().mean(0)[None], 0.3 * signs[None])
+    second_b = (gradients @ (0.3 * signs).T).square().mean(0)
+    metrics = delta_metrics(second_a[None], second_b[None], 0.3 * signs[None], torch.full((1,), 5.0))
     (rows_,), (columns,) = metrics["fisher"]
     torch.testing.assert_close((rows_[:, None] * columns) ** 2, r[:, None] * c, rtol=0.1, atol=0)
+    (rows_,), (columns,) = metrics["tempered"]  # V^(1/8) on either side, with the level given in place of V's mean
+    torch.testing.assert_close(rows_**8, 5.0 * r / r.mean(), rtol=0.1, atol=0)
 
 
 def test_pilots_are_measured_on_the_weighted_delta_w_itself(base, rows):
@@ -184,8 +189,9 @@ def test_pilots_are_measured_on_the_weighted_delta_w_itself(base, rows):
     found = run_pilots(base, rows["train"], 8, 1e-2, 5, 2, [7, 8])
     adapters = train_jobs(base, rows["train"], [dict.fromkeys(base.modules, 8)], [1e-2], [8], 5, 2)
     adapters.remove()
+    levels = gradient_levels(adapters)
     for name, up, down in adapters.factors():
-        metrics = delta_metrics(*adapters.of(adapters.second.double(), name), down.double())
+        metrics = delta_metrics(*adapters.of(adapters.second.double(), name), down.double(), levels[name])
         for metric, (high, low) in metrics.items():
             dense = torch.linalg.svdvals(high[0, :, None] * (up[0].double() @ down[0].double()) * low[0])
             sigma = getattr(found[1], metric)[name]
@@ -308,7 +314,7 @@ class Told(Facts):
 
 def told(facts, parts, sizes):
     found = Told(facts.base, facts.rows, facts.task, facts.folder, 1e-2, 8, 2)
-    found.given = [Pilot(sizes, sizes, sizes, one) for one in parts]
+    found.given = [Pilot(sizes, sizes, sizes, sizes, one) for one in parts]
     return found
 
 
