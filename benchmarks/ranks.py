@@ -20,8 +20,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from rank_study import controls
+from rank_study import control_table, controls
 from rank_study.bases import pretrain_chatglm2
+from rank_study.control_table import document
 from rank_study.plan import SETTINGS, STAGES, in_order, plan, read_lines
 from rank_study.table import further, markdown
 from rank_study.workers import Settings, run_controls, run_open
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--task", choices=sorted({task for _, task in SETTINGS}), help="only this one; absent: all")
     parser.add_argument("--stages", choices=STAGES, nargs="+", default=STAGES)
     parser.add_argument("--controls", action="store_true", help="the controls and the portfolio, not the first study")
+    parser.add_argument("--docs", type=Path, help="with --print: write the tables and figures of docs/ranks.md here")
     parser.add_argument("--out", type=Path, help="absent: results/ranks.jsonl, or controls.jsonl there with --controls")
     parser.add_argument(
         "--work", type=Path, default=ROOT / "runs" / "ranks", help="the pre-trained base and the pilots"
@@ -60,8 +62,11 @@ def main() -> None:
 
     options.out = options.out or (CONTROLS if options.controls else RESULTS)
     lines = read_lines(options.out)
+    if options.print and options.docs is not None:
+        write_documents(options.docs)
+        return
     if options.print:
-        print(f"{markdown(lines)}\n\n{further(lines)}")
+        print(control_table.markdown(lines) if options.controls else f"{markdown(lines)}\n\n{further(lines)}")
         return
     if options.plan:
         print(controls.plan(lines) if options.controls else plan(lines, options.steps))
@@ -94,6 +99,17 @@ def main() -> None:
     errors = run_open(in_order(chosen, options.stages), options.out, devices, settings, options.minutes)
     if errors:
         raise SystemExit("\n\n".join(errors))
+
+
+def write_documents(docs: Path) -> None:
+    """Rebuild every table and figure that `docs/ranks.md` stands on."""
+    from rank_study.pictures import draw
+
+    lines, control_lines = read_lines(RESULTS), read_lines(CONTROLS)
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "ranks_tables.md").write_text(document(lines, control_lines), encoding="utf-8")
+    for path in [docs / "ranks_tables.md", *draw(lines, control_lines, docs / "figures")]:
+        print(path)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from rank_study import plan as plan_module
 from rank_study.arms import ARMS, CHALLENGERS, CONFIRMED, TUNED
+from rank_study.control_table import document
 from rank_study.plan import (
     BUDGETS,
     CONFIRM_SEEDS,
@@ -437,11 +438,12 @@ def test_the_screening_is_printed_apart_from_the_evidence():
     assert all("adalora" not in row for row in text[:head])
 
 
-def test_the_readme_shows_the_table_of_the_committed_lines():
+def test_the_documents_show_the_tables_of_the_committed_lines():
     root = Path(__file__).resolve().parents[2]
-    table = markdown(read_lines(root / "benchmarks" / "results" / "ranks.jsonl"))
-    assert "| smollm2, medical | r 4" in table
-    assert table in (root / "README.md").read_text("utf-8")
+    results = root / "benchmarks" / "results"
+    shown = (root / "docs" / "ranks_tables.md").read_text("utf-8")
+    assert shown == document(read_lines(results / "ranks.jsonl"), read_lines(results / "controls.jsonl"))
+    assert "| smollm2, medical | r 4" in shown
 
 
 def test_an_arm_that_diverged_is_no_challenger():
