@@ -8,22 +8,22 @@ import typer
 
 from glmspectra.cli.console import finish, stderr, stdout
 from glmspectra.cli.options import Device, Json, Quiet
-from glmspectra.cli.selection_options import Exclude, Fresh, Include, Layers, Matrices, NoReport, OutRoot
+from glmspectra.cli.selection_options import Exclude, Fresh, Include, Layers, Matrices, NoReport, OutRoot, SvgFiles
 
 if TYPE_CHECKING:
     from glmspectra.store import Run
     from glmspectra.sweep.delta import DeltaResult
 
-# Column of the tables -> its heading on the terminal.
-COLUMNS = {
-    "rank": "rank",
-    "allotted_rank": "of",
-    "effective_rank": "effective",
-    "stable_rank": "stable",
-    "spectral_norm": "sigma_1",
-    "relative_frobenius": "|D|/|W|",
-    "intruders": "intruders",
-}
+# Columns of the tables that the terminal shows.
+COLUMNS = (
+    "rank",
+    "allotted_rank",
+    "effective_rank",
+    "stable_rank",
+    "spectral_norm",
+    "relative_frobenius",
+    "intruders",
+)
 
 
 def delta(
@@ -63,6 +63,7 @@ def delta(
     out: OutRoot = None,
     fresh: Fresh = False,
     no_report: NoReport = False,
+    svg: SvgFiles = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -93,12 +94,9 @@ def delta(
     similarity = _similarity(tuned, compare, initial) if compare is not None else {}
     index = None
     if not no_report:
-        from glmspectra.figures import write_overview, write_report
+        from glmspectra.cli.measuring import REPORTS_FOLDER, draw_page
 
-        if not quiet:
-            stderr.print("drawing the report ...", highlight=False)
-        index = write_report(run.folder, (out or Path()) / "reports" / run.folder.name)
-        write_overview(index.parent.parent)
+        index = draw_page(run.folder, (out or Path()) / REPORTS_FOLDER, svg, quiet)
     facts: dict[str, Any] = {
         "run": run.folder.name,
         "tables": str(run.folder),
@@ -121,15 +119,12 @@ def delta(
 
 
 def measure_changes(base: Path | None, tuned: Path, root: Path, **options: Any) -> "tuple[Run, DeltaResult]":
-    """Measure into root/param_matrix/<run>, with the tables that the report draws beside it; say the cost
-    where W is streamed.
-    """
+    """Measure into root/param_matrix/<run>; say the cost where W is streamed."""
     from glmspectra.cli.measuring import TABLES_FOLDER
     from glmspectra.device import choose_device
     from glmspectra.store import read_run
     from glmspectra.sweep.delta import measure_delta
     from glmspectra.sweep.delta_plan import DeltaOptions, plan_delta
-    from glmspectra.sweep.delta_tables import write_delta_tables
 
     asked = DeltaOptions(**options)
     plan = plan_delta(base, tuned, asked)
@@ -139,10 +134,7 @@ def measure_changes(base: Path | None, tuned: Path, root: Path, **options: Any) 
         result = measure_delta(plan, root / TABLES_FOLDER)
     finally:
         plan.close()
-    run = read_run(result.folder)
-    if result.first:
-        write_delta_tables(run)
-    return run, result
+    return read_run(result.folder), result
 
 
 def _similarity(tuned: Path, other: Path, initial: Path | None) -> dict[str, Any]:
@@ -190,6 +182,8 @@ def _table(run: "Run") -> Any:
     from rich import box
     from rich.table import Table
 
+    from glmspectra.cli.measuring import heading
+
     rows = _last(run)
     step = "" if rows["step"].isna().all() else f" at step {int(rows['step'].iloc[0])}"
     title = f"{run.name}{step}: median over {rows['layer'].nunique()} layers"
@@ -197,7 +191,7 @@ def _table(run: "Run") -> Any:
     table.add_column("matrix", no_wrap=True)
     shown = [column for column in COLUMNS if rows[column].notna().any()]
     for column in shown:
-        table.add_column(COLUMNS[column], justify="right")
+        table.add_column(heading(column), justify="right")
     for matrix, values in _summary(run).items():
         table.add_row(matrix, *(f"{values[c]:.4g}" if c in values else "" for c in shown))
     return table

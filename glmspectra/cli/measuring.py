@@ -29,6 +29,7 @@ def measure(
     include: Sequence[str],
     exclude: Sequence[str],
     report: bool,
+    svg: bool = False,
     export_jsonl: bool,
     as_json: bool,
     summary_columns: Sequence[str],
@@ -45,7 +46,7 @@ def measure(
             raise typer.Exit(error.exit_status) from error
         raise
     if result.first:
-        _tell(result, folder, out, options, report, export_jsonl, as_json, summary_columns)
+        _tell(result, folder, out, options, report, svg, export_jsonl, as_json, summary_columns)
     if result.nonfinite or result.unreadable:
         raise typer.Exit(1)
 
@@ -88,6 +89,7 @@ def _tell(
     out: Path | None,
     options: "SweepOptions",
     report: bool,
+    svg: bool,
     export_jsonl: bool,
     as_json: bool,
     summary_columns: Sequence[str],
@@ -99,10 +101,7 @@ def _tell(
     if export_jsonl:
         exported = store.export_jsonl(run)
     if report:
-        from glmspectra.figures import write_overview
-
-        index = _draw(folder, (out or Path()) / REPORTS_FOLDER / folder.name, options.quiet)
-        write_overview(index.parent.parent)
+        index = draw_page(folder, (out or Path()) / REPORTS_FOLDER, svg, options.quiet)
     facts: dict[str, Any] = {
         "run": folder.name,
         "tables": str(folder),
@@ -126,13 +125,18 @@ def _tell(
     finish(facts, _lines(facts, result), as_json)
 
 
-def _draw(run_folder: Path, out: Path, quiet: bool) -> Path:
-    from glmspectra.figures import write_report
+def draw_page(run_folder: Path, reports: Path, svg: bool = False, quiet: bool = False) -> Path:
+    """The page of a stored run into `reports`, and the overview there; the page's path."""
+    from glmspectra.figures import write_overview, write_report
 
+    out = reports / run_folder.name
     if quiet:
-        return write_report(run_folder, out)
-    with stderr.status(text("terminal-drawing")) as status:
-        return write_report(run_folder, out, progress=lambda words: status.update(f"drawing {words} ..."))
+        index = write_report(run_folder, out, svg=svg)
+    else:
+        with stderr.status(text("terminal-drawing")):
+            index = write_report(run_folder, out, svg=svg)
+    write_overview(reports)
+    return index
 
 
 def _lines(facts: dict[str, Any], result: "SweepResult") -> list[str]:

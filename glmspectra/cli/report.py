@@ -1,4 +1,4 @@
-"""`glmspectra report`: figures and pages drawn again from the stored tables and from training folders."""
+"""`glmspectra report`: pages made again from the stored tables and from training folders."""
 
 from functools import partial
 from pathlib import Path
@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glmspectra.cli.options import Json, Quiet
+from glmspectra.cli.selection_options import SvgFiles
 
 if TYPE_CHECKING:
     from rich.status import Status
 
 RUNS = Path("param_matrix")
+COMPARED = "compare"  # the folder of the page that compares runs
 
 
 def report(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folders of stored runs. Absent: every run under param_matrix/, unless --training is given.",
+            help="Folders of stored runs; of several a page that compares them too. Absent: every run under "
+            "param_matrix/, unless --training is given.",
             show_default=False,
         ),
     ] = None,
@@ -34,7 +37,10 @@ def report(
     column: Annotated[
         list[str] | None,
         typer.Option(
-            "--column", help="A further column of matrices.parquet to draw a heat map of.", show_default=False
+            "--column",
+            help="A further column of matrices.parquet to draw a heat map of among the SVG files; implies --svg. "
+            "The page's map has all columns.",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[
@@ -43,17 +49,60 @@ def report(
             "--out", help="Where pages go: reports/<run>, or one folder for each run in it.", show_default=False
         ),
     ] = None,
+    svg: SvgFiles = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """SVGs and index.html from what is in param_matrix/ and the training folders; no weights are needed."""
+    """Pages from what is in param_matrix/ and the training folders; no weights are needed.
+
+    Two runs or more named on the line are also put side by side on a page of their own.
+    """
     from glmspectra import figures
     from glmspectra.cli.console import finish, stderr
-    from glmspectra.errors import RequestError
     from glmspectra.figures.report import REPORTS
+    from glmspectra.language import text
 
-    folders, training = list(runs or []), list(training or [])
-    if not folders and not training:
+    named, training = list(runs or []), list(training or [])
+    folders = _folders(named, training)
+    names = _names(folders)
+    target = out or REPORTS
+    alone = out is not None and len(folders) == 1
+    joined = training if len(folders) == 1 else []
+    pages: list[Path] = []
+    with stderr.status(text("terminal-drawing"), spinner="dots") as status:
+        if quiet:
+            status.stop()
+        for name, folder in zip(names, folders, strict=True):
+            page = figures.write_report(
+                folder,
+                out if out is not None and alone else target / name,
+                training_folders=joined,
+                columns=column or [],
+                svg=svg or bool(column),
+                progress=(lambda _: None) if quiet else partial(_show, status, name),
+            )
+            pages.append(page)
+        if len(named) > 1:
+            pages.append(figures.write_comparison(folders, target / COMPARED))
+        if training and not joined:
+            place = out if out is not None and not folders else target / "training"
+            pages.append(figures.write_training_report(training, place, svg=svg))
+    overview = figures.write_overview(target) if out is None or len(folders) > 1 else None
+    drawn = {str(page): sorted(str(path) for path in page.parent.glob("*.svg")) for page in pages}
+    finish(
+        {"pages": [str(page) for page in pages], "overview": str(overview) if overview else None, "figures": drawn},
+        [_line(page, drawn[str(page)]) for page in pages]
+        + ([text("terminal-overview", path=str(overview))] if overview else []),
+        as_json,
+    )
+
+
+def _folders(named: list[Path], training: list[Path]) -> list[Path]:
+    """The folders of stored runs to draw. Raises RequestError where one is not there or holds none."""
+    from glmspectra.errors import RequestError
+
+    folders = named
+    if not named and not training:
         folders = sorted(path.parent for path in RUNS.glob("*/manifest.json"))
         if not folders:
             raise RequestError(
@@ -68,33 +117,24 @@ def report(
             raise RequestError(
                 f"{folder} holds no stored run: name a folder under {RUNS}/, and training folders with --training."
             )
-    target = out or REPORTS
+    return folders
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """The name of each run's page. Raises RequestError where two have the same."""
+    from glmspectra.errors import RequestError
+
     names = [folder.resolve().name for folder in folders]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise RequestError(f"two runs are called {sorted(twice)[0]}: draw them one by one, each with its own --out.")
+    return names
 
-    joined = training if len(folders) == 1 else []
-    pages: list[Path] = []
-    with stderr.status("drawing", spinner="dots") as status:
-        if quiet:
-            status.stop()
-        for name, folder in zip(names, folders, strict=True):
-            place = out if out is not None and len(folders) == 1 else target / name
-            update = (lambda _: None) if quiet else partial(_show, status, name)
-            page = figures.write_report(folder, place, training_folders=joined, columns=column or [], progress=update)
-            pages.append(page)
-        if training and not joined:
-            place = out if out is not None and not folders else target / "training"
-            pages.append(figures.write_training_report(training, place))
-    overview = figures.write_overview(target) if out is None or len(folders) > 1 else None
-    drawn = {str(page): sorted(str(page.parent / name) for name in figures.figures_of(page)) for page in pages}
-    finish(
-        {"pages": [str(page) for page in pages], "overview": str(overview) if overview else None, "figures": drawn},
-        [f"{page} ({len(drawn[str(page)])} figures)" for page in pages]
-        + ([f"{overview} (all of them)"] if overview else []),
-        as_json,
-    )
+
+def _line(page: Path, drawn: list[str]) -> str:
+    from glmspectra.language import text
+
+    return text("terminal-page-svg", path=str(page), count=len(drawn)) if drawn else str(page)
 
 
 def _show(status: "Status", name: str, words: str) -> None:

@@ -41,6 +41,7 @@ SplitParts = Annotated[
 SplitHeads = Annotated[bool, typer.Option("--heads", help="Measure each attention head too; implies --split.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again what is finished.")]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Write the tables, draw nothing.")]
+SvgFiles = Annotated[bool, typer.Option("--svg", help="Draw the figures as SVG files too, beside the page.")]
 
 
 def split_of(parts: bool, heads: bool) -> str:

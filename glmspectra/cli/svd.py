@@ -15,6 +15,7 @@ from glmspectra.cli.selection_options import (
     OutRoot,
     SplitHeads,
     SplitParts,
+    SvgFiles,
     split_of,
 )
 
@@ -39,6 +40,7 @@ def svd(
     export_jsonl: Annotated[bool, typer.Option("--export-jsonl", help="Write singular_value.jsonl too.")] = False,
     fresh: Fresh = False,
     no_report: NoReport = False,
+    svg: SvgFiles = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -75,6 +77,7 @@ def svd(
         include=include or (),
         exclude=exclude or (),
         report=not no_report,
+        svg=svg,
         export_jsonl=export_jsonl,
         as_json=as_json,
         summary_columns=SUMMARY,

@@ -11,6 +11,7 @@ from glmspectra.cli.selection_options import (
     OutRoot,
     SplitHeads,
     SplitParts,
+    SvgFiles,
     split_of,
 )
 
@@ -29,6 +30,7 @@ def values(
     heads: SplitHeads = False,
     fresh: Fresh = False,
     no_report: NoReport = False,
+    svg: SvgFiles = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -59,6 +61,7 @@ def values(
         include=include or (),
         exclude=exclude or (),
         report=not no_report,
+        svg=svg,
         export_jsonl=False,
         as_json=as_json,
         summary_columns=SUMMARY,

@@ -1,43 +1,65 @@
-"""The page over all reports of a folder: `reports/index.html`, a row for each page beside it, read from the pages."""
+"""The page over all reports of a folder: `reports/index.html`, a row for each page beside it with its results."""
 
+import json
 import re
-from html import unescape
 from pathlib import Path
+from typing import Any
 
-from glmspectra.figures.page import Grid, Link, Section, write_page
+from glmspectra.figures.words import number
+from glmspectra.figures.writing import Cell, Grid, Page, plain, write_page, written_here
+from glmspectra.language import Words, both
 
-_FACT = re.compile(r"<dt>(.*?)</dt><dd>(.*?)</dd>")
-_SHOWN = ("matrices", "layers", "method", "measured at")
+_SUMMARY = re.compile(r'<script type="application/json" id="summary">(.*?)</script>', re.DOTALL)
+_KINDS = ("svd", "values", "delta", "ranks", "training", "evaluate", "loop", "compare")
+_NUMBERS = ("loss", "gain", "mean_rank", "effective_rank")
+_ORDER = {"loop": 0, "compare": 1}  # what brings others together stands first
 
 
 def write_overview(reports: Path) -> Path | None:
-    """Write reports/index.html with a link to every page of a folder in `reports` that was drawn here; its path.
+    """Write reports/index.html with a row for every page of a folder in `reports` that was written here; its path.
 
-    None, and nothing written, where there are fewer than two, or where an index.html stands there that was not drawn
-    here. Raises StoreError when it cannot be written.
+    None, and nothing written, where there is none, or where an index.html stands there that was not written here.
+    Raises StoreError when it cannot be written.
     """
     own = reports / "index.html"
-    if own.exists() and _page(own) is None:
+    if own.exists() and written_here(own) is None:
         return None
-    pages = {path: text for path in sorted(reports.glob("*/index.html")) if (text := _page(path)) is not None}
-    if len(pages) < 2:
+    found = []
+    for path in sorted(reports.glob("*/index.html")):
+        text = written_here(path)
+        if text is not None:
+            found.append((path.parent.name, _told(text)))
+    if not found:
         return None
-    heads = [("report", "Opens the page."), ("folder", ""), *((name, "") for name in _SHOWN)]
-    rows = []
-    for path, text in pages.items():
-        told = {unescape(name): unescape(value) for name, value in _FACT.findall(text)}
-        title = re.search(r"<title>(.*?)</title>", text, re.DOTALL)
-        name = unescape(title[1]) if title else path.parent.name
-        values = [int(v) if (v := told.get(key, "")).isdigit() else v for key in _SHOWN]
-        rows.append([Link(name, f"{path.parent.name}/index.html"), path.parent.name, *values])
-    section = Section("reports", "All reports", grid=Grid(f"{len(rows)} reports in this folder.", heads, rows))
-    return write_page(reports, "Reports", [section], lead="Every report that was drawn into this folder.")
+    found.sort(key=lambda pair: (_ORDER.get(pair[1].get("kind", ""), 2), pair[0]))
+    heads = ("report", "kind", "finding", "loss", "gain", "mean-rank", "effective-rank", "curve")
+    grid = Grid(
+        [both(f"page-head-{name}") for name in heads],
+        [_row(folder, told) for folder, told in found],
+        both("page-overview-caption", count=len(found)),
+    )
+    page = Page("overview", both("page-title-overview"), both("page-lead-overview"), reports=grid, home=False)
+    return write_page(reports, page)
 
 
-def _page(path: Path) -> str | None:
-    """The text of a page that was drawn here, None for any other file."""
+def _told(text: str) -> dict[str, Any]:
+    """The summary that a page holds; empty for a page of an earlier version."""
+    match = _SUMMARY.search(text)
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return text if 'name="generator" content="glmspectra' in text else None
+        told = json.loads(match[1]) if match else {}
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _row(folder: str, told: dict[str, Any]) -> list[Cell]:
+    kind = told.get("kind")
+    finding = told.get("finding") or ("", "")
+    row = [Cell(Words.same(str(told.get("name") or folder)), link=f"{folder}/index.html")]
+    row.append(Cell(both(f"page-kind-{kind}") if kind in _KINDS else Words.same("")))
+    row.append(Cell(Words(str(finding[0]), str(finding[1]))))
+    for name in _NUMBERS:
+        row.append(plain(number(told[name], 4) if told.get(name) is not None else "", number=True))
+    line = [value for value in told.get("line") or () if isinstance(value, int | float)]
+    row.append(Cell(Words.same(""), line=line))
+    return row

@@ -1,38 +1,37 @@
-"""Whole reports: from a run's folder, from tables, from training folders, each to `index.html` and the SVGs beside it.
+"""Pages from what is stored: a run's tables with its ranks and trainings, trainings alone, several runs side by side.
 
-What `suggest-rank` and `delta` know beyond the three tables of a run lies beside these as `ranks.parquet`,
-`budget_curve.parquet`, `delta.parquet` and `similarity.parquet` (columns: `figures.ranks` and `figures.delta`);
-`write_report` draws each that is there; the criterion that `ranks.parquet` names first is the suggested one, and
-`ranks_summary.json` holds what `suggest-rank` said of it.
+`suggest-rank` leaves `ranks.parquet` and `budget_curve.parquet` beside the three tables (`figures.rank_tables`); the
+criterion that `ranks.parquet` names first is the suggested one.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from glmspectra.errors import RequestError, StoreError
-from glmspectra.figures import style, training
-from glmspectra.figures.page import Album, Section, write_page
-from glmspectra.figures.ranks import budget_of
-from glmspectra.figures.sections import Progress, analysis_sections, silent, summary_section, training_sections
-from glmspectra.figures.tables import RunTables, Tables, layers_of, pick, whole_matrices
-from glmspectra.figures.tuned_sections import comparison_section, delta_sections, rank_sections
+from glmspectra.figures import payload
+from glmspectra.figures.findings import Evidence, Finding, find
+from glmspectra.figures.rank_tables import RANK_TABLE, budget_of, check_columns
+from glmspectra.figures.tables import RunTables, Tables, has, in_layers, layers_of, pick, whole_matrices
+from glmspectra.figures.training_log import TrainingRun, read_runs
+from glmspectra.figures.words import number
+from glmspectra.figures.writing import Cell, Grid, Page, plain, relative_home, write_page
+from glmspectra.language import Words, both
+from glmspectra.store.columns import COLUMNS, REAL, WHOLE
 
-FURTHER_TABLES = ("ranks", "budget_curve", "delta", "similarity")
 REPORTS = Path("reports")
 
-# In the order in which one of them becomes the main matter of a page.
-_QUANTITIES = {
-    "weight": "the weights",
-    "merged": "the merged weights",
-    "quant_error": "the error of quantisation",
-    "delta": "what training changed",
-    "gradient": "the gradients of a few batches",
-}
+# In the order in which they stand on a page: what training changed before the weights it changed.
+QUANTITIES = ("delta", "weight", "merged", "quant_error", "gradient")
+
+Progress = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """Progress that goes nowhere."""
 
 
 def write_report(
@@ -41,47 +40,41 @@ def write_report(
     *,
     training_folders: Sequence[Path] = (),
     columns: Sequence[str] = (),
+    svg: bool = False,
     progress: Progress = silent,
 ) -> Path:
-    """Draw everything that a stored run holds, into `out` (default reports/<run's name>), and return its index.html.
+    """Write the page of a stored run and return its index.html.
 
-    training_folders: training runs whose curves join the page. columns: further columns of matrices.parquet to draw
-    heat maps of. progress: called with a few words before each step.
+    Args:
+        run_folder: The run's folder under param_matrix/.
+        out: The page's folder; None: reports/<run's name>.
+        training_folders: Training runs whose curves join the page.
+        columns: Further columns to draw heat maps of among the SVG files.
+        svg: Write the figures as SVG files too, beside the page.
+        progress: Called with a few words before each step.
 
-    Raises StoreError when a table cannot be read or the folder cannot be written, RequestError for a column that is not
-    there.
+    Raises:
+        StoreError: A table cannot be read or the folder cannot be written.
+        RequestError: There is no such column, or nothing to show.
     """
     from glmspectra.store import read_run
 
     run_folder = Path(run_folder)
     run = read_run(run_folder)
-    further = {name: _further(run_folder / f"{name}.parquet") for name in FURTHER_TABLES}
-    runs = _training_runs(training_folders)
     return write_tables_report(
         run,
         out or REPORTS / run_folder.name,
-        runs=runs,
+        runs=read_runs(training_folders),
         columns=columns,
-        rank_words=_rank_words(run_folder / "ranks_summary.json"),
+        ranks=read_further(run_folder / "ranks.parquet"),
+        budget_curve=read_further(run_folder / "budget_curve.parquet"),
+        svg=svg,
         progress=progress,
-        title=None,
-        **further,
     )
 
 
-def _rank_words(path: Path) -> list[str]:
-    """What `suggest-rank` said in words; empty where it left nothing."""
-    if not path.is_file():
-        return []
-    try:
-        return [str(line) for line in json.loads(path.read_text(encoding="utf-8"))["lines"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{path} cannot be read ({error}): remove it, or run `glmspectra suggest-rank` again."
-        ) from error
-
-
-def _further(path: Path) -> pd.DataFrame | None:
+def read_further(path: Path) -> pd.DataFrame | None:
+    """A table beside the three of a run; None where there is none. Raises StoreError for a damaged one."""
     if not path.is_file():
         return None
     try:
@@ -96,206 +89,301 @@ def write_tables_report(
     run: RunTables,
     out: Path,
     *,
-    title: str | None = None,
-    runs: Sequence[training.TrainingRun] = (),
+    runs: Sequence[TrainingRun] = (),
     columns: Sequence[str] = (),
     ranks: pd.DataFrame | None = None,
     budget_curve: pd.DataFrame | None = None,
-    delta: pd.DataFrame | None = None,
-    similarity: pd.DataFrame | None = None,
-    rank_words: Sequence[str] = (),
+    svg: bool = False,
     progress: Progress = silent,
 ) -> Path:
-    """As `write_report`, from tables in memory; rank_words: the summary of the ranks, a paragraph each.
-
-    Returns the path of index.html.
-    """
-    album = Album(Path(out))
-    facts, warnings = run_facts(run)
-    sections: list[Section] = []
-    quantities = list(dict.fromkeys(run.matrices["quantity"])) if len(run.matrices) else []
-    if not quantities and ranks is None and not runs:
+    """As `write_report`, from tables in memory."""
+    check_measures(run.matrices, columns)
+    evidence = evidence_of(run, ranks=ranks, training=runs)
+    if not evidence.sets and not len(evidence.ranks) and not runs:
         raise RequestError("the run holds no matrices: measure some with `glmspectra svd` first.")
-    with style.styled():
-        main = next((name for name in _QUANTITIES if name in quantities), next(iter(quantities), None))
-        if main is not None:
-            picked = pick(run, main)
-            sections += analysis_sections(picked, album, columns, per_layer=main != "delta", progress=progress)
-        if "delta" in quantities:
-            changed = delta_sections(run, album, delta, similarity, progress=progress)
-            if main == "delta":
-                sections[1:1] = changed
-            else:  # the weights before and after are there too, and come second
-                for section in changed[:1]:
-                    section.grid = summary_section(pick(run, "delta")).grid
-                sections[:1] = [*changed, replace(sections[0], title=f"Table of {_QUANTITIES[str(main)]}")]
-        if ranks is not None and len(ranks):
-            suggested = str(ranks["criterion"].iloc[0])
-            chosen = budget_of(ranks, whole_matrices(run.matrices), suggested)
-            sections[1:1] = rank_sections(ranks, album, budget_curve, chosen, suggested, progress, rank_words)
-        if runs:
-            sections += [comparison_section(runs), *training_sections(runs, album, progress)]
-    of = facts.get("checkpoint", "a checkpoint")
-    matter = _QUANTITIES.get(main or "", main or "ranks and training")
-    if "delta" in quantities:
-        name = title or f"What training changed: {of}"
-        matter = _QUANTITIES["delta"] + ("" if main == "delta" else f", and of {matter} before it")
-    else:
-        name = title or f"Spectra of {of}"
-    lead = f"Figures of {matter}, drawn from the stored tables alone."
-    return write_page(Path(out), name, sections, facts, warnings, lead)
+    progress("page")
+    facts, warnings = run_facts(run)
+    kind = kind_of(evidence)
+    name = {words.en: value for words, value in facts}.get("checkpoint", "-")
+    findings = find(evidence)
+    page = Page(
+        kind,
+        both(f"page-title-{kind}", name=name),
+        both(f"page-lead-{kind}"),
+        facts,
+        warnings,
+        findings,
+        payload_of(evidence, budget_curve),
+        runs=runs_grid(runs) if runs else None,
+        summary=summary_of(kind, name, evidence, findings),
+        home=relative_home(Path(out), Path(out).parent),
+    )
+    path = write_page(Path(out), page)
+    if svg:
+        draw_svg(evidence, Path(out), columns, budget_curve, progress)
+    return path
 
 
-def run_facts(run: RunTables) -> tuple[dict[str, str], list[str]]:
+def check_measures(matrices: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raise RequestError for a column without numbers in this run, naming those that have some."""
+    known = [name for name, column in COLUMNS.items() if column.type in (REAL, WHOLE) and has(matrices, name)]
+    for name in columns:
+        if name not in known:
+            raise RequestError(f"the column {name!r} has no numbers in this run: choose from {', '.join(known)}.")
+
+
+def evidence_of(run: RunTables, *, ranks: pd.DataFrame | None = None, training: Sequence[TrainingRun] = ()) -> Evidence:
+    """What a run holds, by quantity, at its last step."""
+    quantities = set(run.matrices["quantity"]) if len(run.matrices) else set()
+    sets = {name: pick(run, name) for name in QUANTITIES if name in quantities}
+    sets = {name: tables for name, tables in sets.items() if len(tables.matrices)}
+    steps = run.matrices[run.matrices["quantity"] == "delta"] if "delta" in quantities else pd.DataFrame()
+    if ranks is not None and len(ranks):
+        check_columns(ranks, RANK_TABLE, "ranks")
+    return Evidence(sets, steps, ranks if ranks is not None else pd.DataFrame(), training)
+
+
+def kind_of(evidence: Evidence) -> str:
+    """What a page is about: changes before ranks before spectra before values."""
+    if "delta" in evidence.sets:
+        return "delta"
+    if len(evidence.ranks):
+        return "ranks"
+    if not evidence.sets:
+        return "training"
+    spectra = any(has(tables.matrices, "spectral_norm") for tables in evidence.sets.values())
+    return "svd" if spectra else "values"
+
+
+def payload_of(evidence: Evidence, budget_curve: pd.DataFrame | None = None) -> payload.Json:
+    """The data of a page."""
+    found: payload.Json = {}
+    sets = [
+        payload.set_of(name, both(f"page-set-{name.replace('_', '-')}"), tables)
+        for name, tables in evidence.sets.items()
+    ]
+    if len(evidence.ranks):
+        delta = evidence.rows("delta")
+        given = payload.ranks_set(evidence.ranks, delta if len(delta) else None)
+        sets.insert(0 if "delta" not in evidence.sets else 1, given)
+        costs = costs_of(evidence)
+        found["criteria"] = payload.criteria_of(evidence.ranks, costs)
+        if budget_curve is not None and len(budget_curve):
+            weights = (
+                pd.concat([tables.matrices for tables in evidence.sets.values()]) if evidence.sets else pd.DataFrame()
+            )
+            chosen = budget_of(evidence.ranks, whole_matrices(weights), str(evidence.ranks["criterion"].iloc[0]))
+            found["curve"] = payload.curve_of(budget_curve, chosen)
+    if sets:
+        found["sets"] = sets
+    if len(evidence.steps) and (growth := payload.growth_of(evidence.steps)):
+        found["growth"] = growth
+    if "delta" in evidence.sets and (similarity := payload.similarity_of(evidence.sets["delta"].matrices)):
+        found["similarity"] = similarity
+    if evidence.training:
+        found["training"] = [payload.training_of(run) for run in evidence.training]
+    return found
+
+
+def costs_of(evidence: Evidence) -> dict[str, float] | None:
+    """Parameters of one direction of each weight, rows + cols; None where a weight's shape is not known."""
+    costs: dict[str, float] = {}
+    for tables in evidence.sets.values():
+        rows = whole_matrices(tables.matrices)
+        costs |= dict(zip(rows["name"], (rows["rows"] + rows["cols"]).astype(float), strict=True))
+    return costs if set(evidence.ranks["name"]) <= set(costs) else None
+
+
+def run_facts(run: RunTables) -> tuple[list[tuple[Words, str]], list[Words]]:
     """What stands under a report's title and what a reader is warned of, from the manifest and the matrices."""
     manifest: dict[str, Any] = dict(run.manifest or {})
     source = manifest.get("checkpoint") or {}
     source = source if isinstance(source, dict) else {"name": str(source)}
     matrices = run.matrices
-    facts = {
-        "checkpoint": str(
-            source.get("name")
-            or (matrices["checkpoint"].iloc[0] if "checkpoint" in matrices and len(matrices) else "-")
-        )
-    }
+    named = matrices["checkpoint"].iloc[0] if "checkpoint" in matrices and len(matrices) else "-"
+    facts = {"checkpoint": str(source.get("name") or named)}
     if source.get("fingerprint"):
         facts["fingerprint"] = str(source["fingerprint"])
     if len(matrices):
         facts["matrices"] = str(whole_matrices(matrices)["name"].nunique())
         facts["layers"] = str(len(layers_of(matrices)))
-        methods = sorted({str(method) for method in matrices["method"].dropna()}) if "method" in matrices else []
-        if methods:
-            facts["method"] = ", ".join(methods)
-        if "dtype" in matrices:
-            facts["stored as"] = ", ".join(sorted({str(dtype) for dtype in matrices["dtype"].dropna()}))
+        for column in ("method", "dtype"):
+            if column in matrices and matrices[column].notna().any():
+                facts[column] = ", ".join(sorted({str(value) for value in matrices[column].dropna()}))
     requests = (manifest.get("requests") or {}).values()
     devices = sorted({str(request["device"]) for request in requests if request.get("device")})
     finished = sorted(str(request["finished"]) for request in requests if request.get("finished"))
     if devices:
-        facts["measured on"] = ", ".join(devices)
+        facts["device"] = ", ".join(devices)
     if finished:
-        facts["measured at"] = finished[-1]
-    warnings = []
-    if manifest.get("complete") is False:
-        warnings.append(
-            "This run is not complete: what is finished is drawn, and the command that began it goes on from there."
+        facts["time"] = finished[-1][:16].replace("T", " ") + " UTC"
+    warnings = [both("page-incomplete")] if manifest.get("complete") is False else []
+    broken = matrices[matrices["status"] == "nonfinite"] if "status" in matrices else matrices.iloc[:0]
+    if len(broken):
+        names = list(dict.fromkeys(broken["name"]))
+        shown = Words.same(", ".join(names[:5]))
+        if len(names) > 5:
+            shown = both("page-more", names=shown, count=len(names) - 5)
+        warnings.append(both("page-nonfinite", names=shown))
+    return [(both(f"page-fact-{name}"), value) for name, value in facts.items()], warnings
+
+
+def summary_of(kind: str, name: str, evidence: Evidence, findings: Sequence[Finding]) -> payload.Json:
+    """What the overview lists of a page: name, first finding, mean rank, median effective rank, a line of values."""
+    first = findings[0]
+    told: payload.Json = {"kind": kind, "name": name, "finding": (first.words.en, first.words.zh)}
+    for quantity in evidence.sets:
+        rows = evidence.rows(quantity)
+        if has(rows, "effective_rank"):
+            told["effective_rank"] = payload.rounded(rows["effective_rank"].median())
+            told["line"] = payload.numbers(rows.groupby("layer")["effective_rank"].median())
+            break
+    if len(evidence.ranks):
+        chosen = evidence.ranks[evidence.ranks["criterion"] == evidence.ranks["criterion"].iloc[0]]
+        told["mean_rank"] = payload.rounded(chosen["rank"].mean())
+    losses = [float(run.history["eval_loss"].min()) for run in evidence.training if run.has("eval_loss")]
+    if losses:
+        told["loss"] = payload.rounded(min(losses))
+    if evidence.training and not told.get("line"):
+        history = evidence.training[0].history
+        curve = history["eval_loss" if evidence.training[0].has("eval_loss") else "loss"].dropna().to_numpy()
+        told["line"] = payload.numbers(
+            curve[np.unique(np.linspace(0, len(curve) - 1, 24).round().astype(int))] if len(curve) else []
         )
-    if "status" in matrices and (matrices["status"] == "nonfinite").any():
-        names = list(dict.fromkeys(matrices.loc[matrices["status"] == "nonfinite", "name"]))
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        warnings.append(f"NaN or infinity in {shown}: such a matrix has no spectrum, and its lines have gaps.")
-    return facts, warnings
+    return told
 
 
-def write_ranks_report(
-    ranks: pd.DataFrame,
-    out: Path,
-    *,
-    curve: pd.DataFrame | None = None,
-    chosen: float | None = None,
-    criterion: str | None = None,
-    title: str = "Suggested ranks",
-    facts: dict[str, str] | None = None,
-    warnings: Sequence[str] = (),
-    extra_sections: Sequence[Section] = (),
+def runs_grid(runs: Sequence[TrainingRun]) -> Grid:
+    """Last and lowest losses of training runs."""
+    heads = [
+        both(f"page-head-{name}") for name in ("run", "steps", "last-loss", "best-loss", "best-step", "best-perplexity")
+    ]
+    rows = []
+    for run in runs:
+        losses, told = run.history["loss"].dropna(), run.history.dropna(subset=["eval_loss"])
+        steps = number(float(run.history["step"].max())) if len(run.history) else ""
+        row = [plain(run.name), plain(steps, number=True)]
+        row.append(plain(number(float(losses.tail(5).mean()), 4) if len(losses) else "", number=True))
+        best = told.loc[told["eval_loss"].idxmin()] if len(told) else None
+        for column in ("eval_loss", "step", "eval_perplexity"):
+            row.append(plain(number(float(best[column]), 4) if best is not None else "", number=True))
+        rows.append(row)
+    return Grid(heads, rows, both("page-runs-caption"))
+
+
+def write_training_report(
+    folders: Sequence[Path], out: Path, names: Sequence[str] | None = None, svg: bool = False
 ) -> Path:
-    """A page of suggested ranks in `out`; returns its index.html.
+    """The page of one or several training runs on the same axes; returns its index.html.
 
-    ranks: columns criterion, name, layer, matrix, rank; a row for each criterion and weight ('uniform' is the control).
-    curve: columns criterion, parameters, value, metric ('loss' or 'energy'), optional low and high. chosen: the budget
-    in trainable parameters, marked on the curve. criterion: the suggested one. facts, warnings: shown under the title.
-
-    Raises StoreError when a column is missing or the folder cannot be written.
-    """
-    album = Album(Path(out))
-    with style.styled():
-        sections = rank_sections(ranks, album, curve, chosen, criterion)
-    return write_page(Path(out), title, [*sections, *extra_sections], facts, warnings)
-
-
-def write_delta_report(
-    run: RunTables | Path,
-    out: Path,
-    *,
-    delta: pd.DataFrame | None = None,
-    similarity: pd.DataFrame | None = None,
-    base: RunTables | Path | None = None,
-    training_folders: Sequence[Path] = (),
-    title: str = "What training changed",
-    warnings: Sequence[str] = (),
-    progress: Progress = silent,
-) -> Path:
-    """A page of what training changed in `out`; returns its index.html.
-
-    run: a run, or its folder, with rows of quantity 'delta' (several steps: growth is drawn) and perhaps 'merged'.
-    delta: columns name, layer, matrix, step and any of allotted_rank, rank, relative_frobenius, noise_floor, intruders,
-    amplification. similarity: columns name, layer, matrix, side, i, j, similarity. base: the run of W, when it is
-    another one.
-
-    Raises StoreError when a table cannot be read, lacks a column, or the folder cannot be written.
-    """
-    tables, base_tables = _tables(run), None if base is None else _tables(base)
-    if isinstance(run, Path):
-        delta = delta if delta is not None else _further(run / "delta.parquet")
-        similarity = similarity if similarity is not None else _further(run / "similarity.parquet")
-    album = Album(Path(out))
-    facts, found = run_facts(tables)
-    runs = _training_runs(training_folders)
-    with style.styled():
-        sections = delta_sections(tables, album, delta, similarity, base_tables, progress)
-        picked = pick(tables, "delta")
-        if len(picked.matrices):
-            sections += analysis_sections(picked, album, per_layer=False, progress=progress)
-        if runs:
-            sections += [comparison_section(runs), *training_sections(runs, album, progress)]
-    return write_page(Path(out), title, sections, facts, [*found, *warnings])
-
-
-def _tables(run: RunTables | Path) -> RunTables:
-    if not isinstance(run, Path):
-        return run
-    from glmspectra.store import read_run
-
-    stored = read_run(run)
-    return Tables(stored.matrices, stored.singular_values, stored.histograms, stored.manifest)
-
-
-def _training_runs(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[training.TrainingRun]:
-    """Read training runs; of equal names all but the first get a number, so that each has a line of its own."""
-    runs: list[training.TrainingRun] = []
-    taken: dict[str, int] = {}
-    for i, folder in enumerate(folders):
-        run = training.read_training(Path(folder), names[i] if names else None)
-        taken[run.name] = taken.get(run.name, 0) + 1
-        if taken[run.name] > 1:
-            run = training.TrainingRun(f"{run.name} ({taken[run.name]})", run.folder, run.history, run.ranks)
-        runs.append(run)
-    return runs
-
-
-def write_training_report(folders: Sequence[Path], out: Path, names: Sequence[str] | None = None) -> Path:
-    """Curves of one or several training runs on the same axes, as a page in `out`; returns its index.html.
-
-    Raises RequestError when a folder holds no trainer_state.json, StoreError when one cannot be read.
+    Raises:
+        RequestError: A folder holds no trainer_state.json, or none was named.
+        StoreError: A file cannot be read, or the folder cannot be written.
     """
     if not folders:
         raise RequestError("no training folder was named: give one that holds a trainer_state.json.")
-    runs = _training_runs(folders, names)
-    album = Album(Path(out))
-    with style.styled():
-        sections = [comparison_section(runs), *training_sections(runs, album)]
-    title = f"Training of {runs[0].name}" if len(runs) == 1 else f"{len(runs)} training runs"
-    return write_page(Path(out), title, sections)
+    runs = read_runs(folders, names)
+    evidence = Evidence(training=runs)
+    name = runs[0].name
+    title = both("page-title-training", name=name) if len(runs) == 1 else both("page-title-trainings", count=len(runs))
+    findings = find(evidence)
+    page = Page(
+        "training",
+        title,
+        both("page-lead-training"),
+        findings=findings,
+        payload=payload_of(evidence),
+        runs=runs_grid(runs),
+        summary=summary_of("training", ", ".join(run.name for run in runs), evidence, findings),
+    )
+    path = write_page(Path(out), page)
+    if svg:
+        draw_svg(evidence, Path(out))
+    return path
 
 
 def write_training_curves(folder: Path, out: Path | None = None, name: str | None = None) -> list[Path]:
-    """Only the SVG curves of one run, into `out` (default: the folder's curves/); cheap enough for each evaluation.
+    """Only the SVG curves of one run, into `out` (default: the folder's curves/). Raises as `write_training_report`."""
+    from glmspectra.figures.svg.files import save_all, training_figures
 
-    Raises as `write_training_report` does. Returns the paths of the files.
+    run = read_runs([Path(folder)], [name] if name else None)[0]
+    return save_all(training_figures([run]), Path(out) if out is not None else Path(folder) / "curves")
+
+
+def write_comparison(folders: Sequence[Path], out: Path) -> Path:
+    """The page of several stored runs on the same axes; returns its index.html.
+
+    Raises:
+        StoreError: A table cannot be read, or the folder cannot be written.
+        RequestError: Fewer than two runs, or no matrix in a layer.
     """
-    run = training.read_training(Path(folder), name)
-    target = Path(out) if out is not None else Path(folder) / "curves"
-    album = Album(target)
-    with style.styled():
-        sections = training_sections([run], album)
-    return [target / drawing.file for section in sections for drawing in section.drawings]
+    from glmspectra.store import read_run
+
+    if len(folders) < 2:
+        raise RequestError("a comparison takes two runs or more.")
+    tables: dict[str, Tables] = {}
+    for folder in folders:
+        run = read_run(Path(folder))
+        quantity = next((name for name in QUANTITIES if name in set(run.matrices["quantity"])), "weight")
+        picked = pick(run, quantity)
+        if not len(in_layers(whole_matrices(picked.matrices))):
+            raise RequestError(f"{folder} holds no matrix in a layer: there is nothing to compare by depth.")
+        source = (run.manifest.get("checkpoint") or {}).get("name") or Path(folder).name
+        label = str(source) if str(source) not in tables else Path(folder).resolve().name
+        tables[label] = picked
+    evidence = Evidence(compared=tables)
+    names = Words(", ".join(tables), "、".join(tables))
+    compared = []
+    for name, picked in tables.items():
+        bare = Tables(whole_matrices(picked.matrices))
+        compared.append(payload.set_of(name, Words.same(name), bare))
+    findings = find(evidence)
+    page = Page(
+        "compare",
+        both("page-title-compare", names=names),
+        both("page-lead-compare"),
+        findings=findings,
+        payload={"compared": compared},
+        summary=summary_of("compare", names.en, evidence, findings),
+    )
+    return write_page(Path(out), page)
+
+
+def draw_svg(
+    evidence: Evidence,
+    out: Path,
+    columns: Sequence[str] = (),
+    budget_curve: pd.DataFrame | None = None,
+    progress: Progress = silent,
+) -> list[Path]:
+    """The figures of a page as SVG files into `out`; the paths."""
+    from glmspectra.figures.svg import files
+
+    progress("SVG files")
+    written: list[Path] = []
+    empty = Tables(pd.DataFrame(columns=["layer", "matrix", "part", "series"]))
+    main = next((name for name in QUANTITIES[1:] if name in evidence.sets), None)
+    if "delta" in evidence.sets:
+        weight, merged = evidence.sets.get("weight", empty), evidence.sets.get("merged", empty)
+        figures = files.change_figures(evidence.sets["delta"], evidence.steps, weight, merged)
+        written += files.save_all(figures, out)
+        main = main or "delta"
+    if main is not None:
+        figures = files.weight_figures(evidence.sets[main], columns, per_layer=main != "delta")
+        written += files.save_all(figures, out)
+    if len(evidence.ranks):
+        written += files.save_all(files.rank_figures(evidence.ranks, budget_curve), out)
+    if evidence.training:
+        written += files.save_all(files.training_figures(evidence.training), out)
+    return written
+
+
+__all__ = [
+    "REPORTS",
+    "Cell",
+    "write_comparison",
+    "write_report",
+    "write_tables_report",
+    "write_training_curves",
+    "write_training_report",
+]

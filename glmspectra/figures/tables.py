@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-from scipy.interpolate import PchipInterpolator
 
 OUTSIDE = -1  # the layer number that stands for "in no layer" while a table is being sorted
 
@@ -109,11 +108,6 @@ def in_layers(table: pd.DataFrame, heads: bool = False) -> pd.DataFrame:
     return rows.assign(layer=rows["layer"].astype(int)).sort_values("layer", kind="stable")
 
 
-def outside_layers(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows that lie in no layer: embeddings, the output, and whatever no name pattern placed."""
-    return table[table["layer"].isna()] if len(table) else table
-
-
 def series_order(table: pd.DataFrame) -> list[str]:
     """The series in the order in which the table first names them, parts after their whole."""
     rows = in_layers(table)
@@ -197,16 +191,6 @@ def value_density(histogram: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.n
     return edges, counts / (counts.sum() * np.diff(edges)), counts
 
 
-def rebin(edges: np.ndarray, counts: np.ndarray, cut: np.ndarray) -> np.ndarray:
-    """Counts of a histogram in other bins: (len(cut) - 1,) float64, with the same total inside the range of `cut`.
-
-    The stored bins are narrow at zero and wide far out. The cumulative count is interpolated by a monotone cubic
-    (Fritsch & Carlson 1980), so no count is lost, none is negative, and wide bins do not show as steps.
-    """
-    cumulative = PchipInterpolator(edges, np.concatenate([[0.0], np.cumsum(counts)]))
-    return np.clip(np.diff(cumulative(np.clip(cut, edges[0], edges[-1]))), 0.0, None)
-
-
 def central_range(histograms: Iterable[tuple[np.ndarray, np.ndarray]], share: float = 0.998) -> tuple[float, float]:
     """The narrowest symmetric range that holds `share` of each of the histograms given as (edges, counts)."""
     reach = 0.0
@@ -245,3 +229,44 @@ def first_of_list(values: pd.Series) -> pd.Series:
     return values.map(
         lambda entry: float(entry[0]) if isinstance(entry, list | tuple | np.ndarray) and len(entry) else np.nan
     )
+
+
+def with_outlier_ratios(matrices: pd.DataFrame) -> pd.DataFrame:
+    """Add abs_max_in_std, row_peak and column_peak, each a ratio without unit, where their columns are there."""
+    added = {}
+    if has(matrices, "abs_max") and has(matrices, "std"):
+        added["abs_max_in_std"] = matrices["abs_max"] / matrices["std"].where(matrices["std"] > 0)
+    for name, norms, median in (
+        ("row_peak", "largest_row_norms", "row_norm_median"),
+        ("column_peak", "largest_col_norms", "col_norm_median"),
+    ):
+        if norms in matrices and has(matrices, median):
+            added[name] = first_of_list(matrices[norms]) / matrices[median].where(matrices[median] > 0)
+    return matrices.assign(**added)
+
+
+def with_places(table: pd.DataFrame) -> pd.DataFrame:
+    """Fill in layer and matrix from the weight's name where the table does not have them."""
+    if {"layer", "matrix"} <= set(table.columns):
+        return table
+    places = [place(str(name)) for name in table["name"]]
+    return table.assign(
+        layer=pd.array([layer for layer, _ in places], dtype="Int64"), matrix=[matrix for _, matrix in places]
+    )
+
+
+def similarity_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Long form of the columns similarity_left and similarity_right, phi(i, j) of Hu et al. 2021, eq. 4.
+
+    Columns name, layer, matrix, side ('left', 'right'), i and j (from 1), similarity. Empty where nothing was compared
+    with the base.
+    """
+    pieces = []
+    for side in ("left", "right"):
+        for row in rows[rows[f"similarity_{side}"].notna()].itertuples() if f"similarity_{side}" in rows else ():
+            values = np.asarray(getattr(row, f"similarity_{side}"), dtype=float)
+            i, j = np.divmod(np.arange(len(values)), round(len(values) ** 0.5))
+            piece = {"name": row.name, "layer": row.layer, "matrix": row.matrix, "side": side}
+            pieces.append(pd.DataFrame({**piece, "i": i + 1, "j": j + 1, "similarity": values}))
+    columns = ["name", "layer", "matrix", "side", "i", "j", "similarity"]
+    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=columns)

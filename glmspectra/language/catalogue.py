@@ -83,7 +83,10 @@ def text(message: str, /, language: str | None = None, **values: object) -> str:
     language = language or current()
     bundle = _bundle(language)
     if not bundle.has_message(message):
-        raise KeyError(f"{message} is not in the catalogue ({language})")
+        entry = _entries(language).get(message)
+        if entry is None:
+            raise KeyError(f"{message} is not in the catalogue ({language})")
+        _add(bundle, entry)
     pattern = bundle.get_message(message).value
     given = {name: getattr(value, language) if isinstance(value, Words) else value for name, value in values.items()}
     formatted, errors = bundle.format_pattern(pattern, given)
@@ -113,10 +116,23 @@ def _plain(language: str, file: str) -> dict[str, str]:
 
 
 @cache
-def _bundle(language: str) -> "FluentBundle":
-    from fluent.runtime import FluentBundle, FluentResource
-
-    bundle = FluentBundle([language], use_isolating=False)
+def _entries(language: str) -> dict[str, str]:
+    """Name -> source of every message: parsed one by one when asked for, since a command says few of them."""
+    found: dict[str, str] = {}
     for path in sorted((_FOLDER / language).glob("*.ftl")):
-        bundle.add_resource(FluentResource(path.read_text(encoding="utf-8")))
-    return bundle
+        for entry in re.split(r"(?m)^(?=[a-z][a-z0-9-]* =)", path.read_text(encoding="utf-8"))[1:]:
+            found[entry.split(" ", 1)[0]] = entry
+    return found
+
+
+@cache
+def _bundle(language: str) -> "FluentBundle":
+    from fluent.runtime import FluentBundle
+
+    return FluentBundle([language], use_isolating=False)
+
+
+def _add(bundle: "FluentBundle", entry: str) -> None:
+    from fluent.runtime import FluentResource
+
+    bundle.add_resource(FluentResource(entry))

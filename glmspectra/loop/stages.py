@@ -93,21 +93,23 @@ def evaluate_both(options: LoopOptions, results: Results) -> dict[str, Any]:
 
     settings = load_settings(options.args, [*options.overrides, *_model(options)])
     found: dict[str, Any] = {}
-    rows = {}
+    rows, answers = {}, {}
     for name, stage in (("suggested", "train"), ("uniform", "control")):
         if "adapter" not in results[stage]:
             continue
-        samples = options.samples if name == "suggested" else 0
-        evaluation = evaluate(settings, Path(results[stage]["adapter"]), options.device, samples=samples)
+        evaluation = evaluate(settings, Path(results[stage]["adapter"]), options.device, samples=options.samples)
         write_evaluation(evaluation, options.out / "evaluation" / name)
         rows[name] = evaluation.row_losses["tuned"]
         found["base"] = evaluation.base
         found[name] = evaluation.tuned
         found[f"{name}_minus_base"] = evaluation.difference
-        if samples:
-            found["samples"] = evaluation.samples
+        answers[name] = evaluation.samples
     if len(rows) == 2:
         found["suggested_minus_uniform"] = paired_interval(rows["uniform"], rows["suggested"])
+    # Both answer the same rows: one card holds the base and both of them.
+    found["samples"] = [dict(sample) for sample in answers.get("suggested", [])]
+    for sample, other in zip(found["samples"], answers.get("uniform", []), strict=False):
+        sample["uniform"] = other["tuned"]
     return found
 
 
@@ -158,7 +160,6 @@ def measure_change(options: LoopOptions, tuned: Path, against_base: bool = False
     """Delta spectra of a training folder into the loop's tables, with the further tables that reports draw."""
     from glmspectra.sweep.delta import measure_delta
     from glmspectra.sweep.delta_plan import DeltaOptions, plan_delta
-    from glmspectra.sweep.delta_tables import write_delta_tables
 
     asked = DeltaOptions(against_base=against_base, device=options.device, quiet=options.quiet)
     plan = plan_delta(options.model, tuned, asked)
@@ -166,9 +167,7 @@ def measure_change(options: LoopOptions, tuned: Path, against_base: bool = False
         found = measure_delta(plan, options.out / TABLES)
     finally:
         plan.close()
-    run = read_run(found.folder)
-    write_delta_tables(run)
-    return run
+    return read_run(found.folder)
 
 
 def _base(results: Results) -> Run:

@@ -2,10 +2,10 @@
 
 import json
 
-import pandas as pd
 import pytest
 
 from glmspectra.cli.main import main
+from glmspectra.store import read_run
 from tests.delta.made_runs import random_factors, write_adapter, write_base, write_merged
 
 
@@ -34,7 +34,7 @@ def test_an_adapter_alone_in_json(here, capsys):
     assert set(facts["summary"]) == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
     assert all(entry["rank"] == entry["allotted_rank"] == 4 for entry in facts["summary"].values())
     assert "GB" not in err, "nothing is streamed, so there is no cost to say"
-    table = pd.read_parquet(here / facts["tables"] / "delta.parquet")
+    table = read_run(here / facts["tables"]).matrices
     assert len(table) == 8
     assert json.loads(run(capsys, "delta", "one", "--json", "--no-report")[1])["measured"] == 0
 

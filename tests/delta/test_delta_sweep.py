@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.figures.tables import similarity_table
 from glmspectra.store import read_run
 from glmspectra.sweep.delta import measure_delta
 from glmspectra.sweep.delta_plan import DeltaOptions, plan_delta
-from glmspectra.sweep.delta_tables import similarity_table, write_delta_tables
 from tests.delta.made_runs import (
     SHAPES,
     base_weights,
@@ -97,10 +97,9 @@ def test_against_the_base_every_column_is_that_of_dense_algebra(tmp_path):
         np.testing.assert_allclose(sigma_of(run, name, "weight"), s.numpy(), rtol=1e-6)
     assert rows["intruders"].sum() > 0, "random factors of this size do intrude"
     assert run.manifest["checkpoint"]["details"]["base"]["name"] == "base"
-    table = similarity_table(run)
+    table = similarity_table(run.matrices[run.matrices["quantity"] == "delta"])
     assert set(table["side"]) == {"left", "right"}
     assert len(table) == 4 * 2 * 16
-    assert sorted(path.name for path in write_delta_tables(run)) == ["delta.parquet", "similarity.parquet"]
 
 
 def test_two_checkpoints_and_the_floor_of_half_precision(tmp_path):

@@ -10,11 +10,9 @@ import pytest
 from matplotlib.colors import LogNorm, TwoSlopeNorm
 
 from glmspectra.errors import RequestError
-from glmspectra.figures import depth, heatmaps, layers, style, values
-from glmspectra.figures.one_layer import draw_layer
-from glmspectra.figures.page import Album, Section
-from glmspectra.figures.sections import analysis_sections
-from glmspectra.figures.tables import Tables, pick, thin
+from glmspectra.figures.svg import depth, files, heatmaps, layers, style, values
+from glmspectra.figures.svg.one_layer import draw_layer
+from glmspectra.figures.tables import Tables, pick, thin, with_outlier_ratios
 from glmspectra.store.columns import CHANGE, COLUMNS, DERIVED, REAL, SPECTRUM, VALUES, WHOLE
 from glmspectra.store.schema import MATRICES
 from tests.figures.synthetic_run import EDGES, make_tables
@@ -112,7 +110,7 @@ def test_sheets_of_any_number_of_layers_stay_on_a_screen(count):
 
 
 def test_lines_by_depth_are_the_columns_of_the_table(run):
-    matrices = depth.with_outlier_ratios(run.matrices)
+    matrices = with_outlier_ratios(run.matrices)
     for measures in (depth.TOP12, depth.RANKS, depth.EDGES, depth.TAILS, depth.NORMS, depth.SPREAD, depth.OUTLIERS):
         drawn = lines(depth.draw_by_depth(matrices, measures))
         for measure in measures:
@@ -125,7 +123,7 @@ def test_lines_by_depth_are_the_columns_of_the_table(run):
 
 
 def test_every_axis_says_its_unit(run):
-    matrices = depth.with_outlier_ratios(run.matrices)
+    matrices = with_outlier_ratios(run.matrices)
     figures = [
         depth.draw_by_depth(matrices, measures)
         for measures in (depth.TOP12, depth.RANKS, depth.EDGES, depth.TAILS, depth.NORMS, depth.SPREAD, depth.OUTLIERS)
@@ -152,7 +150,7 @@ def test_outlier_ratios():
     table = pd.DataFrame(
         {"abs_max": [3.0, 1.0], "std": [0.5, 0.0], "largest_row_norms": [[4.0, 1.0], []], "row_norm_median": [2.0, 1.0]}
     )
-    added = depth.with_outlier_ratios(table)
+    added = with_outlier_ratios(table)
     assert added["abs_max_in_std"].iloc[0] == 6
     assert added["row_peak"].iloc[0] == 2
     assert added[["abs_max_in_std", "row_peak"]].iloc[1].isna().all()
@@ -237,22 +235,32 @@ def test_top_k_runs_draw_what_they_have():
     }  # effective rank and participation ratio need every value
 
 
-def test_what_a_run_did_not_measure_is_said(tmp_path):
-    section = Section("a", "A section")
-    Album(tmp_path).add(section, "energy_ranks", None, "")
-    assert section.notes == ["Energy ranks: not drawn, this run did not measure it."]
-    assert not section.drawings
+def test_what_a_run_did_not_measure_is_not_drawn():
+    names = [drawn.name for drawn in files.weight_figures(pick(make_tables(2, top=25))) if drawn.figure is not None]
+    assert "energy_ranks" not in names
+    assert "ranks" in names
+
+
+def test_a_measure_of_one_value_is_not_drawn():
+    tables = make_tables(2)
+    same = Tables(
+        tables.matrices.assign(top12_energy_share=1.0, top12_share_of_singular_value_sum=1.0), tables.singular_values
+    )
+    drawn = {drawn.name: drawn.figure for drawn in files.weight_figures(pick(same), per_layer=False)}
+    assert drawn["top12"] is None, "the top 12 of an adapter of rank 12 hold everything by definition"
+    assert "heat_top12_share_of_singular_value_sum" not in drawn
+    assert drawn["ranks"] is not None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kinds", [LLAMA, MANY], ids=["seven matrices", "twenty matrices"])
 def test_reports_on_checkpoints_of_other_families(tmp_path, kinds):
     run = pick(make_tables(2, kinds, outside=True))
-    sections = analysis_sections(run, Album(tmp_path))
-    files = {drawing.file for section in sections for drawing in section.drawings}
-    assert {"layer_00.svg", "layer_01.svg", "outside_layers.svg", "ranks.svg", "histograms.svg"} <= files
-    for name in files:
-        root = ElementTree.parse(tmp_path / name).getroot()
+    written = files.save_all(files.weight_figures(run), tmp_path)
+    wanted = {"layer_00.svg", "layer_01.svg", "outside_layers.svg", "ranks.svg", "histograms.svg"}
+    assert wanted <= {path.name for path in written}
+    for path in written:
+        root = ElementTree.parse(path).getroot()
         assert root.tag == f"{SVG}svg"
         assert float(root.get("width").removesuffix("pt")) < 72 * 14
 
@@ -280,9 +288,9 @@ def test_matrices_outside_layers_have_a_figure_of_their_own():
 
 def test_a_run_with_nothing_in_layers(tmp_path):
     run = pick(make_tables(0, outside=True))
-    sections = analysis_sections(run, Album(tmp_path))
+    files.save_all(files.weight_figures(run), tmp_path)
     assert (tmp_path / "outside_layers.svg").is_file()
-    assert any("no matrix of this run lies in a layer" in note for section in sections for note in section.notes)
+    assert not list(tmp_path.glob("heat_*"))
 
 
 def test_a_matrix_with_nan_leaves_a_gap():
@@ -312,7 +320,7 @@ def test_series_keep_their_look_from_figure_to_figure(run):
 @pytest.mark.slow
 def test_the_whole_set_is_the_same_bytes_twice(tmp_path):
     for folder in ("a", "b"):
-        analysis_sections(pick(make_tables(2, parts=True)), Album(tmp_path / folder))
+        files.save_all(files.weight_figures(pick(make_tables(2, parts=True))), tmp_path / folder)
     one, other = (sorted((tmp_path / folder).glob("*.svg")) for folder in ("a", "b"))
     assert [path.name for path in one] == [path.name for path in other]
     assert len(one) > 20
@@ -338,14 +346,11 @@ def test_every_number_of_the_table_has_a_meaning():
 
 
 @pytest.mark.slow
-def test_a_figure_that_leaves_lines_out_says_so(tmp_path):
+def test_a_figure_that_leaves_lines_out_says_so():
     shapes = {f"matrix_{i:02d}": ((6, 5), {}) for i in range(layers.MOST_LINES + 2)}
-    album = Album(tmp_path)
-    sections = analysis_sections(pick(make_tables(1, shapes), "weight"), album)
-    said = {drawing.file: drawing.reading for section in sections for drawing in section.drawings}
-    assert "Of 16 only 14 are drawn here" in said["layer_00.svg"]
-    assert "Densities are drawn of the first 8 of 14 matrices." in said["layer_00.svg"]
-    assert "Of 16 only 14 are drawn here" in said["sheet_top20.svg"]
-    assert "are drawn here" not in said["top12.svg"], "16 lines go to three rows of panels"
-    few = analysis_sections(pick(make_tables(1, dict(list(shapes.items())[:3])), "weight"), Album(tmp_path))
-    assert not any("are drawn here" in drawing.reading for section in few for drawing in section.drawings)
+    said = {drawn.name: drawn.described for drawn in files.weight_figures(pick(make_tables(1, shapes), "weight"))}
+    assert "Of 16 only 14 are drawn here" in said["layer_00"]
+    assert "Of 16 only 14 are drawn here" in said["sheet_top20"]
+    assert "are drawn here" not in said["top12"], "16 lines go to three rows of panels"
+    few = files.weight_figures(pick(make_tables(1, dict(list(shapes.items())[:3])), "weight"))
+    assert not any("are drawn here" in drawn.described for drawn in few)

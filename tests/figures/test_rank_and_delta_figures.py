@@ -1,6 +1,5 @@
 """Figures of suggested ranks and of what training changed."""
 
-import json
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -8,9 +7,11 @@ import pandas as pd
 import pytest
 
 from glmspectra.errors import StoreError
-from glmspectra.figures import Tables, delta, ranks, style, write_delta_report, write_ranks_report, write_report
-from glmspectra.figures.layers import Spectra
-from glmspectra.figures.tables import pick
+from glmspectra.figures import Tables, write_report, write_tables_report
+from glmspectra.figures.rank_tables import budget_of
+from glmspectra.figures.svg import delta, ranks, style
+from glmspectra.figures.svg.layers import Spectra
+from glmspectra.figures.tables import pick, with_places
 from tests.figures.synthetic_run import make_tables, store_tables
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -141,8 +142,8 @@ def test_budget_curve_marks_the_budget():
 
 def test_budget_of_a_suggestion(suggested):
     shapes = pd.DataFrame({"name": suggested["name"].unique(), "rows": 10, "cols": 30})
-    assert ranks.budget_of(suggested, shapes, "uniform") == 8 * 6 * 40
-    assert ranks.budget_of(suggested, shapes.iloc[1:], "uniform") is None
+    assert budget_of(suggested, shapes, "uniform") == 8 * 6 * 40
+    assert budget_of(suggested, shapes.iloc[1:], "uniform") is None
 
 
 def test_tables_without_a_needed_column_are_refused(suggested, similarity):
@@ -215,59 +216,43 @@ def test_merged_spectrum_beside_that_of_the_weight(grown):
 
 
 def test_places_are_read_off_the_names_where_they_are_missing():
-    table = delta.with_places(pd.DataFrame({"name": ["model.layers.3.mlp.up_proj.weight", "lm_head.weight"]}))
+    table = with_places(pd.DataFrame({"name": ["model.layers.3.mlp.up_proj.weight", "lm_head.weight"]}))
     assert table["layer"].tolist() == [3, pd.NA]
     assert table["matrix"].tolist() == ["up_proj", "lm_head"]
 
 
-def test_ranks_report(suggested, tmp_path):
+def test_ranks_report(suggested, grown, tmp_path):
     curve = pd.DataFrame(
         {"criterion": ["uniform"] * 2, "parameters": [1e6, 2e6], "value": [2.0, 1.9], "metric": ["loss"] * 2}
     )
-    page = write_ranks_report(
-        suggested, tmp_path, curve=curve, chosen=1e6, criterion="delta-threshold", facts={"base": "made"}
-    )
+    weights = Tables(grown.matrices[grown.matrices["quantity"] == "weight"])
+    page = write_tables_report(weights, tmp_path, ranks=suggested, budget_curve=curve, svg=True)
     text = page.read_text(encoding="utf-8")
-    assert "The suggestion is by delta-threshold" in text
-    assert (
-        "The criteria differ most on layers.0.dense.weight: effective-rank gives it rank 3, delta-threshold gives it 0"
-        in text
-    )
-    assert {path.name for path in tmp_path.glob("*.svg")} == {
-        "ranks_by_matrix.svg",
-        "ranks_heat.svg",
-        "budget_curve.svg",
-    }
+    assert "Ranks for made" in text
+    drawn = {path.name for path in tmp_path.glob("*.svg")}
+    assert {"ranks_by_matrix.svg", "ranks_heat.svg", "budget_curve.svg"} <= drawn
+    with pytest.raises(StoreError, match="the table of ranks has no column rank"):
+        write_tables_report(weights, tmp_path, ranks=suggested.drop(columns="rank"))
 
 
 @pytest.mark.slow
-def test_delta_report_from_tables_and_from_a_stored_run(grown, further, similarity, suggested, tmp_path):
-    page = write_delta_report(grown, tmp_path / "a", delta=further, similarity=similarity)
+def test_delta_report_from_tables_and_from_a_stored_run(grown, further, suggested, tmp_path):
+    matrices = grown.matrices.merge(further.drop(columns=["layer", "matrix"]), on=["name", "step"], how="left")
+    tables = Tables(matrices, grown.singular_values, grown.histograms)
+    page = write_tables_report(tables, tmp_path / "a", svg=True)
     names = {path.name for path in (tmp_path / "a").glob("*.svg")}
-    wanted = ["spectra", "ranks", "rank_use", "relative_frobenius", "intruders", "growth", "similarity", "merged"]
+    wanted = ["spectra", "ranks", "rank_use", "relative_frobenius", "intruders", "growth", "merged"]
     assert {f"delta_{name}.svg" for name in wanted} <= names
     assert "What training changed" in page.read_text(encoding="utf-8")
 
-    folder = store_tables(grown, tmp_path / "run")
-    further.to_parquet(folder / "delta.parquet")
-    similarity.to_parquet(folder / "similarity.parquet")
-    write_delta_report(folder, tmp_path / "b")
+    folder = store_tables(tables, tmp_path / "run")
+    write_report(folder, tmp_path / "b", svg=True)
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     suggested.to_parquet(folder / "ranks.parquet")
-    moved = (
-        "Between 2 pilots, 14% of the parameters move (at most 14%), where the suggestion itself is 26% from uniform."
-    )
-    (folder / "ranks_summary.json").write_text(json.dumps({"lines": ["Ranks by delta-threshold", moved]}))
     whole = write_report(folder, tmp_path / "c").read_text(encoding="utf-8")
-    assert f"<p>{moved}</p>" in whole
-    assert "What training changed: " in whole
-    assert whole.index("What training changed</h2>") < whole.index("Table of the weights</h2>")
-    assert 'src="delta_growth.svg"' in whole
-    assert 'src="layer_02.svg"' in whole
-    (folder / "ranks_summary.json").write_text("[")
-    with pytest.raises(StoreError, match=r"ranks_summary\.json cannot be read"):
-        write_report(folder, tmp_path / "c")
-    (folder / "delta.parquet").write_bytes(b"not a table")
-    with pytest.raises(StoreError, match=r"delta\.parquet cannot be read as a table"):
+    assert not list((tmp_path / "c").glob("*.svg")), "SVG files are drawn when they are asked for"
+    assert whole.index('"id":"delta"') < whole.index('"id":"ranks"') < whole.index('"id":"weight"')
+    (folder / "ranks.parquet").write_bytes(b"not a table")
+    with pytest.raises(StoreError, match=r"ranks\.parquet cannot be read as a table"):
         write_report(folder, tmp_path / "d")

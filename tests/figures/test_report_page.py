@@ -1,144 +1,31 @@
-"""The page: whole, and right in a browser: no console error, every figure visible, keyboard, sorting."""
+"""The pages: one file each, and right in a browser at every width, in both languages, in the dark and on paper."""
 
 import json
+import re
 import shutil
-from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from glmspectra.cli.main import main
-from glmspectra.figures import Album, Grid, Section, Tables, styled, write_page, write_report, write_tables_report
-from glmspectra.figures.overview import write_overview
-from glmspectra.figures.page import cell_text, sort_key
-from glmspectra.figures.report import run_facts
-from glmspectra.figures.style import panels
+from glmspectra.figures import Tables, write_overview, write_tables_report
+from glmspectra.figures.answers import cards, pieces
+from glmspectra.figures.findings import find
+from glmspectra.figures.payload import as_json, rounded, sampled
+from glmspectra.figures.report import evidence_of, run_facts
+from glmspectra.figures.words import number
+from tests.figures.made_pages import KINDS, SAMPLES, write_all
 from tests.figures.synthetic_run import make_tables, store_tables, training_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+WIDTHS = (390, 768, 1440)
+EVERY = (*KINDS, "overview")
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> Path:
-    """A page with every kind of section: weights, layers, training, and a table long enough for two pages of rows."""
-    folder = tmp_path_factory.mktemp("report")
-    run = make_tables(2, {"dense": ((12, 10), {}), "other": ((10, 10), {})}, outside=True)
-    stored = store_tables(run, folder / "run")
-    trained = training_folder(folder / "trained", ranks=True)
-    return write_report(stored, folder / "out", training_folders=[trained], columns=["mp_edge"])
-
-
-class Outline(HTMLParser):
-    """What a test wants to know of a page."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.ids: Counter = Counter()
-        self.images: list[dict] = []
-        self.links: list[str] = []
-        self.tags: Counter = Counter()
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.tags[tag] += 1
-        if "id" in attributes:
-            self.ids[attributes["id"]] += 1
-        if tag == "img":
-            self.images.append(attributes)
-        if tag == "a":
-            self.links.append(attributes["href"])
-
-
-def test_page_is_whole(report):
-    text = report.read_text(encoding="utf-8")
-    page = Outline(text)
-    assert set(page.ids.values()) == {1}
-    for link in page.links:
-        assert link.removeprefix("#") in page.ids if link.startswith("#") else (report.parent / link).is_file()
-    assert len(page.images) > 20
-    for image in page.images:
-        assert len(image["alt"]) > 15
-        assert (report.parent / image["src"]).is_file()
-        assert int(image["width"]) > 100
-    assert {image["src"] for image in page.images} == {path.name for path in report.parent.glob("*.svg")}
-    assert page.tags["figcaption"] == page.tags["figure"] == len(page.images)
-    assert "http://" not in text
-    assert "https://" not in text
-    assert "heat_mp_edge.svg" in text
-    assert "Layer by layer" in text
-
-
-def test_every_figure_has_a_paragraph_on_how_to_read_it(report):
-    captions = report.read_text(encoding="utf-8").split("<figcaption>")[1:]
-    for caption in captions:
-        reading = caption.split("</strong>")[1].split("</figcaption>")[0]
-        assert len(reading) > 30, caption
-
-
-@pytest.mark.slow
-def test_the_same_tables_give_the_same_page(tmp_path):
-    tables = make_tables(1, {"dense": ((8, 8), {})})
-    pages = [write_tables_report(tables, tmp_path / name).read_bytes() for name in ("a", "b")]
-    assert pages[0] == pages[1]
-
-
-def test_a_page_drawn_again_forgets_its_old_figures_and_nothing_else(tmp_path):
-    def draw(count: int) -> None:
-        section = Section("s", "Some")
-        with styled():
-            for i in range(count):
-                figure, _ = panels(1, 1, (2, 1))
-                Album(tmp_path).add(section, f"layer_{i:02d}", figure, "alternative", "title", "reading")
-        write_page(tmp_path, "t", [section])
-
-    draw(2)
-    (tmp_path / "mine.svg").write_text("<svg/>")
-    assert (tmp_path / "layer_01.svg").is_file()
-    draw(1)
-    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "layer_00.svg", "mine.svg"}
-
-
-def test_names_cannot_break_out_of_the_page(tmp_path):
-    grid = Grid("c", [("<b>", '"tip'), ("n", "")], [["<script>alert(1)</script>", 1.5]])
-    page = write_page(tmp_path, "<i>", [Section("s", "&", grid=grid)], {"a": "<x>"}, ["<y>"]).read_text(
-        encoding="utf-8"
-    )
-    assert "<script>alert(1)" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "<title>&lt;i&gt;</title>" in page
-    assert page.count("<script>") == 1
-
-
-@pytest.mark.parametrize(
-    ("value", "text", "key"),
-    [
-        (None, "", ""),
-        (float("nan"), "", ""),
-        (3, "3", "3.0"),
-        (3.0, "3", "3.0"),
-        (-0.00012345, "−0.0001234", "-0.00012345"),
-        (float("inf"), "∞", "inf"),
-        ("dense", "dense", ""),
-        (True, "yes", "1.0"),
-    ],
-)
-def test_cells(value, text, key):
-    assert (cell_text(value), sort_key(value)) == (text, key)
-
-
-def test_warnings_name_what_is_wrong():
-    tables = make_tables(1, {"dense": ((8, 8), {}), "other": ((8, 8), {})})
-    facts, warnings = run_facts(tables)
-    assert facts["matrices"] == "2"
-    assert warnings == []
-    matrices = tables.matrices.copy()
-    matrices.loc[0, "status"] = "nonfinite"
-    broken = Tables(matrices, tables.singular_values, tables.histograms, {**tables.manifest, "complete": False})
-    unfinished, bad = run_facts(broken)[1]
-    assert unfinished.startswith("This run is not complete")
-    assert bad.startswith("NaN or infinity in transformer.encoder.layers.0.dense.weight: such a matrix has no spectrum")
+def pages(tmp_path_factory) -> dict[str, Path]:
+    return write_all(tmp_path_factory.mktemp("pages"))
 
 
 @pytest.fixture(scope="module")
@@ -146,176 +33,301 @@ def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
     if CHROMIUM is None:
         pytest.skip("needs a Chromium on the path, which is not here")
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield started
         started.close()
 
 
-@pytest.fixture
-def opened(browser, report):
-    """The report in a fresh page, with everything the console and the network said."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    said: list[str] = []
-    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: said.append(f"error: {error}"))
-    page.on("requestfailed", lambda request: said.append(f"failed: {request.url}"))
-    page.on("request", lambda request: None if request.url.startswith(("file:", "data:")) else said.append(request.url))
-    page.goto(report.as_uri())
-    yield page, said
-    page.close()
-    assert said == []
+class Opened:
+    """A page in the browser with everything that the console and the network said."""
+
+    def __init__(self, browser, path: Path, width: int = 1440, scheme: str = "light", address: str = "?lang=en"):
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.said: list[str] = []
+        self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
+        self.page.on("request", self._request)
+        self.page.goto(f"{path.as_uri()}#{address}")
+        self.page.wait_for_selector("html[data-ready]")
+
+    def _request(self, request) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            self.said.append(request.url)
+
+    def __enter__(self):
+        return self.page
+
+    def __exit__(self, *_):
+        self.page.close()
+        assert self.said == []
 
 
-def test_browser_shows_every_figure(opened):
-    page, _ = opened
-    images = page.locator("figure img")
-    assert images.count() > 20
-    for i in range(images.count()):
-        images.nth(i).scroll_into_view_if_needed()
-    page.wait_for_function("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
-    boxes = page.evaluate(
-        "[...document.images].map((i) => { const b = i.getBoundingClientRect();"
-        " return [b.width, b.height, getComputedStyle(i).visibility, b.left, b.right]; })"
-    )
-    for width, height, visibility, left, right in boxes:
-        assert width > 250
-        assert height > 80
-        assert visibility == "visible"
-        assert left >= 0
-        assert right <= 1280
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+def draw_all(page) -> None:
+    """Scroll once through the page, so that every figure is drawn."""
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_timeout(100)
 
 
-def test_browser_sorts_and_filters_the_table(opened):
-    page, _ = opened
-    table = page.locator("#summary-table")
-    heads = table.locator("thead button").all_inner_texts()
-    column = next(i for i, text in enumerate(heads) if text.startswith("stable rank"))
-
-    def numbers() -> list[float]:
-        cells = page.locator(f"#summary-table tbody tr > :nth-child({column + 1})").all_inner_texts()
-        return [float(text) for text in cells if text]
-
-    before = numbers()
-    assert len(before) == 5
-    head, button = table.locator("thead th").nth(column), table.locator("thead button").nth(column)
-    button.click()
-    assert head.get_attribute("aria-sort") == "ascending"
-    assert numbers() == sorted(before)
-    button.click()
-    assert head.get_attribute("aria-sort") == "descending"
-    assert numbers() == sorted(before, reverse=True)
-    assert before != sorted(before)
-
-    page.locator("#summary [data-filter]").fill("DENSE layers.1")
-    assert page.locator("#summary-table tbody tr").count() == 1
-    assert page.locator("#summary [data-count]").inner_text() == "1 of 5 rows"
-    page.locator("#summary [data-filter]").fill("")
-    page.locator("#summary [data-facet='1']").select_option("other")
-    assert page.locator("#summary-table tbody tr").count() == 2
+# What lies beyond the right edge of the window and in no box that scrolls, by tag and class.
+BEYOND = """() => [...document.querySelectorAll('main *, header *')].filter((e) => {
+  const box = e.getBoundingClientRect();
+  return box.width > 0 && box.right > window.innerWidth + 1 && !e.closest('.scroll, nav, .hidden') && !e.closest('svg');
+}).map((e) => `${e.tagName}.${e.className} ${e.textContent.slice(0, 40)}`)"""
 
 
-def test_browser_reaches_everything_by_keyboard(opened):
-    page, _ = opened
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the figures"
-    reached: set[str] = set()
-    for _ in range(400):
-        page.keyboard.press("Tab")
-        kind = page.evaluate(
-            "(() => { const e = document.activeElement; if (!e || e === document.body) return 'end';"
-            " const shown = getComputedStyle(e).outlineStyle !== 'none';"
-            " return (shown ? '' : 'unseen ') + (e.dataset.filter !== undefined ? 'filter'"
-            " : e.dataset.facet !== undefined ? 'facet' : e.closest('thead') ? 'head' : e.closest('figure') ? 'figure'"
-            " : e.closest('nav') ? 'nav' : e.getAttribute('role') === 'region' ? 'region' : 'other'); })()"
-        )
-        if kind == "end":
-            break
-        reached.add(kind)
-    assert {"filter", "facet", "head", "figure", "nav", "region"} <= reached
-    assert not [kind for kind in reached if kind.startswith("unseen")]
-    button = page.locator("#summary-table thead button").first
-    button.focus()
-    page.keyboard.press("Enter")
-    assert page.locator("#summary-table thead th").first.get_attribute("aria-sort") == "ascending"
-    page.keyboard.press("Space")
-    assert page.locator("#summary-table thead th").first.get_attribute("aria-sort") == "descending"
+@pytest.mark.parametrize("kind", EVERY)
+def test_one_file_holds_the_page(pages, kind):
+    text = pages[kind].read_text(encoding="utf-8")
+    assert [path.name for path in pages[kind].parent.iterdir() if path.is_file()] == ["index.html"]
+    assert not re.findall(r'(?:src|href)="https?:', text)
+    assert 'class="findings"' in text or kind == "overview"
+    summary = json.loads(re.search(r'id="summary">(.*?)</script>', text, re.DOTALL)[1])
+    assert summary.get("kind", "overview") == kind
 
 
-def test_browser_pages_through_long_tables(browser, tmp_path):
-    rows = [[i, f"weight {i % 7}", None if i % 5 == 0 else i / 7] for i in range(2000)]
-    section = Section("long", "Long", grid=Grid("2000 rows", [("n", ""), ("name", ""), ("value", "")], rows, [1]))
-    page = browser.new_page()
-    page.goto(write_page(tmp_path, "Long", [section]).as_uri())
-    shown = page.locator("#long-table tbody tr")
-    assert shown.count() == 120
-    page.get_by_role("button", name="Next rows").click()
-    assert shown.first.locator("th").inner_text() == "120"
-    assert page.locator("[data-range]").inner_text() == "rows 121 to 240"
-    page.get_by_role("button", name="value").click()
-    page.get_by_role("button", name="value").click()
-    assert shown.first.locator("th").inner_text() == "1999"  # descending, and what is missing stays at the end
-    page.locator("[data-filter]").fill("WEIGHT 3")  # both words, anywhere in the row
-    found = sum("3" in "".join(cell_text(value) for value in row) for row in rows)
-    assert 286 < found < 2000
-    assert page.locator("[data-count]").inner_text() == f"{found} of 2000 rows"
-    page.locator("[data-filter]").fill("")
-    page.locator("[data-facet='1']").select_option("weight 3")
-    assert page.locator("[data-count]").inner_text() == "286 of 2000 rows"
-    page.close()
+@pytest.mark.parametrize("kind", EVERY)
+def test_every_kind_of_page_in_a_browser(browser, pages, kind):
+    look_at(browser, pages[kind], 390, "dark", "zh")
 
 
-def test_browser_without_script_still_shows_the_table(browser, report):
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_width_scheme_and_language(browser, pages, kind, width):
+    for scheme, language in (("light", "zh"), ("dark", "en")):
+        look_at(browser, pages[kind], width, scheme, language)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize(("width", "scheme", "language"), [(1440, "light", "en"), (390, "dark", "zh")])
+def test_nobody_is_kept_out(browser, pages, kind, width, scheme, language):
+    look_at(browser, pages[kind], width, scheme, language, axe=True)
+
+
+def look_at(browser, path: Path, width: int, scheme: str, language: str, axe: bool = False) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    with Opened(browser, path, width, scheme, f"?lang={language}") as page:
+        draw_all(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(BEYOND) == []
+        assert page.evaluate("document.documentElement.lang") == language
+        hidden = "zh" if language == "en" else "en"
+        assert page.evaluate(f"[...document.querySelectorAll('.{hidden}')].every((e) => e.offsetParent === null)")
+        drawings = page.evaluate("[...document.querySelectorAll('figure .drawing')].map((d) => d.childElementCount)")
+        assert all(count == 1 for count in drawings)
+        chinese = page.evaluate("[...document.querySelectorAll('h2')].map((e) => e.innerText).join('')")
+        assert bool(re.search("[\u4e00-\u9fff]", chinese)) == (language == "zh")
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(int(part) for part in re.findall(r"\d+", ground)[:3]) < 150) == (scheme == "dark")
+        if not axe:
+            return
+        found = Axe().run(page).response["violations"]
+        assert [
+            (one["id"], one["impact"], one["nodes"][0]["html"][:120]) for one in found if one["impact"] != "minor"
+        ] == []
+
+
+def test_numbers_of_the_table_are_sorted_filtered_and_sent_on_in_the_address(browser, pages):
+    with Opened(browser, pages["svd"]) as page:
+        table = page.locator("#table table.data")
+        every = table.locator("tbody tr").count()
+        head = table.locator('thead th[data-name="stable_rank"]')
+
+        def column() -> list[float]:
+            at = head.evaluate("(e) => e.cellIndex")
+            cells = table.locator(f"tbody tr > :nth-child({at + 1})").all_inner_texts()
+            return [float(text) for text in cells if text]
+
+        head.get_by_role("button").click()
+        assert head.get_attribute("aria-sort") == "descending", "largest first"
+        assert column() == sorted(column(), reverse=True)
+        page.locator("#table input[type=search]").fill("stable_rank > 2.5 dense")
+        left = table.locator("tbody tr").count()
+        assert 0 < left < every
+        assert all(value > 2.5 for value in column())
+        address = page.evaluate("location.hash")
+        assert "sort=stable_rank" in address
+        page.locator("#table input[type=search]").fill("no_such_column > 1")
+        assert "no_such_column >" in page.locator("#table [role=status]").inner_text()
+        first = table.locator("tbody th").first
+        page.locator("#table .scroll").evaluate("(e) => { e.scrollLeft = 500; }")
+        assert first.bounding_box()["x"] >= page.locator("#table .scroll").bounding_box()["x"]
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Save as CSV").click()
+        assert download.value.path().read_text(encoding="utf-8").startswith("layer,matrix,part,name,")
+    with Opened(browser, pages["svd"], address=address.removeprefix("#")) as page:
+        assert page.locator("#table input[type=search]").input_value() == "stable_rank > 2.5 dense"
+        assert page.locator("#table table.data tbody tr").count() == left
+
+
+def test_a_matrix_has_an_address_and_opens_by_keyboard(browser, pages):
+    with Opened(browser, pages["svd"], address="L3/dense?lang=en&map=effective_rank") as page:
+        assert page.locator("#panel h3").first.inner_text() == "Layer 3, dense"
+        assert page.locator("#map select").first.input_value() == "effective_rank"
+        draw_all(page)
+        text = page.locator("#panel").inner_text()
+        for words in ("Marchenko-Pastur", "power law", "Error bound", "spectral norm"):
+            assert words in text
+        cell = page.locator('#map svg [role="button"][tabindex="0"]')
+        cell.focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowDown")
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("Layer 1, dense:")
+        page.keyboard.press("Enter")
+        assert page.locator("#panel h3").first.inner_text() == "Layer 1, dense"
+        assert page.evaluate("location.hash").startswith("#L1/dense")
+        page.get_by_role("button", name="Layer after").click()
+        assert page.locator("#panel h3").first.inner_text() == "Layer 2, dense"
+
+
+def test_hover_legend_scale_and_saving(browser, pages):
+    with Opened(browser, pages["training"]) as page:
+        draw_all(page)
+        drawing = page.locator("#training .drawing").nth(1)
+        before = drawing.locator("path").count()
+        drawing.hover(position={"x": 200, "y": 120})
+        page.wait_for_timeout(150)
+        assert re.search(r"step \d+", drawing.text_content()), "the tip tells step and value"
+        page.locator("#training .legend button").first.click()
+        assert page.locator("#training .legend button").first.get_attribute("aria-pressed") == "false"
+        assert drawing.locator("path").count() < before
+        with page.expect_download() as download:
+            page.locator("#training figure button").first.click()
+        saved = download.value.path().read_text(encoding="utf-8")
+        assert saved.startswith("<svg")
+        assert "var(" not in saved
+
+
+def test_the_language_switches_on_the_page(browser, pages):
+    with Opened(browser, pages["svd"]) as page:
+        assert page.locator("h1").inner_text() == "Spectra of made"
+        page.get_by_role("button", name="中文").click()
+        assert page.locator("h1").inner_text() == "made 的奇异值谱"
+        assert page.title() == "made 的奇异值谱"
+        assert "稳定秩" in page.locator("#map").inner_text()
+
+
+@pytest.mark.parametrize("kind", ["svd", "loop"])
+def test_paper_has_every_row_within_its_width(browser, pages, kind):
+    with Opened(browser, pages[kind]) as page:
+        page.emulate_media(media="print")
+        page.set_viewport_size({"width": 703, "height": 1000})  # A4 at 96 dots an inch less 12 mm on each side
+        draw_all(page)
+        rows = page.evaluate("JSON.parse(document.getElementById('data').textContent).sets[0].rows.layer.length")
+        assert page.locator("#table tbody tr").count() == rows
+        assert page.evaluate("document.documentElement.scrollWidth") <= 703
+        table = page.locator("#table table").bounding_box()
+        assert table["x"] + table["width"] <= 704
+
+
+def test_findings_are_there_without_scripts(browser, pages):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
-    page.goto(report.as_uri())
-    assert page.locator("#summary-table tbody tr").count() == 5
-    assert page.locator("#summary-table").is_visible()
+    page.goto(pages["loop"].as_uri())
+    assert page.locator(".findings li").first.is_visible()
+    assert page.locator(".card").count() == 2
     context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_browser_in_light_and_dark(browser, report, scheme):
-    page = browser.new_page(color_scheme=scheme, viewport={"width": 400, "height": 700})
-    page.goto(report.as_uri())
-    ink, ground, paper = page.evaluate(
-        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor,"
-        " getComputedStyle(document.querySelector('.paper')).backgroundColor]"
-    )
-    brightness = [sum(int(part) for part in colour[4:-1].split(",")[:3]) for colour in (ink, ground)]
-    assert (brightness[0] < brightness[1]) == (scheme == "light")
-    assert abs(brightness[0] - brightness[1]) > 500
-    assert paper == "rgb(255, 255, 255)"  # figures are drawn for white
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    page.close()
+def test_cards_show_the_question_once_and_mark_what_differs():
+    answers, asked = cards(SAMPLES)
+    assert asked == "下面是一个关于身体的问题，认真回答。"
+    assert [answer.question for answer in answers] == ["感冒了怎么办？", "头疼怎么办？"]
+    told = {one.model: one for one in answers[0].told}
+    assert list(told) == ["base", "uniform", "tuned"]
+    assert "".join(text for text, differs in told["uniform"].pieces if differs) == "保暖"
+    assert told["tuned"].agreement == 1.0
+    assert told["base"].pieces == [(SAMPLES[0]["base"], False)]
+    assert pieces("", "") == ([], 1.0)
+
+
+def test_the_same_tables_give_the_same_page(tmp_path):
+    tables = make_tables(2, {"dense": ((8, 8), {})})
+    one, two = (write_tables_report(tables, tmp_path / name).read_bytes() for name in ("a", "b"))
+    assert one == two
+
+
+def test_names_cannot_break_out_of_the_page(tmp_path):
+    evil = "</script><script>alert(1)</script>"
+    tables = make_tables(2, {evil: ((8, 8), {}), "b": ((8, 8), {})})
+    named = Tables(tables.matrices, tables.singular_values, tables.histograms, {"checkpoint": {"name": "<i>"}})
+    text = write_tables_report(named, tmp_path).read_text(encoding="utf-8")
+    assert "<script>alert(1)" not in text
+    assert "<h1><span" in text
+    assert "Spectra of &lt;i&gt;" in text
+
+
+def test_svg_files_of_an_earlier_version_go_and_nothing_else(tmp_path):
+    (tmp_path / "index.html").write_text('<meta name="generator" content="glmspectra 0.1.0"><img src="ranks.svg">')
+    for name in ("ranks.svg", "mine.svg"):
+        (tmp_path / name).write_text("<svg/>")
+    write_tables_report(make_tables(2, {"dense": ((8, 8), {})}), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"index.html", "mine.svg"}
+
+
+def test_what_is_drawn_of_a_spectrum_is_measured_and_holds_both_ends():
+    for count in (1, 5, 72, 73, 4096):
+        at = sampled(count)
+        assert at[0] == 0
+        assert at[-1] == count - 1
+        assert len(at) <= 72
+        assert (at[1:] > at[:-1]).all()
+    assert rounded(float("nan")) is None
+    assert rounded(123456.7) == 123460
+    assert "</" not in as_json({"a": "</script>"})
+
+
+def test_numbers_in_sentences():
+    said = {0.000123456: "0.000123", 3.0: "3", -2.5: "−2.5", 1234.5: "1,234", float("inf"): "∞"}
+    assert {value: number(value) for value in said} == said
+
+
+def test_warnings_name_what_is_wrong():
+    tables = make_tables(1, {"dense": ((8, 8), {}), "other": ((8, 8), {})})
+    facts, warnings = run_facts(tables)
+    assert {words.en: value for words, value in facts}["matrices"] == "2"
+    assert warnings == []
+    matrices = tables.matrices.copy()
+    matrices.loc[0, "status"] = "nonfinite"
+    broken = Tables(matrices, tables.singular_values, tables.histograms, {**tables.manifest, "complete": False})
+    unfinished, bad = run_facts(broken)[1]
+    assert unfinished.en.startswith("This run is not complete")
+    assert bad.en.startswith("NaN or infinity in transformer.encoder.layers.0.dense.weight: such a matrix has no")
+    assert find(evidence_of(broken))[0].rule == "nonfinite"
 
 
 def test_report_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tables = make_tables(1, {"dense": ((8, 8), {})})
+    tables = make_tables(2, {"dense": ((8, 8), {})})
     kept = tables.matrices.columns[: tables.matrices.columns.get_loc("frobenius_norm")]
     of_values = Tables(tables.matrices[kept], tables.singular_values.iloc[:0], tables.histograms)
     for name in ("one", "two"):  # runs of `values` alone: few figures
         store_tables(of_values, tmp_path / "param_matrix" / name)
     trained = training_folder(tmp_path / "trained")
-    with pytest.raises(SystemExit) as left:
-        main(["report", "--json"])
-    assert left.value.code == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["pages"] == ["reports/one/index.html", "reports/two/index.html"]
-    assert "reports/one/histograms.svg" in result["figures"]["reports/one/index.html"]
-    for page, figures in result["figures"].items():
-        assert Path(page).is_file()
-        assert figures
-        assert all(Path(figure).is_file() for figure in figures)
 
-    with pytest.raises(SystemExit) as left:
-        main(["report", "--training", str(trained), "--out", "curves", "--quiet"])
-    assert left.value.code == 0
-    assert Path("curves/index.html").is_file()
-    assert "curves/index.html (6 figures)" in capsys.readouterr().out
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(["report", *arguments])
+        assert left.value.code == 0
+        return capsys.readouterr().out
+
+    result = json.loads(run("--json"))
+    assert result["pages"] == ["reports/one/index.html", "reports/two/index.html"]
+    assert result["overview"] == "reports/index.html"
+    assert result["figures"] == {page: [] for page in result["pages"]}
+    assert all(Path(page).is_file() for page in result["pages"])
+
+    result = json.loads(run("param_matrix/one", "param_matrix/two", "--json"))
+    assert result["pages"][-1] == "reports/compare/index.html"
+
+    result = json.loads(run("param_matrix/one", "--svg", "--json"))
+    assert "reports/one/histograms.svg" in result["figures"]["reports/one/index.html"]
+
+    said = run("--training", str(trained), "--out", "curves", "--quiet", "--svg", "--lang", "zh")
+    assert "curves/index.html（另有 6 个 SVG 文件）" in said
 
 
 @pytest.mark.parametrize(
@@ -336,23 +348,33 @@ def test_report_command_says_what_is_wrong(tmp_path, capsys, monkeypatch, argume
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_the_page_over_all_reports_links_to_each_and_leaves_others_alone(tmp_path):
+def test_the_overview_lists_results_and_leaves_others_alone(pages, tmp_path):
+    text = pages["overview"].read_text(encoding="utf-8")
+    for kind in KINDS:
+        assert f'href="{kind}/index.html"' in text
+    assert "Nothing stands out" in text or "nats a token" in text
     reports = tmp_path / "reports"
-    write_tables_report(make_tables(layers=2), reports / "one <run>", title="Spectra of <one>")
-    assert write_overview(reports) is None, "one report needs no list"
-    write_tables_report(make_tables(layers=2), reports / "two", title="Spectra of two")
+    assert write_overview(reports) is None
+    write_tables_report(make_tables(layers=2), reports / "one")
     (reports / "theirs").mkdir()
     (reports / "theirs" / "index.html").write_text("<title>not ours</title>")
     page = write_overview(reports)
-    text = page.read_text(encoding="utf-8")
-    assert text.startswith("<!doctype html>")
-    assert '<a href="one%20%3Crun%3E/index.html">Spectra of &lt;one&gt;</a>' in text
-    assert '<a href="two/index.html">Spectra of two</a>' in text
-    assert "not ours" not in text
-    before = page.read_bytes()
-    assert write_overview(reports) == page
-    assert page.read_bytes() == before
+    assert "theirs" not in page.read_text(encoding="utf-8")
     page.write_text("mine")
     assert write_overview(reports) is None
     assert page.read_text() == "mine"
+    assert 'href="../index.html"' in (reports / "one" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_page_needs_no_matplotlib():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from pathlib import Path; from tests.figures.synthetic_run import make_tables;"
+        "from glmspectra.figures import write_tables_report; import tempfile;"
+        "write_tables_report(make_tables(2), Path(tempfile.mkdtemp()));"
+        "print([name for name in ('matplotlib', 'seaborn', 'torch', 'scipy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -9,8 +9,9 @@ import pytest
 from scipy.integrate import trapezoid
 
 from glmspectra.errors import StoreError
-from glmspectra.figures import style
 from glmspectra.figures import tables as t
+from glmspectra.figures.svg import style
+from glmspectra.figures.svg.values import rebin
 from glmspectra.files import write_text
 from tests.figures.synthetic_run import make_tables
 
@@ -168,14 +169,14 @@ def test_other_bins_hold_every_count():
     wide = np.sort(np.concatenate([-np.geomspace(1e-4, 60, 130), [0.0], np.geomspace(1e-4, 60, 130)]))
     counts, _ = np.histogram(values, wide)
     cut = np.linspace(-60, 60, 4001)
-    moved = t.rebin(wide, counts, cut)
+    moved = rebin(wide, counts, cut)
     assert moved.sum() == pytest.approx(counts.sum(), rel=1e-12)
     assert moved.min() >= 0
     at = wide[200]  # on an edge of the stored bins the count below it is exact
-    assert t.rebin(wide, counts, np.array([-60, at, 60])) == pytest.approx([(values < at).sum(), (values >= at).sum()])
+    assert rebin(wide, counts, np.array([-60, at, 60])) == pytest.approx([(values < at).sum(), (values >= at).sum()])
     fine = np.linspace(-3, 3, 41)
     truth, _ = np.histogram(values, fine)
-    assert np.abs(t.rebin(wide, counts, fine) - truth).max() < 0.05 * truth.max()
+    assert np.abs(rebin(wide, counts, fine) - truth).max() < 0.05 * truth.max()
 
 
 def test_infinite_bins_are_left_out_of_a_density():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from glmspectra.errors import RequestError, StoreError
-from glmspectra.figures import read_training, style, training, write_training_curves, write_training_report
+from glmspectra.figures import read_training, write_training_curves, write_training_report
+from glmspectra.figures.svg import style, training
 from tests.figures.synthetic_run import training_folder
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -73,15 +74,16 @@ def test_several_runs_share_their_axes(tmp_path):
     assert {"甲", "b"} <= {"".join(node.itertext()).strip() for node in root.iter(f"{SVG}text")}
 
 
-def test_a_curve_that_nobody_logged_is_left_out_and_said(tmp_path):
+def test_a_curve_that_nobody_logged_is_left_out(tmp_path):
     folder = tmp_path / "bare"
     folder.mkdir()
     log = [{"step": 1, "loss": 2.0, "epoch": 0.1}, {"step": 2, "loss": 1.5, "epoch": 0.2}]
     (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
     assert training.draw_curve([read_training(folder)], curve("grad_norm")) is None
-    page = write_training_report([folder], tmp_path / "out").read_text(encoding="utf-8")
-    assert "Gradient norm: not drawn, no run logged it." in page
-    assert 'src="curve_train_loss.svg"' in page
+    page = write_training_report([folder], tmp_path / "out", svg=True).read_text(encoding="utf-8")
+    assert '"curves":{"loss":' in page
+    assert '"grad_norm":{' not in page
+    assert [path.name for path in (tmp_path / "out").glob("*.svg")] == ["curve_train_loss.svg"]
 
 
 def test_a_state_is_found_in_the_last_checkpoint(tmp_path):
@@ -182,8 +184,8 @@ def test_the_original_studys_log_of_2023(shared, tmp_path):
     assert evaluated.loc[100, "eval_perplexity"] == pytest.approx(10.19, abs=0.01)
     assert evaluated.loc[100, "logged_perplexity"] == pytest.approx(2 ** evaluated.loc[100, "eval_loss"], rel=1e-6)
     assert run.perplexity_disagrees
-    page = write_training_report([folder], tmp_path).read_text(encoding="utf-8")
-    assert "holds another eval_perplexity, which is not exp of its loss" in page
+    page = write_training_report([folder], tmp_path, svg=True).read_text(encoding="utf-8")
+    assert "The log of qlora holds a perplexity that is not exp of its loss" in page
     assert {path.name for path in tmp_path.glob("*.svg")} == {
         "curve_train_loss.svg",
         "curve_eval_loss.svg",

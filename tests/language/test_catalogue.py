@@ -62,17 +62,10 @@ def asked_for() -> set[str]:
 
 def test_every_message_is_asked_for_somewhere():
     # Names that are put together (`finding-<rule>`, `svg-<figure>`) are held by the tests of what puts them together.
-    put_together = ("finding-", "svg-", "term-", "rule-")
-    put_together += (
-        "finding-",
-        "svg-",
-        "term-",
-        "rule-",
-        "terminal-measured",
-        "terminal-tables",
-        "terminal-jsonl",
-        "terminal-report",
-    )
+    put_together = ("finding-", "rule-", "svg-", "term-", "terminal-measured", "terminal-tables", "terminal-jsonl")
+    put_together += ("terminal-report", "page-fact-", "page-title-", "page-lead-", "page-kind-", "page-set-")
+    put_together += ("page-head-", "page-model-", "ui-answer-", "ui-model-", "ui-curve-", "ui-axis-", "ui-caption-")
+    put_together += ("ui-rows-",)
     named = asked_for()
     assert not {name for name in messages("en") if name not in named and not name.startswith(put_together)}
 

@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from glmspectra.errors import ConfigError, RequestError, StoreError
+from glmspectra.figures.findings import Evidence, find
 from glmspectra.loop import STAGES, LoopOptions, run_loop
 from glmspectra.loop.state import LoopState
-from glmspectra.loop.story import verdict
+from glmspectra.loop.story import outcome
 
 CHILD = Path(__file__).with_name("loop_child.py")
 
@@ -98,17 +99,21 @@ def test_a_broken_state_file_is_one_sentence(tmp_path):
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(-0.2, -0.1, "suggested ranks did better"), (0.1, 0.2, "uniform"), (-0.1, 0.1, "no difference")],
+    [(-0.2, -0.1, "suggested ranks did better"), (0.1, 0.2, "uniform"), (-0.1, 0.1, "No difference")],
 )
 def test_the_verdict_says_what_the_interval_says(low, high, words):
     gap = {"mean": (low + high) / 2, "low": low, "high": high, "rows": 9}
-    (sentence,) = verdict({"evaluate": {"suggested_minus_uniform": gap}})
+    found = {"base": {"loss": 2.0}, "suggested": {"loss": 1.0}, "uniform": {"loss": 1.0}}
+    told = outcome({"evaluate": {**found, "suggested_minus_uniform": gap}, "train": {}, "control": {}})
+    sentence = find(Evidence(scores=told.scores))[0].words.en
     assert words in sentence.partition(":")[0]
-    assert "not the seed" in sentence
+    assert "several seeds" in sentence
+    assert list(told.scores.losses) == ["base", "uniform", "suggested"]
 
 
 def test_without_a_control_nothing_is_claimed():
-    assert "nothing is said" in verdict({"evaluate": {}})[0]
+    told = outcome({"evaluate": {"base": {"loss": 2.0}}, "train": {}, "control": {}})
+    assert find(Evidence(scores=told.scores))[0].rule == "nothing"
 
 
 @pytest.mark.parametrize(

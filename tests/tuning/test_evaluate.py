@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 import shutil
 
 import numpy as np
@@ -199,9 +200,9 @@ def test_commands_give_one_object(tmp_path, model, data, adapter, capsys):
     assert command("evaluate", "--args", args, "--adapter", adapter, *options, *common) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["rows"] == 4
-    text = (page / "index.html").read_text(encoding="utf-8")
+    text = re.sub("</?mark>", "", (page / "index.html").read_text(encoding="utf-8"))
     for sample in result["samples"]:
-        assert all(html.escape(sample[name]) in text for name in ("context", "reference", "base", "tuned"))
+        assert all(html.escape(sample[name]) in text for name in ("reference", "base", "tuned"))
     assert command("merge", adapter, "--model", model, "--out", tmp_path / "merged", "--json", "--quiet") == 0
     assert json.loads(capsys.readouterr().out)["changed"] == 6
     source, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"

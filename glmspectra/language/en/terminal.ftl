@@ -26,3 +26,9 @@ terminal-tables = tables: { $path }
 terminal-jsonl = jsonl:  { $path }
 terminal-report = report: { $path }
 terminal-drawing = drawing the report ...
+terminal-overview = { $path } (all of them)
+terminal-page-svg =
+    { $count ->
+        [one] { $path } (and 1 SVG file)
+       *[other] { $path } (and { $count } SVG files)
+    }

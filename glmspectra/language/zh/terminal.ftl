@@ -14,3 +14,5 @@ terminal-tables = 数据表：{ $path }
 terminal-jsonl = JSONL：{ $path }
 terminal-report = 报告：{ $path }
 terminal-drawing = 正在生成报告……
+terminal-overview = { $path }（全部报告）
+terminal-page-svg = { $path }（另有 { $count } 个 SVG 文件）

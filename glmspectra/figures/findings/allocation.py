@@ -1,0 +1,94 @@
+"""Rules on suggested ranks."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from glmspectra.figures.findings.evidence import Evidence
+from glmspectra.figures.findings.rule import Finding, Rule
+from glmspectra.figures.rank_tables import is_control, moved_share, ranks_by_weight
+from glmspectra.figures.words import percent, signed
+from glmspectra.language import Words
+
+_AT = "#map?set=ranks&map=difference"
+
+
+def _wide(evidence: Evidence) -> tuple[pd.DataFrame, str] | None:
+    """Ranks by weight and criterion beside the matrix names, and the chosen criterion; None without ranks."""
+    if not len(evidence.ranks):
+        return None
+    return ranks_by_weight(evidence.ranks), str(evidence.ranks["criterion"].iloc[0])
+
+
+def _costs(evidence: Evidence) -> "pd.Series | None":
+    for tables in evidence.sets.values():
+        rows = tables.matrices.drop_duplicates("name").set_index("name")
+        return rows["rows"].astype(float) + rows["cols"].astype(float)
+    return None
+
+
+def near_uniform(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """Ranks that are nearly uniform, so that nothing is to be expected of them."""
+    found = _wide(evidence)
+    if found is None or "uniform" not in found[0] or found[1] == "uniform":
+        return
+    moved = moved_share(found[0][found[1]], found[0]["uniform"], _costs(evidence))
+    if moved is not None and moved < rule.threshold:
+        yield rule.says(
+            percent(moved, 2), rule.threshold / max(moved, rule.threshold / 9), _AT, share=percent(moved, 2)
+        )
+
+
+def far_from_uniform(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """How much is elsewhere than with uniform ranks, and which kind of matrix got most and least."""
+    found = _wide(evidence)
+    if found is None or "uniform" not in found[0] or found[1] == "uniform":
+        return
+    wide, chosen = found
+    moved = moved_share(wide[chosen], wide["uniform"], _costs(evidence))
+    if moved is None or moved < rule.threshold:
+        return
+    gained = (wide[chosen] - wide["uniform"]).groupby(wide["matrix"]).mean()
+    values = {
+        "share": percent(moved, 2),
+        "criterion": chosen,
+        "most": str(gained.idxmax()),
+        "least": str(gained.idxmin()),
+    }
+    values |= {"plus": signed(float(gained.max()), 1), "minus": signed(float(gained.min()), 1)}
+    yield rule.says(percent(moved, 2), moved / rule.threshold, _AT, **values)
+
+
+def left_out(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """Matrices that get no adapter."""
+    found = _wide(evidence)
+    if found is None:
+        return
+    wide, chosen = found
+    none = wide[wide[chosen] == 0]
+    if len(none) >= rule.threshold:
+        kinds = ", ".join(dict.fromkeys(none["matrix"].astype(str)))
+        values = {"count": len(none), "all": str(len(wide)), "kinds": Words(kinds, kinds.replace(", ", "、"))}
+        yield rule.says(f"{len(none)} / {len(wide)}", 1 + len(none) / len(wide), "#map?set=ranks&map=chosen", **values)
+
+
+def criteria_disagree(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """The matrix on which the criteria differ most; controls left out."""
+    found = _wide(evidence)
+    if found is None:
+        return
+    wide = found[0]
+    names = [name for name in wide.columns if name not in ("layer", "matrix") and not is_control(name)]
+    if len(names) < 2:
+        return
+    ranks = wide[names].astype(float)
+    spread = ranks.max(axis=1) - ranks.min(axis=1)
+    typical = float(spread.median()) / max(float(ranks.mean(axis=1).median()), 1e-9)
+    if typical < rule.threshold:
+        return
+    weight = spread.idxmax()
+    row, low, high = ranks.loc[weight], str(ranks.loc[weight].idxmin()), str(ranks.loc[weight].idxmax())
+    at = wide.loc[weight]
+    values = {"matrix": str(at["matrix"]), "layer": str(at["layer"]), "low": low, "high": high}
+    values |= {"least": str(int(row.min())), "most": str(int(row.max())), "median": f"{float(spread.median()):g}"}
+    yield rule.says(values["least"] + " – " + values["most"], typical / rule.threshold, "#criteria", **values)

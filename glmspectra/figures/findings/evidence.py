@@ -1,0 +1,126 @@
+"""What rules look at: tables, ranks, training runs, scores; and which cells of a measure stand out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from glmspectra.figures.tables import Tables, in_layers, whole_matrices
+from glmspectra.figures.training_log import TrainingRun
+from glmspectra.store.columns import column
+
+LEAST_LAYERS = 6  # fewer have no spread to compare with
+LEAST_RATIO = 1.5  # from its kind's median, however small the spread
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found.
+
+    Attributes:
+        losses: name ('base', 'tuned', 'suggested', 'uniform') -> figures of that model: loss, perplexity, ...
+        differences: pairs of names 'a-b' -> mean, low, high and rows of the loss of a row with a minus with b.
+        samples: name -> answer, with 'context' and 'reference'.
+    """
+
+    losses: dict[str, dict[str, float]] = field(default_factory=dict)
+    differences: dict[str, dict[str, float]] = field(default_factory=dict)
+    samples: Sequence[dict[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything a page is drawn from; what it does not have stays empty.
+
+    Attributes:
+        sets: quantity -> its tables at the last step, through `tables.pick`.
+        steps: Rows of quantity 'delta' of all steps.
+        ranks: Suggested ranks (`figures.rank_tables`), the chosen criterion first.
+        training: Runs on the same axes.
+        scores: Of an evaluation or a loop.
+        compared: Name -> tables of the runs that a page compares.
+    """
+
+    sets: dict[str, Tables] = field(default_factory=dict)
+    steps: pd.DataFrame = field(default_factory=pd.DataFrame)
+    ranks: pd.DataFrame = field(default_factory=pd.DataFrame)
+    training: Sequence[TrainingRun] = ()
+    scores: Scores = field(default_factory=Scores)
+    compared: dict[str, Tables] = field(default_factory=dict)
+
+    def rows(self, quantity: str) -> pd.DataFrame:
+        """Whole matrices of one quantity that lie in a layer; empty where there are none."""
+        tables = self.sets.get(quantity)
+        return in_layers(whole_matrices(tables.matrices)) if tables is not None else pd.DataFrame()
+
+
+def link_to(row: pd.Series, measure: str = "") -> str:
+    """The address of a matrix's own panel."""
+    part = f".{row['part']}" if row.get("part", "whole") != "whole" else ""
+    return f"#L{int(row['layer'])}/{row['matrix']}{part}" + (f"?map={measure}" if measure else "")
+
+
+def enough(layers: int) -> float:
+    """Robust standard deviations beyond which a cell stands out among so many layers.
+
+    A median and MAD of few values are uncertain. With this threshold one row of normal noise in a thousand to ten
+    thousand has a cell beyond it, for 6 to 80 layers (20,000 rows of each length were drawn).
+    """
+    return 5 + 90 / layers
+
+
+def deviations(
+    series: np.ndarray, values: np.ndarray, log: bool, least_layers: int = LEAST_LAYERS
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far each value stands out from the others of its series.
+
+    Args:
+        series: [n] names of the series.
+        values: [n] float64, NaN for what is not known.
+        log: Compare ratios.
+        least_layers: A series of fewer known values has no spread to compare with.
+
+    Returns:
+        size: [n] float64, the deviation over the threshold of `enough`, 0 where a value does not stand out.
+        middle: [n] float64, the median of the value's series. Deviations are robust ones: from the median, over 1.4826
+        times the median absolute deviation. A value that stands out is also LEAST_RATIO away from the median.
+    """
+    size, middle = np.zeros(len(values)), np.full(len(values), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        numbers = (
+            np.log10(np.where(values > 0, values, np.nan)) if log else np.where(np.isfinite(values), values, np.nan)
+        )
+    for name in dict.fromkeys(series):
+        own = np.flatnonzero((series == name) & np.isfinite(numbers))
+        if len(own) < least_layers:
+            continue
+        center = float(np.median(numbers[own]))
+        away = np.abs(numbers[own] - center)
+        spread = 1.4826 * float(np.median(away))
+        least = np.log10(LEAST_RATIO) if log else (LEAST_RATIO - 1) * abs(center)
+        sizes = np.minimum(away / max(spread, 1e-12) / enough(len(own)), 1e3)
+        sizes[(sizes < 1) | (away < max(least, 1e-9))] = 0
+        middle[own] = 10**center if log else center
+        if np.count_nonzero(sizes) <= len(own) // 4:  # a quarter of the layers is a pattern, no outlier
+            size[own] = sizes
+    return size, middle
+
+
+def outlying(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Cells of a measure that stand out from the other layers of the same matrix and part (`deviations`).
+
+    Args:
+        rows: Rows in layers, with `series`.
+        name: The measure.
+
+    Returns:
+        Their layer, matrix, part, series and value, with `size` and `middle`, the largest first; the index is that of
+        `rows`.
+    """
+    values = pd.to_numeric(rows[name], errors="coerce").to_numpy(float, na_value=np.nan)
+    size, middle = deviations(rows["series"].to_numpy(object), values, column(name).log)
+    out = np.flatnonzero(size)
+    found = rows.iloc[out][list(dict.fromkeys(["layer", "matrix", "part", "series", name]))]
+    found = found.assign(size=size[out], middle=middle[out])
+    return found.sort_values("size", ascending=False, kind="stable")

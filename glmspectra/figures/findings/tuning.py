@@ -1,0 +1,135 @@
+"""Rules on training runs and on what they were worth."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from glmspectra.figures.findings.evidence import Evidence
+from glmspectra.figures.findings.rule import Finding, Rule
+from glmspectra.figures.words import number, percent, signed
+from glmspectra.language import Words
+
+
+def against_uniform(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """The answer of a loop: were the suggested ranks better than uniform ones of the same cost?"""
+    gap = evidence.scores.differences.get("suggested-uniform")
+    if gap is None:
+        return
+    low, high = gap["low"], gap["high"]
+    variant = "-better" if high < rule.threshold else "-worse" if low > rule.threshold else ""
+    values = {"mean": signed(gap["mean"]), "low": signed(low), "high": signed(high), "rows": int(gap["rows"])}
+    yield rule.says(signed(gap["mean"]), np.inf, "#outcome", variant=variant, **values)
+
+
+def against_base(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """What tuning gained over the base."""
+    for name in ("tuned", "suggested"):
+        gap = evidence.scores.differences.get(f"{name}-base")
+        if gap is None:
+            continue
+        variant = "" if gap["high"] < rule.threshold else "-worse" if gap["low"] > rule.threshold else "-none"
+        values = {"mean": signed(gap["mean"]), "low": signed(gap["low"]), "high": signed(gap["high"])}
+        yield rule.says(signed(gap["mean"]), 1e6, "#outcome", variant=variant, rows=int(gap["rows"]), **values)
+        return
+
+
+def same_answers(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """Answers that tuning did not change."""
+    pairs = [(one["base"], one["tuned"]) for one in evidence.scores.samples if one.get("base") and one.get("tuned")]
+    same = sum(base.strip() == tuned.strip() for base, tuned in pairs)
+    if pairs and same / len(pairs) >= rule.threshold:
+        share = same / len(pairs)
+        yield rule.says(f"{same} / {len(pairs)}", share / rule.threshold, "#answers", same=same, all=str(len(pairs)))
+
+
+def overfitting(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """Evaluation losses that had been lower before the end."""
+    for run in evidence.training:
+        rows = run.history.dropna(subset=["eval_loss"])
+        if len(rows) < 2:
+            continue
+        best, last = rows.loc[rows["eval_loss"].idxmin()], rows.iloc[-1]
+        rise = float(last["eval_loss"] / best["eval_loss"]) - 1 if best["eval_loss"] > 0 else 0.0
+        if rise >= rule.threshold:
+            values = {"run": run.name, "best": number(float(best["eval_loss"]), 4), "step": str(int(best["step"]))}
+            values |= {"last": number(float(last["eval_loss"]), 4), "rise": percent(rise, 2)}
+            yield rule.says(f"+{percent(rise, 2)}", rise / rule.threshold, "#training", **values)
+
+
+def still_falling(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """Evaluation losses that were still falling at the end."""
+    for run in evidence.training:
+        rows = run.history.dropna(subset=["eval_loss"])
+        if len(rows) < 3 or rows["eval_loss"].idxmin() != rows.index[-1]:
+            continue
+        before, last = rows.iloc[-2], rows.iloc[-1]
+        fall = 1 - float(last["eval_loss"] / before["eval_loss"])
+        if fall >= rule.threshold:
+            values = {"run": run.name, "fall": percent(fall, 2), "steps": str(int(last["step"] - before["step"]))}
+            yield rule.says(f"{signed(-100 * fall, 1)} %", fall / rule.threshold, "#training", **values)
+
+
+def gradient_spikes(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """A gradient norm far above the usual one, after the first tenth of the training."""
+    for run in evidence.training:
+        rows = run.history.dropna(subset=["grad_norm"])
+        rows = rows[rows["step"] > rows["step"].max() / 10] if len(rows) else rows
+        if len(rows) < 10:
+            continue
+        usual = float(rows["grad_norm"].median())
+        worst = rows.loc[rows["grad_norm"].idxmax()]
+        times = float(worst["grad_norm"]) / usual if usual > 0 else 0.0
+        if times >= rule.threshold:
+            values = {"run": run.name, "times": number(times, 2), "step": str(int(worst["step"]))}
+            yield rule.says(f"× {number(times, 2)}", times / rule.threshold, "#training", **values)
+
+
+def divergence(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """A training loss that ends above its beginning."""
+    for run in evidence.training:
+        losses = run.history["loss"].dropna()
+        if len(losses) < 10:
+            continue
+        first, last = float(losses.head(3).mean()), float(losses.tail(3).mean())
+        if first > 0 and last / first >= rule.threshold:
+            values = {"run": run.name, "first": number(first, 3), "last": number(last, 3)}
+            yield rule.says(number(last, 3), 10 * last / first / rule.threshold, "#training", **values)
+
+
+def rates_apart(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """Runs whose learning rates are not comparable."""
+    peaks = {run.name: float(run.history["learning_rate"].max()) for run in evidence.training}
+    peaks = {name: peak for name, peak in peaks.items() if peak > 0}
+    if len(peaks) < 2:
+        return
+    low, high = min(peaks, key=lambda name: peaks[name]), max(peaks, key=lambda name: peaks[name])
+    times = peaks[high] / peaks[low]
+    if times >= rule.threshold:
+        values = {"high": high, "low": low, "times": number(times, 2)}
+        rates = {"peak": f"{peaks[high]:.3g}", "least": f"{peaks[low]:.3g}"}
+        yield rule.says(f"× {number(times, 2)}", times / rule.threshold, "#training", **values, **rates)
+
+
+def best_run(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """Which of several runs reached the lowest evaluation loss."""
+    lowest = {run.name: float(run.history["eval_loss"].min()) for run in evidence.training if run.has("eval_loss")}
+    if len(lowest) < 2:
+        return
+    first, second = sorted(lowest, key=lambda name: lowest[name])[:2]
+    gap = lowest[second] / lowest[first] - 1 if lowest[first] > 0 else 0.0
+    if gap >= rule.threshold:
+        values = {
+            "first": first,
+            "second": second,
+            "loss": number(lowest[first], 4),
+            "other": number(lowest[second], 4),
+        }
+        yield rule.says(number(lowest[first], 4), 1 + gap / rule.threshold, "#training", **values)
+
+
+def wrong_perplexity(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """Logs whose perplexity is not exp of their loss."""
+    wrong = [run.name for run in evidence.training if run.perplexity_disagrees]
+    if len(wrong) >= rule.threshold:
+        names = Words(", ".join(wrong), "、".join(wrong))
+        yield rule.says("exp", float(len(wrong)), "#training", runs=names)

@@ -1,0 +1,26 @@
+// Which figure is drawn where, and what the address asks for.
+const drawers = {
+  outcome: drawOutcome, map: drawMap, panel: drawPanel, depth: drawDepth, spectra: drawSpectra, values: drawValues, compared: drawCompared,
+  growth: drawGrowth, similarity: drawSimilarity, criteria: drawCriteria, training: drawTraining, table: drawTable,
+};
+readAddress();
+const changers = {};
+for (const host of document.querySelectorAll("[data-figure]")) changers[host.dataset.figure] = drawers[host.dataset.figure](host);
+const contents = document.getElementById("contents");
+for (const title of document.querySelectorAll("main > section > h2")) contents.append(h("li", {}, h("a", { href: `#${title.parentElement.id}` }, ...[...title.childNodes].map((node) => node.cloneNode(true)))));
+for (const button of document.querySelectorAll("[data-language]")) button.addEventListener("click", () => { remember({ lang: button.dataset.language }); speak(button.dataset.language); });
+speak(firstLanguage());
+// Words that stand in figures and in the glossary alike: a head of the table explains itself by its tooltip, a term by its address.
+function follow() {
+  readAddress();
+  const asked = Object.fromEntries(["map", "set"].filter((key) => address.query.has(key)).map((key) => [key === "map" ? "measure" : key, address.query.get(key)]));
+  if (Object.keys(asked).length && changers.map) changers.map(asked);
+  if (address.query.has("depth") && changers.depth) changers.depth({ first: address.query.get("depth") });
+  if (address.place === "table" && address.query.has("f") && changers.table) changers.table({ filter: address.query.get("f") });
+  if (parsePlace(address.place)) openPanel(address.place, true);
+  else document.getElementById(address.place)?.scrollIntoView();
+}
+window.addEventListener("hashchange", follow);
+if (location.hash) follow();
+window.addEventListener("beforeprint", () => { for (const one of everyFigure()) one.ready(); });
+document.documentElement.dataset.ready = "yes";
