@@ -13,7 +13,7 @@ from glmspectra.tuning.data import IGNORED, PackedCollator, PaddingCollator, pre
 from glmspectra.tuning.data.packing import pack_dataset, pack_lengths
 from glmspectra.tuning.model.families import FAMILIES, family_of
 from glmspectra.tuning.settings.load import FinetuneArgs, LoraArgs, Settings
-from glmspectra.tuning.settings.train_args import train_args_model
+from glmspectra.tuning.settings.train_args import TrainArgs
 from tests.tuning.data_tokenizers import TEMPLATE, character_tokenizer
 
 LLAMA = family_of({"model_type": "llama"})
@@ -146,7 +146,7 @@ def test_packed_and_unpacked_losses_agree_per_example(name, attention):
 def make_settings(path, cache, on_bad_data="error", **keys):
     train = {"eval_strategy": keys.pop("eval_strategy", "no")}
     finetune = {"dataset_path": str(path), "cache_dir": str(cache), "on_bad_data": on_bad_data, "separator": "", **keys}
-    return Settings(finetune=FinetuneArgs(**finetune), lora=LoraArgs(), train=train_args_model()(**train))
+    return Settings(finetune=FinetuneArgs(**finetune), lora=LoraArgs(), train=TrainArgs(**train))
 
 
 def write(path, pairs):

@@ -17,7 +17,7 @@ from glmspectra.tuning.data.rows import BadRow, Columns, Row
 from glmspectra.tuning.data.text_file import LONGEST_LINE
 from glmspectra.tuning.model.families import family_of
 from glmspectra.tuning.settings.load import FinetuneArgs, LoraArgs, Settings
-from glmspectra.tuning.settings.train_args import train_args_model
+from glmspectra.tuning.settings.train_args import TrainArgs
 from tests.tuning.data_tokenizers import TEMPLATE, character_tokenizer
 
 LLAMA = family_of({"model_type": "llama"})
@@ -303,7 +303,7 @@ def test_folders_of_pieces_and_of_two_answers(tmp_path):
 
 def settings_of(tmp_path, dataset_path, **keys):
     finetune = {"dataset_path": dataset_path, "cache_dir": str(tmp_path / "cache"), **keys}
-    return Settings(finetune=FinetuneArgs(**finetune), lora=LoraArgs(), train=train_args_model()(eval_strategy="no"))
+    return Settings(finetune=FinetuneArgs(**finetune), lora=LoraArgs(), train=TrainArgs(eval_strategy="no"))
 
 
 def test_several_data_sets_with_weights_columns_and_templates(tmp_path):

@@ -11,7 +11,7 @@ from glmspectra.tuning.memory.kernels import CudaKernels
 from glmspectra.tuning.memory.tracking import Tracker, rounded
 from glmspectra.tuning.model.precision import Precision
 from glmspectra.tuning.settings.load import FinetuneArgs, LoraArgs, Settings
-from glmspectra.tuning.settings.train_args import train_args_model
+from glmspectra.tuning.settings.train_args import TrainArgs
 
 FLOAT32 = Precision(torch.float32, torch.float32, None)
 BFLOAT16 = Precision(torch.bfloat16, torch.bfloat16, None)
@@ -25,7 +25,7 @@ def make_settings(method="lora", **keys):
     for key, value in keys.items():
         place = finetune if key in FinetuneArgs.model_fields else lora if key in LoraArgs.model_fields else train
         place[key] = value
-    return Settings(finetune=FinetuneArgs(**finetune), lora=LoraArgs(**lora), train=train_args_model()(**train))
+    return Settings(finetune=FinetuneArgs(**finetune), lora=LoraArgs(**lora), train=TrainArgs(**train))
 
 
 def chatglm(layers=2, hidden=64, vocabulary=128):

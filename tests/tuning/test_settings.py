@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from glmspectra.errors import ConfigError
+from glmspectra.tuning.settings.explain import trainer_keys_page
 from glmspectra.tuning.settings.load import load_settings
+from glmspectra.tuning.settings.old_names import SILENT
 
 STUDY = {
     "finetune": {
@@ -94,7 +96,7 @@ def test_the_files_of_the_study_load_unchanged(shared):
 @pytest.mark.parametrize(
     ("given", "taken", "note"),
     [
-        ({"no_cuda": True}, {"use_cpu": True}, "no_cuda is taken as use_cpu."),
+        ({"no_cuda": False}, {"use_cpu": False}, "no_cuda is taken as use_cpu."),
         (
             {"group_by_length": True},
             {"train_sampling_strategy": "group_by_length"},
@@ -170,7 +172,7 @@ def test_an_old_and_a_new_name_with_different_values(folder):
         ),
         (
             {"finetune": {"dataset_path": ...}},
-            "finetune_args.json: key dataset_path is missing; it takes the path of a data file or folder.",
+            "finetune_args.json: key dataset_path is missing; it takes the path of a data file or folder, or a list",
         ),
         ({"train": {"fp16": 1}}, "train_args.json: fp16 is 1; allowed: true or false."),
         ({"train": {"save_strategy": "often"}}, "one of no, steps, epoch, best."),
@@ -250,13 +252,12 @@ def test_files_that_cannot_be_read(folder, tmp_path):
     (path / "lora_args.json").write_text('{"r": 12,\n "r": 8}')
     (path / "train_args.json").write_text('{"output_dir": "x",\n}')
     message = fault(path)
-    assert "lora_args.json: key r stands twice; keep one." in message
-    assert "train_args.json: is not JSON:" in message
-    assert "at line 2, column 1." in message
+    assert f"{path / 'lora_args.json'}: the key 'r' stands twice in one object." in message
+    assert f"{path / 'train_args.json'} is not JSON (line 2, column 1: " in message
     (path / "train_args.json").unlink()
     assert f"train_args.json: is not in the folder {path}; `glmspectra init` writes the three files" in fault(path)
     (path / "train_args.json").write_text("[]")
-    assert "train_args.json: must hold one JSON object" in fault(path)
+    assert f"{path / 'train_args.json'} holds a list where a JSON object was expected." in fault(path)
     assert fault(tmp_path / "nowhere").endswith(
         "there is no such folder; `glmspectra init` writes the three settings files."
     )
@@ -309,7 +310,7 @@ def test_a_method_by_option_needs_no_second_option(folder):
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "adalora", "qadalora"])
 def test_what_is_saved_loads_again_as_the_same(folder, tmp_path, method):
-    settings = load_settings(folder(), [f"method={method}", "train.hub_token=hf_secret", "bf16=false"])
+    settings = load_settings(folder(), [f"method={method}", "bf16=false"])
     settings.save(tmp_path / "saved")
     again = load_settings(tmp_path / "saved")
     assert again.as_files() == settings.as_files()
@@ -318,15 +319,92 @@ def test_what_is_saved_loads_again_as_the_same(folder, tmp_path, method):
     assert (again.init_r, again.target_r) == (settings.init_r, settings.target_r)
 
 
-def test_secrets_are_neither_printed_nor_saved(folder, tmp_path):
-    settings = load_settings(folder(), ["train.hub_token=hf_abcdef"])
-    settings.save(tmp_path / "saved")
-    written = "".join(path.read_text() for path in (tmp_path / "saved").iterdir())
-    assert "hf_abcdef" not in written
-    assert "hf_abcdef" not in "\n".join(settings.describe())
-    assert "  hub_token: (hidden)" in settings.describe()
-    assert settings.training_arguments(use_cpu=True).hub_token == "hf_abcdef"
-    assert "hf_abcdef" not in fault(folder(), 'train.hub_token=["hf_abcdef"]')
+def test_a_secret_is_not_printed(folder):
+    for value in ("hf_abcdef", '["hf_abcdef"]'):
+        message = fault(folder(), f"train.hub_token={value}")
+        assert "hub_token is (hidden)" in message
+        assert "hf_abcdef" not in message
+
+
+def test_the_table_of_the_trainers_keys_is_the_librarys():
+    """Names, defaults and choices of the installed transformers; what it lacks came with a later version."""
+    import dataclasses
+    import enum
+    import typing
+
+    from transformers import TrainingArguments
+
+    from glmspectra.tuning.settings.train_args import TrainArgs
+
+    ours = TrainArgs.model_fields
+    own = {"output_dir", "logging_steps", "gradient_checkpointing"}
+    hints = typing.get_type_hints(TrainingArguments)
+    for item in dataclasses.fields(TrainingArguments):
+        if not item.init or item.name in SILENT:
+            continue
+        assert item.name in ours, item.name
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        if item.name not in own:
+            assert ours[item.name].default == getattr(default, "value", default), item.name
+        enums = [
+            arm for arm in typing.get_args(hints[item.name]) if isinstance(arm, type) and issubclass(arm, enum.Enum)
+        ]
+        choices = [member.value for arm in enums for member in arm] or list(item.metadata.get("choices") or [])
+        named = [value for arm in (ours[item.name].annotation, *typing.get_args(ours[item.name].annotation))
+                 if typing.get_origin(arm) is typing.Literal for value in typing.get_args(arm)]  # fmt: skip
+        if choices and named and item.name != "metric_for_best_model":
+            assert set(named) <= set(choices), item.name
+
+
+REFUSED = {
+    "label_smoothing_factor": 0.1, "data_seed": 1, "optim_target_modules": "all",
+    "average_tokens_across_devices": False,
+    "bf16_full_eval": True, "fp16_full_eval": True, "torch_compile": True, "torch_compile_backend": "inductor",
+    "torch_compile_mode": "default", "use_liger_kernel": True, "liger_kernel_config": {"rope": True}, "use_cache": True,
+    "auto_find_batch_size": True, "use_cpu": True, "trackio_space_id": "a", "trackio_bucket_id": "a",
+    "trackio_static_space_id": "a", "include_for_metrics": ["loss"], "batch_eval_metrics": True, 
+    "label_names": ["nothing"],
+    "length_column_name": "n", "ddp_find_unused_parameters": True, "deepspeed": {}, "accelerator_config": {},
+    "parallelism_config": {}, "debug": "underflow_overflow", "push_to_hub": True, "hub_token": "x",
+    "hub_private_repo": True,
+    "hub_model_id": "x", "hub_strategy": "end", "hub_always_push": True, "hub_revision": "x",
+}  # fmt: skip
+IDLE = {
+    "disable_tqdm": False, "include_num_input_tokens_seen": "all", "eval_do_concat_batches": False,
+    "eval_use_gather_object": True, "eval_accumulation_steps": 2, "local_rank": 0, "do_eval": True, "do_predict": True,
+    "skip_memory_metrics": False,
+}  # fmt: skip
+
+
+def test_what_our_training_ignores_is_refused_or_said(folder):
+    from glmspectra.tuning.settings.train_args import TrainArgs, statuses
+
+    assert REFUSED.keys() == {key for key, status in statuses().items() if status == "refused"}
+    message = fault(folder(train=REFUSED))
+    for key in REFUSED:
+        assert f"train_args.json: {key} is " in message, key
+    as_done = {
+        "logging_nan_inf_filter": False,
+        "prediction_loss_only": True,
+        "remove_unused_columns": False,
+        "do_train": True,
+    }
+    notes = load_settings(folder(train=IDLE | as_done)).notes
+    assert [note.split()[1] for note in notes if "has no effect here" in note] == list(IDLE)
+    assert IDLE.keys() | as_done.keys() == {key for key, status in statuses().items() if status == "no effect"}
+    defaults = {key: info.default for key, info in TrainArgs.model_fields.items() if key in REFUSED}
+    assert load_settings(folder(train=defaults)).notes == []
+
+
+def test_an_optimizer_or_schedule_that_does_not_fit_is_refused(folder):
+    assert 'optim is "galore_adamw"; allowed: one of adamw_torch' in fault(folder(train={"optim": "galore_adamw"}))
+    assert "train_sampling_strategy is" in fault(folder(train={"train_sampling_strategy": "batch_rebalance"}))
+    assert "metric_for_best_model is" in fault(folder(train={"metric_for_best_model": "accuracy"}))
+
+
+def test_the_page_of_the_trainers_keys_is_written_from_the_table():
+    page = Path(__file__).parents[2] / "docs" / "trainer_keys.md"
+    assert page.read_text(encoding="utf-8") == trainer_keys_page()
 
 
 def test_adalora_starts_half_above_its_target(folder):

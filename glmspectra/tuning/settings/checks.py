@@ -1,31 +1,19 @@
 """Combinations of settings that cannot be, each refused in the user's own words."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from glmspectra.tuning.settings.files import Faults, Section, shown
-
-_ADALORA_ONLY = (
-    "init_r",
-    "target_r",
-    "tinit",
-    "tfinal",
-    "deltaT",
-    "beta1",
-    "beta2",
-    "orth_reg_weight",
-    "start_ranks",
-)
-_LORA_ONLY = {
-    "rank_pattern": "AdaLoRA's ranks move; give start_ranks, the start rank of each matrix",
-    "alpha_pattern": "AdaLoRA scales every matrix by lora_alpha",
-    "use_rslora": "AdaLoRA scales every matrix by lora_alpha",
-    "use_dora": "PEFT has no AdaLoRA with DoRA",
-}
+from glmspectra.tuning.settings.files import Faults, Section, is_secret, shown
+from glmspectra.tuning.settings.models import ADALORA_KEYS, LORA_ONLY_KEYS, FinetuneArgs, LoraArgs
+from glmspectra.tuning.settings.train_args import TrainArgs, check_status, statuses, takes
 
 
 def check_combinations(
-    finetune: Any, lora: Any, train: Any, sections: Mapping[str, Section], wrong: set[str], faults: Faults
+    finetune: FinetuneArgs,
+    lora: LoraArgs,
+    train: TrainArgs,
+    sections: Mapping[str, Section],
+    wrong: set[str],
+    faults: Faults,
 ) -> None:
     """Add a fault for each combination that cannot work.
 
@@ -40,7 +28,7 @@ def check_combinations(
     _check_train(finetune, train, sections, faults)
 
 
-def _check_method(finetune: Any, section: Section, faults: Faults) -> None:
+def _check_method(finetune: FinetuneArgs, section: Section, faults: Faults) -> None:
     if finetune.method is None or finetune.load_in_4bit is None:
         return
     if finetune.load_in_4bit != finetune.method.startswith("q"):
@@ -52,7 +40,7 @@ def _check_method(finetune: Any, section: Section, faults: Faults) -> None:
         )
 
 
-def _check_adapter(method: str, lora: Any, section: Section, faults: Faults) -> None:
+def _check_adapter(method: str, lora: LoraArgs, section: Section, faults: Faults) -> None:
     start = lora.init_lora_weights
     if (
         isinstance(lora.target_modules, str)
@@ -85,9 +73,11 @@ def _check_adapter(method: str, lora: Any, section: Section, faults: Faults) -> 
         )
 
 
-def _check_adalora(method: str, lora: Any, train: Any, section: Section, wrong: set[str], faults: Faults) -> None:
+def _check_adalora(
+    method: str, lora: LoraArgs, train: TrainArgs, section: Section, wrong: set[str], faults: Faults
+) -> None:
     if not method.endswith("adalora"):
-        for key in _ADALORA_ONLY:
+        for key in ADALORA_KEYS:
             if key in section.values:
                 faults.add(
                     section.place(key),
@@ -95,7 +85,7 @@ def _check_adalora(method: str, lora: Any, train: Any, section: Section, wrong: 
                     f'"{"qadalora" if method == "qlora" else "adalora"}" into finetune_args.json.',
                 )
         return
-    for key, reason in _LORA_ONLY.items():
+    for key, reason in LORA_ONLY_KEYS.items():
         if section.values.get(key):
             faults.add(section.place(key), f"{key} does not go with method {method}: {reason}.")
     if not isinstance(lora.init_lora_weights, bool):
@@ -119,7 +109,7 @@ def _check_adalora(method: str, lora: Any, train: Any, section: Section, wrong: 
     _check_phases(lora, train.max_steps, section, faults)
 
 
-def _check_phases(lora: Any, max_steps: int, section: Section, faults: Faults) -> None:
+def _check_phases(lora: LoraArgs, max_steps: int, section: Section, faults: Faults) -> None:
     """Shares are of any run; steps can be checked here only when max_steps says how many there are."""
     if isinstance(lora.tinit, float) and isinstance(lora.tfinal, float):
         total, name = 1, "share of the run"
@@ -135,7 +125,7 @@ def _check_phases(lora: Any, max_steps: int, section: Section, faults: Faults) -
         )
 
 
-def _check_train(finetune: Any, train: Any, sections: Mapping[str, Section], faults: Faults) -> None:
+def _check_train(finetune: FinetuneArgs, train: TrainArgs, sections: Mapping[str, Section], faults: Faults) -> None:
     section = sections["train"]
     if train.bf16 and train.fp16:
         faults.add(section.place("fp16"), "bf16 and fp16 are both true; keep one.")
@@ -159,6 +149,19 @@ def _check_train(finetune: Any, train: Any, sections: Mapping[str, Section], fau
             sections["finetune"].place("columns"),
             "columns names messages and context or target; give either.",
         )
+
+
+def check_train_keys(train: TrainArgs, section: Section, wrong: set[str], notes: list[str], faults: Faults) -> None:
+    """A fault for each key of the Trainer that is refused, a note for each that has no effect here."""
+    for key, value in section.values.items():
+        why = check_status(key, value) if key in statuses() and key not in wrong else None
+        if why is None:
+            continue
+        if statuses()[key] == "refused":
+            value_shown = "(hidden)" if is_secret(key) else shown(value)
+            faults.add(section.place(key), f"{key} is {value_shown}; allowed: {takes(key)}. {why}.")
+        else:
+            notes.append(f"{section.place(key)}: {key} has no effect here. {why}.")
 
 
 def join_shared_keys(sections: Mapping[str, Section], faults: Faults) -> None:

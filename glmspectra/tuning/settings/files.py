@@ -15,7 +15,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from glmspectra.errors import ConfigError
+from glmspectra.json_files import parse_json, read_object
 
+SCHEMA_KEY = "$schema"
 FILES = {"finetune": "finetune_args.json", "lora": "lora_args.json", "train": "train_args.json"}
 
 
@@ -90,38 +92,21 @@ def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
     return sorted(found, key=lambda name: -difflib.SequenceMatcher(None, wanted, plain[name]).ratio())[:count]
 
 
-def read_object(path: Path, faults: Faults) -> dict[str, Any] | None:
-    """One JSON object from a file; what is wrong with it goes to `faults` and the result is None."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
+def read_keys(path: Path, faults: Faults) -> dict[str, Any]:
+    """The keys of one file; what is wrong with it goes to `faults`. `$schema`, which is for editors, is left out."""
+    if not path.exists():
         faults.add(
             path.name,
             f"is not in the folder {path.parent}; `glmspectra init` writes the three files "
             f"({', '.join(FILES.values())}) there.",
         )
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        faults.add(path.name, f"cannot be read as UTF-8 text ({error}).")
-        return None
-    repeated: list[str] = []
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in items]
-        repeated.extend(sorted({key for key in keys if keys.count(key) > 1}))
-        return dict(items)
-
+        return {}
     try:
-        values = json.loads(text, object_pairs_hook=pairs)
-    except json.JSONDecodeError as error:
-        faults.add(path.name, f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.")
-        return None
-    if not isinstance(values, dict):
-        faults.add(path.name, 'must hold one JSON object, {"key": value, ...}.')
-        return None
-    for key in repeated:
-        faults.add(path.name, f"key {key} stands twice; keep one.")
-    return values
+        values = read_object(path, ConfigError)
+    except ConfigError as error:
+        faults.lines.append(str(error))
+        return {}
+    return {key: value for key, value in values.items() if key != SCHEMA_KEY}
 
 
 def read_sections(folder: Path, faults: Faults) -> dict[str, Section]:
@@ -131,7 +116,7 @@ def read_sections(folder: Path, faults: Faults) -> dict[str, Section]:
     sections = {}
     for name, file in FILES.items():
         section = Section(name)
-        for key, value in (read_object(folder / file, faults) or {}).items():
+        for key, value in read_keys(folder / file, faults).items():
             section.put(key, value, file)
         sections[name] = section
     return sections
@@ -152,8 +137,11 @@ def apply_override(
         faults.add(option, "is not of the form section.key=value, for example --set lora.r=8.")
         return
     try:
-        value: Any = json.loads(right)
-    except json.JSONDecodeError:
+        value: Any = parse_json(right, option, ConfigError)
+    except ConfigError as error:
+        if right.strip()[:1] in ("{", "["):
+            faults.lines.append(str(error))
+            return
         value = right
     name, dot, key = left.partition(".")
     if not dot:

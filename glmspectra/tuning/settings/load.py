@@ -17,20 +17,20 @@ from pydantic import BaseModel, ConfigDict
 
 from glmspectra.errors import ConfigError, RequestError
 from glmspectra.json_files import write_json
-from glmspectra.tuning.settings.checks import check_combinations, join_shared_keys
+from glmspectra.tuning.settings.checks import check_combinations, check_train_keys, join_shared_keys
+from glmspectra.tuning.settings.explain import MODELS, known_keys
 from glmspectra.tuning.settings.files import (
     FILES,
     Faults,
     Section,
-    allowed_for,
     apply_override,
     build,
-    is_secret,
     read_sections,
 )
 from glmspectra.tuning.settings.models import ADALORA_KEYS, LORA_ONLY_KEYS, FinetuneArgs, LoraArgs, Method
+from glmspectra.tuning.settings.old_names import OLD_NAMES, translate
 from glmspectra.tuning.settings.ranks import apply_ranks, read_ranks
-from glmspectra.tuning.settings.train_args import OLD_NAMES, TrainArgs, train_args_model, translate
+from glmspectra.tuning.settings.train_args import TrainArgs
 
 
 class Settings(BaseModel):
@@ -125,13 +125,19 @@ class Settings(BaseModel):
             modern = key.replace("gradient", "activation")
             if key in values and modern in known:
                 values[modern] = values.pop(key)
+        newer = [key for key in values if key not in known]
+        if newer:
+            raise ConfigError(
+                f"{FILES['train']}: {', '.join(newer)}: the installed transformers does not know this; take "
+                "transformers 5.24, or leave it out."
+            )
         try:
             return TrainingArguments(**values)
         except (ValueError, TypeError, ImportError, NotImplementedError) as error:
             raise ConfigError(f"{FILES['train']}: the Trainer refuses these arguments: {str(error).strip()}") from error
 
     def as_files(self) -> dict[str, dict[str, Any]]:
-        """The resolved settings as the three objects; secrets and keys of other methods are left out."""
+        """The resolved settings as the three objects; keys of other methods are left out."""
         finetune = self.finetune.model_dump(by_alias=True) | {
             "method": self.method,
             "load_in_4bit": self.quantized,
@@ -146,8 +152,7 @@ class Settings(BaseModel):
             "logging_steps": self.train.logging_steps,
             **self.train.given(),
         }
-        train = {key: value for key, value in sorted(train.items()) if not is_secret(key)}
-        return {"finetune": finetune, "lora": lora, "train": train}
+        return {"finetune": finetune, "lora": lora, "train": dict(sorted(train.items()))}
 
     def save(self, folder: Path) -> None:
         """Write the three files into `folder`; `load_settings(folder)` gives these settings again."""
@@ -155,13 +160,12 @@ class Settings(BaseModel):
             write_json(folder / FILES[name], values)
 
     def describe(self) -> list[str]:
-        """The resolved settings as lines to print, without secrets."""
+        """The resolved settings as lines to print."""
         lines = []
         for name, values in self.as_files().items():
             lines.append(FILES[name])
             lines += [f"  {key}: {_short(value)}" for key, value in values.items()]
-        hidden = [key for key in self.train.given() if is_secret(key)]
-        return [*lines, *(f"  {key}: (hidden)" for key in hidden)]
+        return lines
 
 
 def _short(value: Any) -> str:
@@ -170,27 +174,6 @@ def _short(value: Any) -> str:
     if isinstance(value, dict | list) and len(text) > 200:
         return f"{text[:160]}... ({len(value)} entries)"
     return text
-
-
-def _models() -> dict[str, type[BaseModel]]:
-    return {"finetune": FinetuneArgs, "lora": LoraArgs, "train": train_args_model()}
-
-
-def known_keys() -> dict[str, list[str]]:
-    """The keys of each file, by section."""
-    return {name: [info.alias or key for key, info in model.model_fields.items()] for name, model in _models().items()}
-
-
-def explain_keys() -> list[dict[str, str]]:
-    """Every key of the three files: file, key, meaning, what it takes, default."""
-    table = []
-    for name, model in _models().items():
-        for key, info in model.model_fields.items():
-            default = "required" if info.is_required() else f"default {json.dumps(info.get_default(), default=str)}"
-            meaning = info.description or "An argument of transformers.TrainingArguments."
-            row = {"file": FILES[name], "key": info.alias or key, "meaning": meaning}
-            table.append(row | {"takes": allowed_for(info), "default": default})
-    return table
 
 
 def load_settings(
@@ -222,10 +205,11 @@ def load_settings(
     join_shared_keys(sections, faults)
     built: dict[str, Any] = {}
     wrong: set[str] = set()
-    for name, model in _models().items():
+    for name, model in MODELS.items():
         others = {other: keys[other] for other in keys if other != name}
         built[name], bad = build(model, sections[name], faults, others)
         wrong |= bad
+    check_train_keys(built["train"], sections["train"], wrong, notes, faults)
     check_combinations(built["finetune"], built["lora"], built["train"], sections, wrong, faults)
     faults.raise_any(str(folder))
     settings = Settings(finetune=built["finetune"], lora=built["lora"], train=built["train"], notes=notes)

@@ -305,4 +305,12 @@ ADALORA_KEYS = (
     "orth_reg_weight",
     "start_ranks",
 )
-LORA_ONLY_KEYS = ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "eva_rho", "loftq_iter")
+# Keys that AdaLoRA does not take, and why.
+LORA_ONLY_KEYS = {
+    "rank_pattern": "AdaLoRA's ranks move; give start_ranks, the start rank of each matrix",
+    "alpha_pattern": "AdaLoRA scales every matrix by lora_alpha",
+    "use_rslora": "AdaLoRA scales every matrix by lora_alpha",
+    "use_dora": "PEFT has no AdaLoRA with DoRA",
+    "eva_rho": "AdaLoRA does not start by EVA",
+    "loftq_iter": "AdaLoRA does not start by LoftQ",
+}

@@ -1,12 +1,11 @@
 """The ranks file that `glmspectra suggest-rank` writes, taken into `lora_args` by `--ranks`."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from glmspectra.errors import ConfigError
+from glmspectra.json_files import read_object
 from glmspectra.tuning.settings.files import Section
 
 FORM = 1
@@ -51,13 +50,10 @@ def read_ranks(path: Path) -> RanksFile:
     Raises:
         ConfigError: the file is absent, not JSON, of another form, or lacks a key.
     """
-    try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"ranks {path}: there is no such file; `glmspectra suggest-rank` writes one.") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"ranks {path}: is not JSON ({error}).") from None
-    if not isinstance(raw, dict) or raw.get("glmspectra_ranks") != FORM:
+    if not path.exists():
+        raise ConfigError(f"ranks {path}: there is no such file; `glmspectra suggest-rank` writes one.")
+    raw = read_object(path, ConfigError)
+    if raw.get("glmspectra_ranks") != FORM:
         raise ConfigError(
             f'ranks {path}: is no ranks file of form {FORM} (key "glmspectra_ranks"); '
             "`glmspectra suggest-rank` writes one."

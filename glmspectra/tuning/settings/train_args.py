@@ -1,73 +1,265 @@
-"""`train_args.json`: every field of the installed `transformers.TrainingArguments`, and the names of earlier years.
+"""`train_args.json`: every argument of `transformers.TrainingArguments`, and what becomes of it here.
 
-The fields, their types and the values of enumerations are read from the library, so a new version brings its own. What
-later versions renamed or dropped is translated or set aside, and each such key gives one line that says so.
+Each key is one of three:
+
+    done        it does what transformers says
+    refused     it would change nothing, or something else than its name says: any value but those named is a fault
+    no effect   it is accepted, and a note says why nothing follows from it
+
+The table is ours, and not read from the library, so that a wrong setting is answered before torch is loaded, and a new
+argument of a later version is refused until somebody has looked at what it does here. A test holds names, defaults and
+choices equal to those of the installed library.
 """
 
-import dataclasses
-import enum
 import functools
-import types
-import typing
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field
 
-from glmspectra.tuning.settings.files import Faults, Section
+Status = Literal["done", "refused", "no effect"]
+Json = dict[str, Any]
 
-# Old name -> new name, where the value stays as it is.
-RENAMED = {
-    "evaluation_strategy": "eval_strategy",
-    "no_cuda": "use_cpu",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-    "xpu_backend": "ddp_backend",
-    "push_to_hub_model_id": "hub_model_id",
-    "push_to_hub_token": "hub_token",
-    "torchdynamo": "torch_compile_backend",
-    "activation_checkpointing": "gradient_checkpointing",
-    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
-}
-# Names whose two spellings are both current: translated without a word.
-SILENT = {"activation_checkpointing", "activation_checkpointing_kwargs"}
 
-# Old name -> why it has no effect.
-SET_ASIDE = {
-    "overwrite_output_dir": "a new run writes into output_dir and keeps the checkpoints that stand there",
-    "save_safetensors": "adapters are always saved as safetensors",
-    "logging_dir": "logs go to output_dir; set TENSORBOARD_LOGGING_DIR for another folder",
-    "include_tokens_per_second": "tokens per second are always logged",
-    "jit_mode_eval": "the Trainer has no such mode any more",
-    "use_ipex": "the Trainer has no such mode any more",
-    "use_mps_device": "the device is chosen by --device",
-    "half_precision_backend": "fp16 runs by torch's own automatic mixed precision",
-    "fp16_backend": "fp16 runs by torch's own automatic mixed precision",
-    "fp16_opt_level": "fp16 runs by torch's own automatic mixed precision",
-    "tpu_num_cores": "TPUs are not supported",
-    "tpu_metrics_debug": "TPUs are not supported",
-    "past_index": "the model carries no state from batch to batch",
-    "mp_parameters": "SageMaker's model parallelism is not supported",
-    "sharded_ddp": "the library dropped it for fsdp",
-    "fsdp_min_num_params": "write min_num_params into fsdp_config",
-    "fsdp_transformer_layer_cls_to_wrap": "write transformer_layer_cls_to_wrap into fsdp_config",
-    "ray_scope": "there is no search over hyperparameters here",
-    "tokenizer": "the tokenizer is the model's own",
-    "push_to_hub_organization": "write organization/name into hub_model_id",
-    "dispatch_batches": "write dispatch_batches into accelerator_config",
-    "split_batches": "write split_batches into accelerator_config",
-    "include_inputs_for_metrics": "evaluation counts loss and token accuracy only",
-}
+def _entry(status: Status) -> Callable[..., Any]:
+    def field(default: Any, takes: str, meaning: str, also: tuple[Any, ...] = (), **constraints: Any) -> Any:
+        """A field: its default, what it takes, what it means (or why it is refused), values beside the default that
+        are what is done anyway, and bounds."""
+        extra = {"allowed": takes, "status": status, "also": list(also)}
+        return Field(default, description=meaning, json_schema_extra=extra, **constraints)
 
-_OPTIMIZERS = {"adamw_hf": "adamw_torch"}
-OLD_NAMES = (*RENAMED, *SET_ASIDE, "group_by_length", "warmup_ratio", "adafactor")
+    return field
+
+
+done, refused, idle = _entry("done"), _entry("refused"), _entry("no effect")
+
+Interval = Literal["no", "steps", "epoch"]
+Metric = Literal[
+    "loss", "eval_loss", "perplexity", "eval_perplexity", "token_accuracy", "eval_token_accuracy",
+]  # fmt: skip
+Schedule = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
+    "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
+]  # fmt: skip
+# Not here: GaLore and APOLLO, which project gradients of whole matrices; LOMO, which updates inside the backward pass;
+# those of other hardware.
+Optimizer = Literal[
+    "adamw_torch", "adamw_torch_fused", "adamw_torch_4bit", "adamw_torch_8bit", "adamw_bnb_8bit", "adamw_8bit",
+    "paged_adamw_32bit", "paged_adamw_8bit", "adafactor", "adamw_anyprecision", "ademamix", "ademamix_8bit",
+    "paged_ademamix_32bit", "paged_ademamix_8bit", "lion_8bit", "lion_32bit", "paged_lion_32bit", "paged_lion_8bit",
+    "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "sgd", "adagrad", "grokadamw",
+    "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "stable_adamw",
+]  # fmt: skip
+Level = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
+
+SWITCH = "true or false"
+SWITCH_OR_NULL = "true, false or null"
+COUNT = "a whole number of at least 1"
+COUNT_OR_NULL = "a whole number of at least 1, or null"
+TEXT_OR_NULL = "a text, or null"
+OBJECT_OR_NULL = "an object, or null"
+STEPS = "a number; below 1 a share of all steps"
+NO_HUB = "Nothing is sent to a hub; upload the adapter's folder with the hub's own command."
+LEVELS = "one of detail, debug, info, warning, error, critical, passive"
 
 
 class TrainArgs(BaseModel):
-    """Arguments of the Trainer; the fields are added by `train_args_model`. Only keys that were given are handed on."""
+    """Arguments of the Trainer. Only keys that were given are handed on; the library's defaults stay its own."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    def given(self) -> dict[str, Any]:
+    # Length of the run, and its rows
+    output_dir: str = done("runs/train", "the path of a folder", "Where checkpoints, logs and settings of the run go.")
+    num_train_epochs: float = done(3.0, "a number above 0", "Passes over the training rows.", gt=0)
+    max_steps: int = done(-1, "a whole number; -1 for as many as num_train_epochs makes", "Optimizer steps of the run.")
+    per_device_train_batch_size: int = done(8, COUNT, "Rows in one forward pass of one device.", ge=1)
+    gradient_accumulation_steps: int = done(1, COUNT, "Forward passes whose gradients make one step.", ge=1)
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = done(
+        "random",
+        "one of random, sequential, group_by_length",
+        "Order of the rows; left out, rows of like length go together, which saves padding.",
+    )
+    seed: int = done(42, "a whole number of at least 0", "Seed of everything random; the same key as in "
+                     "finetune_args.json.", ge=0)  # fmt: skip
+    data_seed: int | None = refused(None, "null", "The order of the rows follows seed.")
+    full_determinism: bool = done(
+        False, SWITCH, "Deterministic kernels only: the same numbers in each run, and slower."
+    )
+    resume_from_checkpoint: bool | str | None = done(
+        None, "true, false, null or the path of a checkpoint", "Where to go on from; the same key as in "
+        "finetune_args.json.",
+    )  # fmt: skip
+    ignore_data_skip: bool = done(False, SWITCH, "A resumed run begins its epoch anew and sees rows of it twice.")
+    restore_callback_states_from_checkpoint: bool = done(
+        False, SWITCH, "A resumed run takes the settings of its callbacks from the checkpoint."
+    )
+    # Learning rate and optimizer
+    learning_rate: float = done(
+        5e-5, "a number of at least 0", "Largest learning rate; --find-lr says which fits.", ge=0
+    )
+    lr_scheduler_type: Schedule = done("linear", "one of " + ", ".join(Schedule.__args__), "How the rate falls.")
+    lr_scheduler_kwargs: Json | None = done(None, OBJECT_OR_NULL, 'Options of the schedule, such as {"min_lr": 1e-6}.')
+    warmup_steps: float = done(0, STEPS, "Steps in which the rate rises from 0.", ge=0)
+    optim: Optimizer = done("adamw_torch_fused", "one of " + ", ".join(Optimizer.__args__), "The optimizer.")
+    optim_args: str | None = done(None, 'a text such as "a=1,b=2", or null', "Options of the optimizer.")
+    optim_target_modules: str | list[str] | None = refused(
+        None, "null", "It is for optimizers that project gradients of whole matrices (GaLore, APOLLO)."
+    )
+    weight_decay: float = done(0.0, "a number of at least 0", "Decay of the weights a step, times the rate.", ge=0)
+    adam_beta1: float = done(
+        0.9, "a number from 0 up to, not including, 1", "Adam: memory of the gradient.", ge=0, lt=1
+    )
+    adam_beta2: float = done(
+        0.999, "a number from 0 up to, not including, 1", "Adam: memory of its square.", ge=0, lt=1
+    )
+    adam_epsilon: float = done(1e-8, "a number of at least 0", "Adam: what is added to the denominator.", ge=0)
+    max_grad_norm: float = done(
+        1.0, "a number of at least 0; 0 for no limit", "Gradients with a larger norm are scaled down to it.", ge=0
+    )
+    # Loss
+    label_smoothing_factor: float = refused(
+        0.0, "0", "The loss is the plain cross-entropy of each learnt token, without smoothing."
+    )
+    average_tokens_across_devices: bool = refused(
+        True, "true", "A step's loss is always divided by the learnt tokens of all devices."
+    )
+    neftune_noise_alpha: float | None = done(
+        None, "a number above 0, or null", "NEFTune: noise added to the embeddings while training.", gt=0
+    )
+    # Precision, memory and speed
+    bf16: bool = done(False, SWITCH, "Compute in bfloat16; left out, dtype of finetune_args.json decides.")
+    fp16: bool = done(False, SWITCH, "Compute in float16 with loss scaling; left out, dtype decides.")
+    bf16_full_eval: bool = refused(False, "false", "Evaluation runs in the precision of training.")
+    fp16_full_eval: bool = refused(False, "false", "Evaluation runs in the precision of training.")
+    tf32: bool | None = done(
+        None, SWITCH_OR_NULL, "Products of float32 in TF32 on Ampere and later; null: torch's own."
+    )
+    gradient_checkpointing: bool | None = done(
+        None, SWITCH_OR_NULL, "Compute activations again in the backward pass: far less memory, a third slower."
+    )
+    gradient_checkpointing_kwargs: Json | None = done(None, OBJECT_OR_NULL, "Options of torch.utils.checkpoint.")
+    torch_compile: bool = refused(False, "false", "The training step is not compiled.")
+    torch_compile_backend: str | None = refused(None, "null", "The training step is not compiled.")
+    torch_compile_mode: str | None = refused(None, "null", "The training step is not compiled.")
+    use_liger_kernel: bool = refused(
+        False, "false", "The loss is computed in chunks without the whole logits already, which Liger's would replace."
+    )
+    liger_kernel_config: dict[str, bool] | None = refused(None, "null", "Liger's kernels are not used.")
+    use_cache: bool = refused(False, "false", "Training keeps no keys and values of earlier tokens.")
+    torch_empty_cache_steps: int | None = done(
+        None, COUNT_OR_NULL, "Steps after which cached GPU memory is given back; less memory, slower.", ge=1
+    )
+    auto_find_batch_size: bool = refused(
+        False, "false", "A batch that does not fit is said before training; --dry-run tries the longest one."
+    )
+    use_cpu: bool = refused(False, "false", "The device is chosen by --device: write --device cpu.")
+    # Logs
+    logging_strategy: Interval = done("steps", "one of no, steps, epoch", "When the loss is logged.")
+    logging_steps: float = done(10, STEPS, "Steps between two entries of the log.", gt=0)
+    logging_first_step: bool = done(False, SWITCH, "Log the first step too.")
+    logging_nan_inf_filter: bool = idle(True, SWITCH, "A loss that is not finite stops the run.", also=(False,))
+    log_on_each_node: bool = done(True, SWITCH, "On several machines, log on each.")
+    log_level: Level = done("passive", LEVELS, "What transformers says of itself.")
+    log_level_replica: Level = done("warning", LEVELS, "The same, of processes beside the first.")
+    disable_tqdm: bool | None = idle(
+        None, SWITCH_OR_NULL, "The command draws its own progress; --quiet leaves it out.", also=(True,)
+    )
+    include_num_input_tokens_seen: bool | str = idle(
+        "no", "no, all or non_padding", "Tokens are counted and logged always.", also=(False,)
+    )
+    report_to: str | list[str] | None = done(
+        "none", "none, a name or a list of tensorboard, wandb, swanlab, trackio, mlflow, ...", "Where logs go beside "
+        "output_dir.",
+    )  # fmt: skip
+    run_name: str | None = done(None, TEXT_OR_NULL, "Name of the run for report_to.")
+    project: str = done("huggingface", "a text", "Name of the project for trackio.")
+    trackio_space_id: str | None = refused(None, "null", NO_HUB)
+    trackio_bucket_id: str | None = refused(None, "null", NO_HUB)
+    trackio_static_space_id: str | bool | None = refused(None, "null or false", NO_HUB, also=(False,))
+    # Evaluation
+    eval_strategy: Interval = done("no", "one of no, steps, epoch", "When the rows of valid are evaluated.")
+    eval_steps: float | None = done(None, STEPS + ", or null for logging_steps", "Steps between two evaluations.", gt=0)
+    eval_delay: float = done(0, "a number of at least 0", "Steps or epochs before the first evaluation.", ge=0)
+    eval_on_start: bool = done(False, SWITCH, "Evaluate before the first step too.")
+    per_device_eval_batch_size: int = done(8, COUNT, "Rows evaluated at once on one device.", ge=1)
+    prediction_loss_only: bool = idle(
+        False, SWITCH, "Evaluation keeps sums of losses, never predictions.", also=(True,)
+    )
+    eval_do_concat_batches: bool = idle(True, SWITCH, "Evaluation keeps sums of losses, never predictions.")
+    eval_use_gather_object: bool = idle(False, SWITCH, "Evaluation keeps sums of losses, never predictions.")
+    eval_accumulation_steps: int | None = idle(
+        None, COUNT_OR_NULL, "Evaluation keeps sums of losses, never predictions."
+    )
+    include_for_metrics: list[str] = refused([], "an empty list", "Evaluation has loss, perplexity and token accuracy.")
+    batch_eval_metrics: bool = refused(False, "false", "Evaluation has loss, perplexity and token accuracy.")
+    # Checkpoints
+    save_strategy: Literal["no", "steps", "epoch", "best"] = done(
+        "steps", "one of no, steps, epoch, best", "When a checkpoint is written."
+    )
+    save_steps: float = done(500, STEPS, "Steps between two checkpoints.", gt=0)
+    save_total_limit: int | None = done(None, COUNT_OR_NULL, "Checkpoints that are kept, the best beside them.", ge=1)
+    save_only_model: bool = done(
+        False, SWITCH, "Checkpoints without the optimizer's state; no run can resume from them."
+    )
+    save_on_each_node: bool = done(False, SWITCH, "On several machines without a common disk, write on each.")
+    enable_jit_checkpoint: bool = done(False, SWITCH, "Write a checkpoint when the machine is about to be taken away.")
+    load_best_model_at_end: bool = done(False, SWITCH, "Save the adapter of the best checkpoint, not of the last.")
+    metric_for_best_model: Metric | None = done(
+        None, "one of loss, perplexity, token_accuracy, with or without eval_, or null", "What best means; null: loss."
+    )
+    greater_is_better: bool | None = done(None, SWITCH_OR_NULL, "Whether best is largest; null: by the metric.")
+    # Loading of rows
+    dataloader_drop_last: bool = done(False, SWITCH, "Leave out the last batch of a pass where it is not full.")
+    dataloader_num_workers: int = done(0, "a whole number of at least 0", "Processes that make batches.", ge=0)
+    dataloader_pin_memory: bool = done(True, SWITCH, "Batches in pinned memory, from where copies to a GPU are faster.")
+    dataloader_persistent_workers: bool = done(False, SWITCH, "Keep these processes from one pass to the next.")
+    dataloader_prefetch_factor: int | None = done(None, COUNT_OR_NULL, "Batches that each of them makes ahead.", ge=1)
+    dataloader_multiprocessing_context: Literal["fork", "spawn", "forkserver"] | None = done(
+        None, "one of fork, spawn, forkserver, or null", "How these processes are started."
+    )
+    dataloader_in_order: bool = done(True, SWITCH, "Batches come in the order they were asked for.")
+    remove_unused_columns: bool = idle(
+        True, SWITCH, "Batches hold what the model takes and nothing else.", also=(False,)
+    )
+    label_names: list[str] | None = refused(None, 'null or ["labels"]', "Labels are called labels.", also=(["labels"],))
+    length_column_name: str = refused("length", '"length"', "Lengths are called length.")
+    # Several devices
+    ddp_find_unused_parameters: bool | None = refused(
+        None, "false or null", "Every parameter of the adapter takes part in each step.", also=(False,)
+    )
+    ddp_bucket_cap_mb: int | None = done(None, COUNT_OR_NULL, "MiB of gradients that are sent at once.", ge=1)
+    ddp_broadcast_buffers: bool | None = done(None, SWITCH_OR_NULL, "Send buffers to all processes at each step.")
+    ddp_static_graph: bool | None = done(None, SWITCH_OR_NULL, "Promise that each step uses the same parameters.")
+    ddp_backend: Literal["nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"] | None = done(
+        None, "one of nccl, gloo, mpi, xccl, hccl, cncl, mccl, or null", "How processes talk; null: by the device."
+    )
+    ddp_timeout: int = done(1800, COUNT, "Seconds that a process waits for the others.", ge=1)
+    fsdp: str | None = done(
+        None, 'a text such as "full_shard auto_wrap", or null', "Share the weights over the GPUs of a launcher (FSDP)."
+    )
+    fsdp_config: Json | str | None = done(None, "an object, the path of a JSON file, or null", "Options of fsdp.")
+    deepspeed: Json | str | None = refused(None, "null", "DeepSpeed is not supported; fsdp shares weights over GPUs.")
+    accelerator_config: Json | str | None = refused(None, "null", "How rows are shared over processes is fixed.")
+    parallelism_config: Json | None = refused(None, "null", "Processes share rows (data parallel) or weights (fsdp).")
+    local_rank: int = idle(-1, "a whole number", "The launcher says which process this is.")
+    # Of the Trainer's example scripts, and its debugging
+    do_train: bool = idle(False, SWITCH, "The command says what is done: train trains.", also=(True,))
+    do_eval: bool = idle(False, SWITCH, "eval_strategy says when rows are evaluated.")
+    do_predict: bool = idle(False, SWITCH, "`glmspectra infer` writes answers.")
+    debug: str | list[str] = refused(
+        "", "an empty text", "The first gradient that is not finite is named anyway.", also=([],)
+    )
+    skip_memory_metrics: bool = idle(True, SWITCH, "--dry-run says what memory a step takes.")
+    # Hubs
+    push_to_hub: bool = refused(False, "false", NO_HUB)
+    hub_token: str | None = refused(None, "null", NO_HUB)
+    hub_private_repo: bool | None = refused(None, "null", NO_HUB)
+    hub_model_id: str | None = refused(None, "null", NO_HUB)
+    hub_strategy: str = refused("every_save", '"every_save"', NO_HUB)
+    hub_always_push: bool = refused(False, "false", NO_HUB)
+    hub_revision: str | None = refused(None, "null", NO_HUB)
+
+    def given(self) -> Json:
         """The keys that a user set; 100.0, which steps-or-share fields make of 100, is an int again."""
         values = {key: getattr(self, key) for key in self.model_fields_set}
         return {
@@ -75,136 +267,43 @@ class TrainArgs(BaseModel):
             for key, value in values.items()
         }
 
-    if TYPE_CHECKING:  # fields are made at run time; type checkers are told that any name may be asked for
 
-        def __getattr__(self, name: str) -> Any: ...
+# The first key of each group, in the order of the fields.
+GROUPS = {
+    "output_dir": "Length of the run, and its rows",
+    "learning_rate": "Learning rate and optimizer",
+    "label_smoothing_factor": "Loss",
+    "bf16": "Precision, memory and speed",
+    "logging_strategy": "Logs",
+    "eval_strategy": "Evaluation",
+    "save_strategy": "Checkpoints",
+    "dataloader_drop_last": "Loading of rows",
+    "ddp_find_unused_parameters": "Several devices",
+    "do_train": "Example scripts and debugging",
+    "push_to_hub": "Hubs",
+}
 
 
-def translate(section: Section, notes: list[str], faults: Faults) -> None:
-    """Rename or set aside the names of earlier versions, in place; one note a key."""
-    fields = train_args_model().model_fields
-    for old in list(section.values):
-        value, place = section.values[old], section.place(old)
-        if old in RENAMED:
-            new = RENAMED[old]
-            if new in section.values:
-                if section.values[new] != value:
-                    faults.add(
-                        place,
-                        f"{old} is the old name of {new}, and both are given with different values; keep {new}.",
-                    )
-                section.drop(old)
-                continue
-            section.rename(old, new, value)
-            if old not in SILENT:
-                notes.append(f"{place}: {old} is taken as {new}.")
-        elif old == "group_by_length":
-            if not isinstance(value, bool):
-                faults.add(place, f"{old} is {value!r}; allowed: true or false.")
-                section.drop(old)
-                continue
-            strategy = "group_by_length" if value else "random"
-            section.rename(old, "train_sampling_strategy", strategy)
-            notes.append(f'{place}: group_by_length is taken as train_sampling_strategy "{strategy}".')
-        elif old == "warmup_ratio":
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                faults.add(place, f"warmup_ratio is {value!r}; allowed: a number from 0 up to, not including, 1.")
-                section.drop(old)
-            elif section.values.get("warmup_steps"):
-                section.drop(old)
-                notes.append(f"{place}: warmup_ratio is set aside, since warmup_steps is given.")
-            else:
-                section.rename(old, "warmup_steps", value)
-                notes.append(f"{place}: warmup_ratio is taken as warmup_steps, below 1 a share of all steps.")
-        elif old == "adafactor":
-            section.drop(old)
-            if value:
-                section.put("optim", "adafactor", place)
-            notes.append(f"{place}: adafactor is taken as optim{' adafactor' if value else ', which stays as it is'}.")
-        elif old in SET_ASIDE and old not in fields:
-            section.drop(old)
-            notes.append(f"{place}: {old} is set aside: {SET_ASIDE[old]}.")
-        elif old == "optim" and isinstance(value, str) and value in _OPTIMIZERS:
-            section.put(old, _OPTIMIZERS[value], place)
-            notes.append(f'{place}: optim "{value}" is gone from transformers and is taken as "{_OPTIMIZERS[value]}".')
+def takes(key: str) -> str:
+    """What a key takes, in words."""
+    return str(_extra(key)["allowed"])
 
 
 @functools.cache
-def train_args_model() -> type[TrainArgs]:
-    """`TrainArgs` with a field for each argument of the installed Trainer, its type and its default."""
-    from transformers import TrainingArguments
-
-    hints = typing.get_type_hints(TrainingArguments)
-    fields: dict[str, Any] = {}
-    for item in dataclasses.fields(TrainingArguments):
-        if not item.init or item.name in SILENT:
-            continue
-        kind, allowed = _field_type(hints[item.name], item.metadata.get("choices"))
-        factory = item.default_factory
-        default = item.default if factory is dataclasses.MISSING else factory()
-        if isinstance(default, enum.Enum):
-            default = default.value
-        fields[item.name] = _field(kind, default, allowed)
-    return create_model("TrainArgs", __base__=TrainArgs, **(fields | _own_fields(fields)))
+def statuses() -> dict[str, Status]:
+    """What becomes of each key of the Trainer here."""
+    return {name: _extra(name)["status"] for name in TrainArgs.model_fields}
 
 
-def _own_fields(library: dict[str, Any]) -> dict[str, Any]:
-    """Fields that take something else here than in the library: narrower, or with another default."""
-    own = {
-        "output_dir": _field(str, "runs/train", "the path of a folder"),
-        "logging_steps": _field(float, 10, "a number; below 1 a share of all steps"),
-        "learning_rate": _field(float, 5e-5, "a number of at least 0", ge=0),
-        "num_train_epochs": _field(float, 3.0, "a number above 0", gt=0),
-        "dataloader_num_workers": _field(int, 0, "a whole number of at least 0", ge=0),
-        "resume_from_checkpoint": _field(bool | str | None, None, "true, false, null or the path of a checkpoint"),
-        # 5.24 renames these two to activation_*; here they keep one name.
-        "gradient_checkpointing": _field(bool | None, False, "true, false or null"),
-        "gradient_checkpointing_kwargs": _field(dict | None, None, "an object or null"),
-    }
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        own[name] = _field(int, library[name][1].default, "a whole number of at least 1", ge=1)
-    return own
+def check_status(key: str, value: Any) -> str | None:
+    """Why a value of a refused key is a fault, or of a key without effect is worth a note; None where it is neither."""
+    info, extra = TrainArgs.model_fields[key], _extra(key)
+    if extra["status"] == "done" or value in (info.default, *extra["also"]):
+        return None
+    return str(info.description).rstrip(".")
 
 
-def _field(kind: Any, default: Any, allowed: str, **constraints: Any) -> tuple[Any, Any]:
-    return kind, Field(default, json_schema_extra={"allowed": allowed}, **constraints)
-
-
-def _field_type(hint: Any, choices: Any) -> tuple[Any, str]:
-    """A pydantic type and the sentence of what it takes, from an annotation of the library."""
-    arms = (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else (hint,)
-    )
-    plain = [arm for arm in arms if typing.get_origin(arm) is None and isinstance(arm, type)]
-    values = [member.value for arm in plain if issubclass(arm, enum.Enum) for member in arm]
-    values = values or list(choices or [])
-    optional = type(None) in arms
-    if values:
-        kind: Any = Literal[tuple(values)]
-        text = "one of " + ", ".join(values)
-        return (kind | None, text + " or null") if optional else (kind, text)
-    words = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "a string",
-        dict: "an object",
-    }
-    texts, kinds = [], []
-    for arm in arms:
-        origin = typing.get_origin(arm) or arm
-        if arm is type(None):
-            continue
-        if origin is list:
-            texts.append("a list of strings")
-        elif origin is Literal:
-            texts.append(" or ".join(str(value).lower() for value in typing.get_args(arm)))
-        elif origin in words:
-            texts.append(words[origin])
-        else:
-            return Any, "what transformers.TrainingArguments takes"
-        kinds.append(arm)
-    text = " or ".join([*texts, *(["null"] if optional else [])])
-    return (typing.Union[(*kinds, *([type(None)] if optional else []))], text)
+def _extra(name: str) -> Json:
+    extra = TrainArgs.model_fields[name].json_schema_extra
+    assert isinstance(extra, dict)  # as `_entry` makes it
+    return extra
