@@ -7,14 +7,15 @@ import typer
 
 from glmspectra.cli.evaluate import Adapter
 from glmspectra.cli.options import Device, Json, Model, Quiet
+from glmspectra.cli.train import Columns as ColumnNames
 
 
 def infer(
-    source: Annotated[Path, typer.Argument(help="A JSONL file of questions.")],
+    source: Annotated[Path, typer.Argument(help="A data file of questions, of any form that train reads.")],
     out: Annotated[Path, typer.Option("--out", help="The JSONL file of answers.")],
     model: Model = None,
     adapter: Adapter = None,
-    column: Annotated[str, typer.Option("--column", help="The field that holds the question.")] = "context",
+    columns: ColumnNames = None,
     template: Annotated[str, typer.Option("--template", help="auto, plain or chat.")] = "auto",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of an answer.")] = 256,
     max_length: Annotated[int, typer.Option("--max-length", help="Tokens of a question at most.")] = 2048,
@@ -27,15 +28,17 @@ def infer(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Answers to a file of questions, from a JSONL file to a JSONL file, in the same order.
+    """Answers to a file of questions, as a JSONL file in the same order, each beside the columns of its question.
 
     Example: glmspectra infer questions.jsonl --adapter runs/train/final_adapter --out answers.jsonl
     """
-    from glmspectra.cli.console import finish
+    from glmspectra.cli.console import finish, stderr
     from glmspectra.cli.libraries import hush
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.cli.progress_line import counting
     from glmspectra.errors import RequestError
+    from glmspectra.tuning.data.read import read_questions
+    from glmspectra.tuning.data.rows import Columns
     from glmspectra.tuning.inference import batch as inference
 
     if template not in ("auto", "plain", "chat"):
@@ -47,8 +50,12 @@ def infer(
     out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before minutes of work
     hush(quiet)
     place = choose_model(model)
-    questions = inference.read_questions(source, column)
-    loaded = inference.load_for_inference(place, adapter, device, template, max_length, four_bit)
+    questions, recognized = read_questions(source, Columns.parse(columns) if columns else Columns())
+    if not quiet:
+        for line in recognized:
+            stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+    conversations = any(not row.pair for _, row in questions)
+    loaded = inference.load_for_inference(place, adapter, device, template, max_length, four_bit, conversations)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
     if sampling:
         from transformers import set_seed
@@ -63,5 +70,6 @@ def infer(
             if progress is not None:
                 progress("answers", done, len(questions))
 
-        count = inference.infer(loaded, source, out, column, max_new_tokens, batch_size, advance, **sampling)
-    finish({"rows": count, "out": str(out)}, f"{count:,} answers written to {out}", as_json)
+        name = inference.infer(loaded, questions, out, max_new_tokens, batch_size, advance, **sampling)
+    result = {"rows": len(questions), "out": str(out), "column": name}
+    finish(result, f"{len(questions):,} answers written to {out}, column {name}", as_json)

@@ -1,5 +1,6 @@
 """`glmspectra init`: the three settings files, presets and sample data, in a folder of one's own."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -11,30 +12,44 @@ from glmspectra.cli.options import Json, Quiet
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Where args_file/ and data/ are written.")] = Path("."),
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Write this preset only; absent: all of them.", show_default=False)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that were changed.")] = False,
     keys: Annotated[bool, typer.Option("--keys", help="Say what every key means, and stop.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write args_file/ (QLoRA as in the original study), its presets, and the sample data.
+    """Write args_file/ (three JSON files a preset, with a schema for editors) and the sample data.
 
-    Presets: args_file/lora, qlora_spectra, adalora and qlora_8gb, each three files that
-    `glmspectra train --args FOLDER` takes. Then `glmspectra train` runs at once, on the embedded model.
+    Presets: qlora (args_file itself), lora, qlora_spectra, adalora, qlora_8gb and study. The last line printed is the
+    next command, which runs at once on the embedded model.
     """
-    from glmspectra.tuning.settings.presets import write_presets
+    from glmspectra.tuning.settings.explain import explain_keys, keys_as_lines
+    from glmspectra.tuning.settings.presets import CHOICES, find_preset, write_presets
 
     if keys:
-        from glmspectra.tuning.settings.load import explain_keys
-
-        table = explain_keys()
-        finish({"keys": table}, [_line(entry) for entry in table], as_json)
+        finish({"keys": explain_keys()}, keys_as_lines(), as_json)
         return
-    written, same = write_presets(folder, force)
-    lines = [] if quiet else [f"wrote {path}" for path in written]
-    if same and not quiet:
-        lines.append(f"{len(same)} files stood there already")
-    finish({"written": [str(path) for path in written], "unchanged": [str(path) for path in same]}, lines, as_json)
-
-
-def _line(entry: dict[str, str]) -> str:
-    return f"{entry['file']}  {entry['key']}: {entry['meaning']} Takes {entry['takes']}; {entry['default']}."
+    chosen = None if preset is None else find_preset(preset)
+    written, same = write_presets(folder, force, chosen)
+    following = (chosen or CHOICES[0]).command
+    if folder != Path("."):
+        following = f"cd {shlex.quote(str(folder))} && {following}"
+    lines = [f"wrote {path}" for path in written]
+    lines += [f"{len(same)} files stood there already"] if same else []
+    shown = CHOICES if chosen is None else (chosen,)
+    lines += ["", *(f"{choice.name:14} {choice.command:45} {choice.purpose}" for choice in shown)]
+    lines += [
+        "",
+        "The rates are for nano, the embedded model; for your own put its path into model_path and your data's into "
+        "dataset_path, and ask --find-lr for the rate.",
+        f"next: {following}",
+    ]
+    result = {
+        "written": [str(path) for path in written],
+        "unchanged": [str(path) for path in same],
+        "presets": {choice.name: choice.purpose for choice in shown},
+        "next": following,
+    }
+    finish(result, [] if quiet else lines, as_json)

@@ -11,7 +11,9 @@ from scipy import stats
 
 from glmspectra.cli.main import main
 from glmspectra.errors import CheckpointError, DataError, RequestError
-from glmspectra.tuning.inference.batch import infer, load_for_inference, prompt_ids, read_questions
+from glmspectra.tuning.data.read import read_questions
+from glmspectra.tuning.data.rows import Columns
+from glmspectra.tuning.inference.batch import infer, load_for_inference, prompt_ids
 from glmspectra.tuning.inference.evaluation import evaluate, paired_interval, write_evaluation
 from glmspectra.tuning.inference.generation import decode, split_prompt
 from glmspectra.tuning.inference.text_scores import text_scores
@@ -144,13 +146,15 @@ def test_inference_answers_a_file_in_order(tmp_path, model, adapter):
     questions = [{"context": row["context"], "id": index} for index, row in enumerate(rows(32)[:7])]
     source = tmp_path / "questions.jsonl"
     source.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in questions))
+    asked, lines = read_questions(source, Columns())
+    assert lines == ["questions.jsonl: 7 rows of context", "questions.jsonl: columns that are not read: id (7 rows)"]
     loaded = load_for_inference(model, adapter, "cpu", "plain", 64)
     assert prompt_ids(loaded.encoder, "abc?") == loaded.tokenizer.encode("abc?\n")
-    assert infer(loaded, source, tmp_path / "answers.jsonl", max_new_tokens=16, batch_size=3) == 7
+    assert infer(loaded, asked, tmp_path / "answers.jsonl", max_new_tokens=16, batch_size=3) == "answer"
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [row["id"] for row in answers] == list(range(7))
     # In batches of three with padding as one by one.
-    infer(loaded, source, tmp_path / "single.jsonl", max_new_tokens=16, batch_size=1)
+    infer(loaded, asked, tmp_path / "single.jsonl", max_new_tokens=16, batch_size=1)
     single = [json.loads(line) for line in (tmp_path / "single.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in answers] == [row["answer"] for row in single]
     assert any(row["answer"] for row in answers)
@@ -158,14 +162,14 @@ def test_inference_answers_a_file_in_order(tmp_path, model, adapter):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [(b'{"context": "a"', "line 2: is not one JSON"), (b'{"question": "a"}', "line 2: has no text under context"),
-     (b"\xff\xfe", "line 2: is not one JSON object in UTF-8"), (b'{"context": " "}', "line 2: has no text")],
+    [(b'{"context": "a"', "line 2: the line is not JSON"), (b'{"text": "a"}', "line 2: no question is recognized"),
+     (b"\xff\xfe", "line 2: bad UTF-8 at byte 1"), (b'{"context": " "}', "line 2: no question")],
 )  # fmt: skip
 def test_questions_that_cannot_be_used_are_named_by_line(tmp_path, line, message):
     path = tmp_path / "questions.jsonl"
     path.write_bytes(b'{"context": "ok"}\n' + line + b"\n")
     with pytest.raises(DataError, match=message):
-        read_questions(path, "context")
+        read_questions(path, Columns())
 
 
 def test_the_rate_advised_is_no_higher_than_a_third_of_one_that_diverged():
@@ -208,6 +212,6 @@ def test_commands_give_one_object(tmp_path, model, data, adapter, capsys):
     source, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
     source.write_text('{"context": "abc?a"}\n')
     assert command("infer", source, "--out", out, "--model", model, "--max-new-tokens", 4, *common) == 0
-    assert json.loads(capsys.readouterr().out) == {"rows": 1, "out": str(out)}
+    assert json.loads(capsys.readouterr().out) == {"rows": 1, "out": str(out), "column": "answer"}
     assert command("evaluate", "--args", args, "--split", "test") == 2
     assert "write valid or train" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """The presets, `glmspectra init`, and the dry run."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,32 +11,57 @@ from typer.testing import CliRunner
 from glmspectra.cli.main import app
 from glmspectra.errors import ConfigError, RequestError
 from glmspectra.tuning.memory.dry_run import dry_run, show
+from glmspectra.tuning.settings.explain import json_schema
+from glmspectra.tuning.settings.files import FILES
 from glmspectra.tuning.settings.load import load_settings
-from glmspectra.tuning.settings.presets import PRESETS, write_presets
+from glmspectra.tuning.settings.presets import (
+    CHOICES,
+    PRESETS,
+    SCHEMAS,
+    find_preset,
+    preset_files,
+    schema_name,
+    write_presets,
+)
 from tests.tuning.tiny_run import write_args, write_data, write_model
 
 TOP = Path(__file__).parents[2]
-METHODS = {"": "qlora", "lora": "lora", "qlora_spectra": "qlora", "adalora": "adalora", "qlora_8gb": "qlora"}
+METHODS = {
+    "qlora": "qlora",
+    "lora": "lora",
+    "qlora_spectra": "qlora",
+    "adalora": "adalora",
+    "qlora_8gb": "qlora",
+    "study": "qlora",
+}
+FILES_WRITTEN = 6 * 3 + 1 + 2 + 3  # three a preset, the ranks of one, the data, the schemas
 
 
 def test_the_repository_holds_what_init_writes():
-    sources = [path.relative_to(PRESETS) for path in PRESETS.rglob("*.json*")]
-    assert len(sources) == 5 * 3 + 1 + 2
-    for source in sources:
-        assert (TOP / source).read_bytes() == (PRESETS / source).read_bytes(), source
+    files = preset_files()
+    assert len(files) == FILES_WRITTEN
+    assert {path.relative_to(PRESETS) for path in PRESETS.rglob("*.json*")} <= files.keys()
+    for path, content in files.items():
+        assert (TOP / path).read_bytes() == content, path
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_preset_loads_without_a_note(name):
-    settings = load_settings(PRESETS / "args_file" / name)
+    preset = find_preset(name)
+    settings = load_settings(PRESETS / preset.path)
     assert settings.method == METHODS[name]
+    assert Path(settings.train.output_dir).name == name
+    schemas = {json.loads(path.read_text())["$schema"] for path in (PRESETS / preset.path).glob("*_args.json")}
+    assert {(preset.path / schema).resolve() for schema in schemas} == {
+        (SCHEMAS / schema_name(s)).resolve() for s in FILES
+    }
     assert settings.notes == []
     assert settings.finetune.model_path == "nano"
     settings.training_arguments(use_cpu=True)
 
 
-def test_the_default_preset_is_the_study():
-    settings = load_settings(PRESETS / "args_file")
+def test_the_preset_study_is_the_study():
+    settings = load_settings(PRESETS / "args_file/study")
     lora, train = settings.lora, settings.train
     assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules) == (12, 24, 0.05, ["query_key_value"])
     assert (train.learning_rate, train.lr_scheduler_type, train.num_train_epochs) == (2e-5, "linear", 3)
@@ -55,10 +82,10 @@ def test_the_ranks_of_the_preset_are_of_the_embedded_model(tmp_path):
 
 def test_init_writes_and_does_not_overwrite(tmp_path):
     written, same = write_presets(tmp_path)
-    assert len(written) == 18
+    assert len(written) == FILES_WRITTEN
     assert same == []
     written, same = write_presets(tmp_path)
-    assert (len(written), len(same)) == (0, 18)
+    assert (len(written), len(same)) == (0, FILES_WRITTEN)
     changed = tmp_path / "args_file/lora_args.json"
     changed.write_text("{}")
     (tmp_path / "args_file/lora/lora_args.json").unlink()
@@ -75,9 +102,17 @@ def test_init_writes_and_does_not_overwrite(tmp_path):
 def test_the_command_gives_one_object(tmp_path):
     result = CliRunner().invoke(app, ["init", str(tmp_path / "mine"), "--json"])
     assert result.exit_code == 0
-    assert len(json.loads(result.stdout)["written"]) == 18
-    result = CliRunner().invoke(app, ["init", str(tmp_path / "mine")])
-    assert result.stdout.strip() == "18 files stood there already"
+    assert len(json.loads(result.stdout)["written"]) == FILES_WRITTEN
+    lines = CliRunner().invoke(app, ["init", str(tmp_path / "mine")]).stdout.splitlines()
+    assert lines[0] == f"{FILES_WRITTEN} files stood there already"
+    assert lines[-1] == f"next: cd {tmp_path / 'mine'} && glmspectra train"
+    assert [line.split()[0] for line in lines[2:8]] == [preset.name for preset in CHOICES]
+    result = CliRunner().invoke(app, ["init", str(tmp_path / "one"), "--preset", "lora", "--json"])
+    found = json.loads(result.stdout)
+    assert len(found["written"]) == 3 + 2 + 3
+    assert found["next"].endswith("glmspectra train --args args_file/lora")
+    result = CliRunner().invoke(app, ["init", str(tmp_path / "one"), "--preset", "qlore"])
+    assert str(result.exception).startswith("--preset qlore: write one of qlora, lora,")
 
 
 def test_every_key_is_explained():
@@ -87,11 +122,41 @@ def test_every_key_is_explained():
     ours = [entry for entry in table if entry["file"] != "train_args.json"]
     assert {"dataset_path", "Adapter_name", "deltaT", "start_ranks"} <= {entry["key"] for entry in ours}
     assert all(entry["meaning"].endswith(".") and entry["takes"] for entry in table)
-    lines = CliRunner().invoke(app, ["init", "--keys"]).stdout.splitlines()
+    text = CliRunner().invoke(app, ["init", "--keys"]).stdout
     assert (
-        "lora_args.json  r: Rank of each matrix that rank_pattern does not name. Takes a whole number of at least 1; "
-        "default 8."
-    ) in lines
+        "  r (default 8): Rank of each matrix that rank_pattern does not name. Takes a whole number of at least 1."
+    ) in text.splitlines()
+    assert "push_to_hub" not in text
+    assert "  label_smoothing_factor: refused. The loss is the plain cross-entropy" in text
+    assert all(f"  {entry['key']} (" in text for entry in table if entry["status"] == "done")
+
+
+def test_editors_find_what_the_settings_refuse():
+    """The schemas, read by a library, accept the presets and refuse what `load_settings` refuses."""
+    jsonschema = pytest.importorskip("jsonschema")
+    for section in FILES:
+        checker = jsonschema.Draft202012Validator(json_schema(section))
+        checker.check_schema(json_schema(section))
+        for preset in CHOICES:
+            checker.validate(json.loads((PRESETS / preset.path / FILES[section]).read_text()))
+    train = jsonschema.Draft202012Validator(json_schema("train"))
+    for wrong in ({"learning_rate": "1e-4"}, {"optim": "galore_adamw"}, {"label_smoothing_factor": 0.1}, {"lr": 1.0}):
+        assert not train.is_valid(wrong), wrong
+    lora = jsonschema.Draft202012Validator(json_schema("lora"))
+    assert lora.is_valid({"Adapter_name": "a", "deltaT": 1})
+    assert not lora.is_valid({"r": 0})
+
+
+def test_a_wrong_setting_is_answered_without_loading_torch(tmp_path):
+    write_presets(tmp_path)
+    code = (
+        "import sys\nfrom glmspectra.cli.main import main\n"
+        "try:\n    main(['train', '--set', 'train.learning_rte=1'])\nexcept SystemExit as leaving:\n"
+        "    print(leaving.code, sorted({'torch', 'transformers', 'datasets', 'pandas', 'scipy'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "2 []"
+    assert "did you mean learning_rate" in done.stderr
 
 
 @pytest.fixture(scope="module")

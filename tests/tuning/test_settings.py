@@ -393,7 +393,7 @@ def test_what_our_training_ignores_is_refused_or_said(folder):
     assert [note.split()[1] for note in notes if "has no effect here" in note] == list(IDLE)
     assert IDLE.keys() | as_done.keys() == {key for key, status in statuses().items() if status == "no effect"}
     defaults = {key: info.default for key, info in TrainArgs.model_fields.items() if key in REFUSED}
-    assert load_settings(folder(train=defaults)).notes == []
+    assert not any("has no effect" in note for note in load_settings(folder(train=defaults)).notes)
 
 
 def test_an_optimizer_or_schedule_that_does_not_fit_is_refused(folder):

@@ -12,7 +12,7 @@ from typing import Any
 
 from glmspectra.errors import DataError, RequestError
 from glmspectra.json_files import parse_json
-from glmspectra.tuning.data.recognize import FileFacts, parse_row
+from glmspectra.tuning.data.recognize import FileFacts, parse_question, parse_row
 from glmspectra.tuning.data.rows import BadRow, Columns, Row
 from glmspectra.tuning.data.text_file import COMPRESSED_SUFFIXES, LONGEST_LINE, TextFile, bad_bytes
 
@@ -69,6 +69,25 @@ def read_file(path: Path, columns: Columns) -> list[Row | BadRow]:
 def read_dataset(path: Path, columns: Columns) -> dict[str, list[Row | BadRow]]:
     """All rows of a file or folder, by split; see `find_sources`."""
     return {split: list(source.rows(columns)) for split, source in find_sources(path)[0].items()}
+
+
+def read_questions(path: Path, columns: Columns) -> tuple[list[tuple[dict[str, Any], Row]], list[str]]:
+    """The rows of a file that are to be answered, each with its own columns, and what was recognized, in lines.
+
+    Raises:
+        RequestError: There is no such file.
+        DataError: A row cannot be used, by its line; or there is none.
+    """
+    facts = FileFacts(path.name)
+    found = []
+    for item in values_of(path, facts):
+        row = item if isinstance(item, BadRow) else parse_question(path.name, *item, columns, facts)
+        if isinstance(row, BadRow):
+            raise DataError(f"{path}, line {row.line}: {row.reason}.")
+        found.append((dict(item[1]), row))
+    if not found:
+        raise DataError(f"{path}: holds no rows.")
+    return found, facts.lines()
 
 
 def values_of(path: Path, facts: FileFacts) -> Values:

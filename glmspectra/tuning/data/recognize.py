@@ -154,7 +154,11 @@ def _read_pair(
     context = columns.context or (found[0] if found else None)
     target = columns.target or (found[1] if found else None)
     if context is None or (target is None and answered):
-        raise ValueError(f"no question and answer among the columns {', '.join(map(str, value))}")
+        what = "question and answer are" if answered else "question is"
+        named = "context=COLUMN,target=COLUMN" if answered else "context=COLUMN"
+        raise ValueError(
+            f"no {what} recognized among the columns {', '.join(map(str, value))}; say which by --columns {named}"
+        )
     question = _text(value, context)
     used["context"] = context
     names = (columns.input,) if columns.input else INPUT.get(context, ())

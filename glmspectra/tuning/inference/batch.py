@@ -1,16 +1,16 @@
-"""Batch inference: a JSON Lines file of questions to a JSON Lines file of answers."""
+"""Batch inference: questions from a data file of any form to a JSON Lines file of answers."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from glmspectra.device import best_dtype, choose_device
-from glmspectra.errors import DataError, RequestError
+from glmspectra.errors import DataError
 from glmspectra.files import write_text
+from glmspectra.json_files import json_text
 from glmspectra.tuning.data import Encoder, Row
 from glmspectra.tuning.data.template import choose_template
 from glmspectra.tuning.inference.generation import generate, split_prompt
@@ -22,35 +22,22 @@ from glmspectra.tuning.model.saved_adapter import load_adapter
 from glmspectra.tuning.settings.models import FinetuneArgs
 
 
-def read_questions(path: Path, column: str) -> list[dict[str, Any]]:
-    """The objects of a JSONL file. Raises RequestError without the file, DataError naming line and fault."""
-    if not path.is_file():
-        raise RequestError(f"{path}: there is no such file.")
-    rows: list[dict[str, Any]] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except (UnicodeDecodeError, ValueError) as error:
-                raise DataError(f"{path}, line {number}: is not one JSON object in UTF-8 ({error}).") from None
-            if not isinstance(row, dict) or not isinstance(row.get(column), str) or not row[column].strip():
-                raise DataError(
-                    f"{path}, line {number}: has no text under {column}; name the right column with --column."
-                )
-            rows.append(row)
-    if not rows:
-        raise DataError(f"{path}: holds no rows.")
-    return rows
+def prompt_ids(encoder: Encoder, question: Row | str) -> list[int]:
+    """Token ids that the model answers to: what would stand before the answer in training.
 
+    Args:
+        encoder: Writes the turns as in training.
+        question: A single question, or a row whose last turn is one.
 
-def prompt_ids(encoder: Encoder, question: str) -> list[int]:
-    """Token ids that the model answers to: what would stand before the answer in training."""
-    row = Row("", 0, (("user", question), ("assistant", "a")), True)
-    example = encoder.encode(row)
+    Raises:
+        DataError: It does not fit.
+    """
+    row = Row("", 0, (("user", question),), True) if isinstance(question, str) else question
+    before = tuple(index for index, (role, _) in enumerate(row.turns) if role == "assistant")
+    example = encoder.encode(replace(row, turns=(*row.turns, ("assistant", "a")), silent=before))
     if example is None or isinstance(example, str):
-        raise DataError(f"the question {question[:40]!r} does not fit: {example or 'too long'}.")
+        place = f"{row.file}, line {row.line}: " if row.file else ""
+        raise DataError(f"{place}the question {row.turns[-1][1][:40]!r} does not fit: {example or 'too long'}.")
     return split_prompt(example.input_ids, example.labels)[0]
 
 
@@ -70,6 +57,7 @@ def load_for_inference(
     template: str = "auto",
     max_length: int = 2048,
     four_bit: bool = False,
+    conversations: bool = False,
 ) -> Loaded:
     """The model at `place`, with an adapter where one is named; bfloat16 or float16 on a GPU, float32 on a
     CPU."""
@@ -81,30 +69,40 @@ def load_for_inference(
     model = load_base(place, precision, where, quantization)
     if adapter is not None:
         model = load_adapter(model, adapter)
-    form = choose_template(template, family_of(config), tokenizer, conversations=False)
+    form = choose_template(template, family_of(config), tokenizer, conversations)
     limit = positions_of(config)
     return Loaded(model, tokenizer, Encoder(tokenizer, form, min(max_length, limit or max_length), "cut_context"))
 
 
 def infer(
     loaded: Loaded,
-    source: Path,
+    questions: Sequence[tuple[dict[str, Any], Row]],
     out: Path,
-    column: str = "context",
     max_new_tokens: int = 256,
     batch_size: int = 8,
     progress: Callable[[int], None] | None = None,
     **sampling: Any,
-) -> int:
-    """Answer every line of `source` into `out`: the line's own fields and "answer", in the same order;
-    returns the count.
+) -> str:
+    """Answer every question into `out`, one JSON object a line: its own columns and the answer, in the same order.
 
-    `out` appears when all is done. Raises DataError for a line that cannot be used, before anything is
-    generated.
+    Args:
+        loaded: The model that answers.
+        questions: As `read_questions` gives them.
+        out: Appears when all is done.
+        max_new_tokens: Length of an answer.
+        batch_size: Questions at a time.
+        progress: Called with the number of new answers.
+        **sampling: Further arguments of `generate`.
+
+    Returns:
+        The column that holds the answers: "answer", or "generated_answer" where the rows have one of that name.
+
+    Raises:
+        DataError: A question does not fit, before anything is generated.
     """
-    rows = read_questions(source, column)
-    prompts = [prompt_ids(loaded.encoder, row[column]) for row in rows]
+    prompts = [prompt_ids(loaded.encoder, row) for _, row in questions]
     answers = generate(loaded.model, loaded.tokenizer, prompts, max_new_tokens, batch_size, progress, **sampling)
-    pairs = zip(rows, answers, strict=True)
-    write_text(out, "".join(json.dumps({**row, "answer": answer}, ensure_ascii=False) + "\n" for row, answer in pairs))
-    return len(rows)
+    name = "generated_answer" if any("answer" in value for value, _ in questions) else "answer"
+    pairs = zip(questions, answers, strict=True)
+    write_text(out, "".join(json_text({**value, name: answer}) + "\n" for (value, _), answer in pairs))
+    return name
