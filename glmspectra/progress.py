@@ -57,6 +57,7 @@ class ProgressLine:
         self.title, self.total, self.unit, self.done = title, total, unit, done
         self.quiet, self.every, self.number = quiet, every, number
         self.said = ""
+        self._left: float | None = None
         self._first, self._start = done, time.monotonic()
         self._last_line = self._start
         self._bar: Progress | None = None
@@ -74,9 +75,15 @@ class ProgressLine:
             self._timer.daemon = True
             self._timer.start() if after else self._bar.start()
 
-    def update(self, done: float, said: str | None = None) -> None:
-        """`done` of the total is done; `said`: further figures to show, from now on."""
-        self.done = done
+    def update(self, done: float, said: str | None = None, left: float | None = None) -> None:
+        """`done` of the total is done.
+
+        Args:
+            done: Of the total.
+            said: Further figures to show, from now on.
+            left: Seconds that are left, where the caller knows better than by what was counted.
+        """
+        self.done, self._left = done, left
         self.said = self.said if said is None else said
         if self.quiet:
             return
@@ -86,9 +93,9 @@ class ProgressLine:
             self._last_line = time.monotonic()
             self.print(f"{self.title}: {self._figures()}")
 
-    def advance(self, more: float, said: str | None = None) -> None:
-        """`more` is done than before."""
-        self.update(self.done + more, said)
+    def advance(self, more: float, said: str | None = None, left: float | None = None) -> None:
+        """`more` is done than before; the rest as `update`."""
+        self.update(self.done + more, said, left)
 
     def print(self, line: str) -> None:
         """One line that stays, above the bar."""
@@ -96,7 +103,9 @@ class ProgressLine:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def seconds_left(self) -> float | None:
-        """By what was done since the beginning; None before anything was."""
+        """As the caller said, or by what was done since the beginning; None before anything was."""
+        if self._left is not None:
+            return self._left
         done = self.done - self._first
         return (time.monotonic() - self._start) * (self.total - self.done) / done if done > 0 else None
 

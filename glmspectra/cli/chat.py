@@ -1,11 +1,14 @@
 """`glmspectra chat`: talk to a model, with or without an adapter."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from glmspectra.cli.options import Device, Json, Model, Quiet
+
+if TYPE_CHECKING:
+    from glmspectra.tuning.inference.conversation import Conversation
 
 
 def chat(
@@ -28,6 +31,9 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Length of an answer.")] = 512,
     temperature: Annotated[float, typer.Option("--temperature", help="0: the likeliest token each time.")] = 0.8,
     top_p: Annotated[float, typer.Option("--top-p", help="Share of probability to draw from.")] = 0.8,
+    system: Annotated[
+        str, typer.Option("--system", help="A text that stands before the conversation.", show_default=False)
+    ] = "",
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the draws.", show_default=False)
     ] = None,
@@ -41,10 +47,8 @@ def chat(
     Example: glmspectra chat "头晕怎么办？" --adapter runs/train/final_adapter --temperature 0
     """
     import sys
-    import time
 
-    from glmspectra.cli.console import finish, stderr
-    from glmspectra.cli.libraries import hush
+    from glmspectra.cli.libraries import hush, library_log
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.errors import RequestError
 
@@ -58,49 +62,82 @@ def chat(
         raise RequestError("the question is empty: write some text.")
     if query is None and as_json:
         raise RequestError("--json gives one object for one question: name the question, or leave --json out.")
-    place = choose_model(model)
+    path = choose_model(model)
     if adapter is not None and not adapter.is_dir():  # said before minutes of loading
         raise RequestError(f"--adapter {adapter}: there is no such folder.")
+    hush()
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
+    with library_log():
+        conversation = _open(path, adapter, device, template, four_bit, max_new_tokens, system, seed, sampling)
+        if query is None:
+            _talk(conversation, path, adapter, quiet)
+        else:
+            _ask_once(conversation, query, path, adapter, as_json)
 
+
+def _open(
+    path: Path,
+    adapter: Path | None,
+    device: str,
+    template: str,
+    four_bit: bool,
+    max_new_tokens: int,
+    system: str,
+    seed: int | None,
+    sampling: dict[str, Any],
+) -> "Conversation":
+    """The conversation that the options ask for, its model loaded."""
     from glmspectra.tuning.data.template import has_chat_form
     from glmspectra.tuning.inference.batch import load_for_inference
-    from glmspectra.tuning.inference.conversation import HELP, Conversation, talk
+    from glmspectra.tuning.inference.conversation import Conversation
     from glmspectra.tuning.model.loading import positions_of
 
-    hush(quiet or as_json)
-    loaded = load_for_inference(place, adapter, device, template, four_bit=four_bit)
-    form = template
+    loaded = load_for_inference(path, adapter, device, template, four_bit=four_bit)
     if template == "auto":
         rounds = has_chat_form(loaded.tokenizer) and (adapter is None or loaded.encoder.template == "chat")
-        form = "chat" if rounds else "plain"
+        template = "chat" if rounds else "plain"
     if seed is not None:
         from transformers import set_seed
 
         set_seed(seed)
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
-    conversation = Conversation(
-        loaded.model, loaded.tokenizer, form, max_new_tokens, positions_of(loaded.model.config), **sampling
-    )
-    if query is None:
-        if not quiet:
-            who = f"{place.name} with {adapter.name}" if adapter else place.name
-            stderr.print(f"{who}. {HELP}", highlight=False, markup=False)
+    positions = positions_of(loaded.model.config)
+    return Conversation(loaded.model, loaded.tokenizer, template, max_new_tokens, positions, system, **sampling)
 
-        def show(piece: str) -> None:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
 
-        talk(conversation, lambda: input("> "), show)
-        return
+def _talk(conversation: "Conversation", path: Path, adapter: Path | None, quiet: bool) -> None:
+    import sys
+    from contextlib import suppress
+
+    from glmspectra.cli.console import stderr
+    from glmspectra.tuning.inference.conversation import HELP, talk
+
+    with suppress(ImportError):  # with it, arrow keys bring back and edit what was asked before
+        import readline  # noqa: F401
+    if not quiet:
+        who = f"{path.name} with {adapter.name}" if adapter else path.name
+        stderr.print(f"{who}. {HELP}", highlight=False, markup=False)
+
+    def show(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    talk(conversation, lambda: input("> "), show)
+
+
+def _ask_once(conversation: "Conversation", query: str, path: Path, adapter: Path | None, as_json: bool) -> None:
+    import time
+
+    from glmspectra.cli.console import finish
+
     start = time.perf_counter()
     for _ in conversation.ask(query):
         pass
     answer = conversation.rounds[-1][1]
     seconds = time.perf_counter() - start
     result = {
-        "model": str(place),
+        "model": str(path),
         "adapter": str(adapter) if adapter else None,
-        "template": form,
+        "template": conversation.template,
         "query": query,
         "answer": answer,
         "new_tokens": conversation.new_tokens,

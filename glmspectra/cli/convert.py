@@ -48,22 +48,20 @@ def convert(
     """
     from pathlib import Path
 
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
     from glmspectra.checkpoint import open_checkpoint
     from glmspectra.checkpoint.selection import left_out_sentence
     from glmspectra.checkpoint.writing.convert import convert as rewrite
     from glmspectra.checkpoint.writing.shards import shard_bytes
-    from glmspectra.cli.console import finish, note, stderr
+    from glmspectra.cli.console import finish, note
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.errors import RequestError
+    from glmspectra.progress import ProgressLine
 
     size = shard_bytes(shard_size)
     if to not in FORMS:
         raise RequestError(f"--to {to}: write {', '.join(FORMS)}.")
     if to != "safetensors" and dtype is not None:
         raise RequestError(f"--to {to} keeps every value as it is: leave --dtype out, or cast by a conversion before.")
-    columns = (TextColumn("converting"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with open_checkpoint(choose_model(model)) as checkpoint:
         if dtype is not None:
             note(left_out_sentence(checkpoint), quiet)
@@ -72,14 +70,13 @@ def convert(
         kind = checkpoint.config.get("model_type")
         if to != "safetensors" and kind != (wanted := "chatglm" if to == "glm" else "glm"):
             raise RequestError(f"--to {to} takes a checkpoint of model_type {wanted}, and {checkpoint.path} is {kind}.")
-        with Progress(*columns, console=stderr, transient=True, disable=quiet) as progress:
-            task = progress.add_task("converting", total=None if dtype else total)
+        with ProgressLine("converting", total, quiet=quiet, number=lambda count: f"{count / 1e9:.2f} GB") as progress:
             if to == "safetensors":
-                done = rewrite(checkpoint, target, dtype, size, lambda count: progress.advance(task, count))
+                done = rewrite(checkpoint, target, dtype, size, progress.advance)
             else:
                 from glmspectra.chatglm2 import convert_folder
 
-                done = convert_folder(checkpoint.folder, target, size, lambda count: progress.advance(task, count))
+                done = convert_folder(checkpoint.folder, target, size, progress.advance)
         result = {
             "checkpoint": checkpoint.name,
             "from": str(checkpoint.path),

@@ -42,22 +42,23 @@ def evaluate(
     """
     from glmspectra.cli.console import finish
     from glmspectra.cli.evaluation_page import write_evaluation_page
-    from glmspectra.cli.libraries import hush
+    from glmspectra.cli.libraries import hush, library_log
     from glmspectra.cli.progress_line import counting
     from glmspectra.errors import RequestError
-    from glmspectra.tuning.inference import evaluation
     from glmspectra.tuning.settings.load import load_settings
 
     if split not in ("valid", "train"):
         raise RequestError(f"--split {split}: write valid or train.")
-    hush(quiet)
+    hush()
     options = settings_options(model, None, None, on_bad_data, columns)
     if data is not None:
         options += data_options(data, split)
     settings = load_settings(args, [*options, *(overrides or [])])
     if out is not None:  # what cannot be written is said before minutes of work
         out.mkdir(parents=True, exist_ok=True)
-    with counting(quiet) as progress:
+    from glmspectra.tuning.inference import evaluation  # after the settings: its libraries take seconds
+
+    with library_log(), counting(quiet) as progress:
         result = evaluation.evaluate(
             settings,
             adapter,

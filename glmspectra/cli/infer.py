@@ -33,7 +33,7 @@ def infer(
     Example: glmspectra infer questions.jsonl --adapter runs/train/final_adapter --out answers.jsonl
     """
     from glmspectra.cli.console import finish, stderr
-    from glmspectra.cli.libraries import hush
+    from glmspectra.cli.libraries import hush, library_log
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.cli.progress_line import counting
     from glmspectra.errors import RequestError
@@ -48,21 +48,22 @@ def infer(
     if out.is_dir():
         raise RequestError(f"--out {out} is a folder: name the file that the answers go to.")
     out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before minutes of work
-    hush(quiet)
+    hush()
     place = choose_model(model)
     questions, recognized = read_questions(source, Columns.parse(columns) if columns else Columns())
     if not quiet:
         for line in recognized:
             stderr.print(line, highlight=False, markup=False, soft_wrap=True)
     conversations = any(not row.pair for _, row in questions)
-    loaded = inference.load_for_inference(place, adapter, device, template, max_length, four_bit, conversations)
+    with library_log():
+        loaded = inference.load_for_inference(place, adapter, device, template, max_length, four_bit, conversations)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
     if sampling:
         from transformers import set_seed
 
         set_seed(seed)
     done = 0
-    with counting(quiet) as progress:
+    with library_log(), counting(quiet) as progress:
 
         def advance(count: int) -> None:
             nonlocal done

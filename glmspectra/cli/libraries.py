@@ -1,8 +1,13 @@
 """What the libraries underneath do and say by themselves: nothing is fetched, and nothing said that tells no one."""
 
 import logging
+import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
 
 
 def fetch_no_kernels() -> None:
@@ -16,16 +21,84 @@ def fetch_no_kernels() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-def hush(quiet: bool) -> None:
-    """Drop notices that are addressed to those who call the libraries (deprecations among them); under
-    --quiet the bars of loading too. What goes wrong still raises or is logged."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|pyarrow|torch)\b")
-    # Wrapping a model whose path was resolved.
-    warnings.filterwarnings("ignore", message=r"The PEFT config's `base_model_name_or_path` was renamed")
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(transformers|peft|pyarrow|torch)\b")
-    # PEFT takes AdaLoRA's masks for LoRA's patterns first and then uses them as what they are.
-    warnings.filterwarnings("ignore", message=r"The following rank_pattern keys did not match.*\.lora_E'")
-    if quiet:
+def hush() -> None:
+    """Show no bars of loading and of tokenizing, and no notices that are addressed to those who call the libraries
+    (deprecations); to be called before the libraries are imported, or after."""
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"(transformers|peft|pyarrow|torch)\b")
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    if "transformers" in sys.modules:
         from transformers.utils import logging as bars
 
         bars.disable_progress_bar()
+
+
+@contextmanager
+def library_log(path: Path | None = None) -> Iterator[None]:
+    """Keep what libraries warn of off the terminal, and in a file where `path` says.
+
+    Their warnings are addressed to those who call them (deprecations, defaults). What goes wrong still raises, and what
+    they call an error still reaches stderr.
+
+    Args:
+        path: The file; it is written once its folder is there, and begins with what was said before.
+    """
+    import transformers  # noqa: F401 - it gives its logger a handler at import, which is replaced below
+
+    handler = _LibraryLog(path)
+    replaced = []
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        replaced.append((logger, logger.handlers, logger.propagate))
+        logger.handlers, logger.propagate = [handler], False
+    showing, warnings.showwarning = warnings.showwarning, handler.warn
+    try:
+        yield
+    finally:
+        warnings.showwarning = showing
+        for logger, handlers, propagate in replaced:
+            logger.handlers, logger.propagate = handlers, propagate
+        handler.close()
+
+
+_LOGGERS = ("transformers", "peft", "accelerate", "datasets", "bitsandbytes", "torch", "huggingface_hub")
+
+
+class _LibraryLog(logging.Handler):
+    """Appends records to a file once its folder is there; errors go to stderr too."""
+
+    def __init__(self, path: Path | None):
+        super().__init__(logging.WARNING)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.path = path
+        self.waiting: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            sys.stderr.write(f"{record.getMessage()}\n")
+        self.waiting.append(self.format(record))
+        self._write()
+
+    def warn(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        """In the place of `warnings.showwarning`."""
+        text = f"{category.__name__} at {filename}:{lineno}: {message}"
+        self.handle(logging.LogRecord("warnings", logging.WARNING, filename, lineno, text, None, None))
+
+    def _write(self) -> None:
+        if self.path is None or not self.path.parent.is_dir():
+            return
+        with suppress(OSError), self.path.open("a", encoding="utf-8", errors="replace") as file:
+            file.write("".join(f"{text}\n" for text in self.waiting))
+            self.waiting.clear()
+
+    def close(self) -> None:
+        self._write()
+        super().close()

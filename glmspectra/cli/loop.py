@@ -89,17 +89,18 @@ def demo(
 
 
 def _run(options: Any, fresh: bool, as_json: bool) -> None:
-    from glmspectra.cli.libraries import hush
+    from glmspectra.cli.libraries import hush, library_log
     from glmspectra.loop import run_loop
     from glmspectra.loop.story import verdict
 
-    hush(options.quiet)
+    hush()
 
     def say(line: str) -> None:
         if not options.quiet:
             stderr.print(line, highlight=False, markup=False)
 
-    results = run_loop(options, fresh, say)
+    with library_log(options.out / "libraries.log"):
+        results = run_loop(options, fresh, say)
     found = results["evaluate"]
     lines = [
         f"{name}: loss {found[name]['loss']:.4f}, perplexity {found[name]['perplexity']:.3f}"

@@ -31,7 +31,15 @@ from glmspectra.language import LANGUAGES, choose
 from glmspectra.language.catalogue import AUTO
 
 INTERRUPTED = 130
-KEPT = "interrupted: what was finished is kept; the same command goes on from there."
+# What is true of a command after Ctrl-C; all others write their result whole at the end.
+GOES_ON = "what was finished is kept; the same command goes on from there."
+GOES_ON_FROM_CHECKPOINT = (
+    "the same command goes on from the last checkpoint in its output folder; where there is none yet, it begins anew."
+)
+BEGINS_ANEW = "nothing was written yet; the same command begins anew."
+AFTER_INTERRUPTION = dict.fromkeys(("svd", "values", "delta", "suggest-rank", "convert", "loop", "demo"), GOES_ON) | {
+    "train": GOES_ON_FROM_CHECKPOINT
+}
 
 app = typer.Typer(
     name="glmspectra",
@@ -101,6 +109,13 @@ add(loop)
 add(demo)
 
 
+def interrupted(arguments: list[str]) -> str:
+    """What is said at Ctrl-C: what is left of the command's work, and what the same command does next."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    kept = AFTER_INTERRUPTION.get(command, BEGINS_ANEW)
+    return f"interrupted: {BEGINS_ANEW if {'--dry-run', '--find-lr'} & set(arguments) else kept}"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit status: 0 done, 1 failed while working, 2 the request was wrong, 130 interrupted.
 
@@ -127,14 +142,14 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(GlmspectraError.exit_status)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:  # Typer turns Ctrl-C into this status, without a word
-            typer.echo(KEPT, err=True)
+            typer.echo(interrupted(arguments), err=True)
         raise
     except Exception as error:
         if debug:
             raise
         if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
             # Ctrl-C while a compiled module was being imported: Python makes an ImportError of it.
-            typer.echo(KEPT, err=True)
+            typer.echo(interrupted(arguments), err=True)
             sys.exit(INTERRUPTED)
         what = " ".join(f"{type(error).__name__}: {error}".split())
         typer.echo(

@@ -36,7 +36,7 @@ def merge(
         raise RequestError(f"--dtype {dtype}: write float32, bfloat16 or float16.")
     if shard_size <= 0:
         raise RequestError(f"--shard-size {shard_size}: write a number above 0.")
-    hush(quiet)
+    hush()
     import torch
 
     with counting(quiet) as progress:

@@ -1,4 +1,4 @@
-"""A progress bar for work that counts what is done, drawn on stderr."""
+"""Progress of work that says by itself what it does, drawn on stderr."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,21 +6,23 @@ from contextlib import contextmanager
 
 @contextmanager
 def counting(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Yields progress(what, done, all), or None when quiet; one bar for each `what`."""
+    """Yields progress(what, done, all), or None when quiet; one line or bar for each `what`, one after the other."""
     if quiet:
         yield None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from glmspectra.progress import ProgressLine
 
-    from glmspectra.cli.console import stderr
+    lines: dict[str, ProgressLine] = {}
 
-    tasks: dict[str, int] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, transient=True) as bar:
+    def advance(what: str, done: int, count: int) -> None:
+        if what not in lines:
+            for line in lines.values():
+                line.close()
+            lines[what] = ProgressLine(what, count)
+        lines[what].update(done)
 
-        def advance(what: str, done: int, count: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=count)
-            bar.update(tasks[what], completed=done)  # type: ignore[arg-type]
-
+    try:
         yield advance
+    finally:
+        for line in lines.values():
+            line.close()

@@ -137,7 +137,7 @@ def suggest_rank(
     from glmspectra.ranks.peft_form import scale_of
 
     if pilot is not None or gradients is not None:
-        hush(quiet or as_json)
+        hush()
     if pilot_seeds > 1 and pilot is None:
         raise RequestError("--pilot-seeds counts pilots, and none is asked for: give --pilot STEPS too.")
     if step is not None and not delta:

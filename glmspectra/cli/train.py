@@ -10,6 +10,8 @@ from glmspectra.cli.options import Device, Json, Model, Out, Quiet
 if TYPE_CHECKING:
     from glmspectra.tuning.settings.load import Settings
 
+LIBRARY_LOG = "libraries.log"  # in the run's folder
+
 ArgsFolder = Annotated[Path, typer.Option("--args", help="The folder of the three JSON files.")]
 Overrides = Annotated[
     list[str] | None,
@@ -79,7 +81,7 @@ def train(
 
     main = os.environ.get("RANK", "0") == "0"
     silent = quiet or not main
-    hush(silent)
+    hush()
     settings = load_settings(
         args, [*settings_options(model, out, resume, on_bad_data, columns), *(overrides or [])], ranks
     )
@@ -141,18 +143,22 @@ def _train(
     import os
 
     from glmspectra.cli.console import stderr
+    from glmspectra.cli.libraries import library_log
     from glmspectra.figures import write_training_curves, write_training_report
     from glmspectra.tuning.training.run import run_training
+
+    main = os.environ.get("RANK", "0") == "0"
 
     def say(line: str) -> None:
         if not silent:
             stderr.print(line, highlight=False, markup=False, soft_wrap=True)
 
     draw = write_training_curves if report else None
-    result = run_training(settings, device, draw, silent, overwrite, allow_changed, say)
+    with library_log(Path(settings.train.output_dir) / LIBRARY_LOG if main else None):
+        result = run_training(settings, device, draw, silent, overwrite, allow_changed, say)
     output = Path(result["output_dir"])
     finished_before = result.get("finished_before", False)
-    if report and not finished_before and os.environ.get("RANK", "0") == "0":
+    if report and not finished_before and main:
         result["report"] = str(write_training_report([output], Path("reports") / output.name))
     lines = [
         f"{result['method']}: {result['steps']} steps, training loss {result['train_loss']:.4f}"
@@ -173,14 +179,18 @@ def _train(
 
 
 def _find_lr(settings: "Settings", device: str, steps: int, silent: bool) -> tuple[dict[str, Any], list[str]]:
+    from glmspectra.cli.libraries import library_log
     from glmspectra.tuning.training.learning_rate import find_learning_rate
 
-    found = find_learning_rate(settings, device, steps, silent)
+    with library_log():
+        found = find_learning_rate(settings, device, steps, silent)
     return found.as_dict(), found.lines()
 
 
 def _dry_run(settings: "Settings", device: str) -> tuple[dict[str, Any], list[str]]:
+    from glmspectra.cli.libraries import library_log
     from glmspectra.tuning.memory.dry_run import dry_run
 
-    found = dry_run(settings, device)
+    with library_log():
+        found = dry_run(settings, device)
     return found.as_dict(), found.lines()

@@ -22,9 +22,9 @@ from glmspectra.checkpoint.fingerprint import (
 from glmspectra.checkpoint.names import place_of
 from glmspectra.checkpoint.selection import left_out_facts, left_out_sentence, parse_layers
 from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.progress import time_left
 from glmspectra.store import Source
 from glmspectra.sweep.cost import EIGENSOLVER_WEIGHT, EIGENSOLVER_WEIGHT_CUDA, spectrum_cost
-from glmspectra.sweep.progress import time_left
 
 LARGE_RANK = 64  # what an adapter is taken to have when its cost is told beforehand
 

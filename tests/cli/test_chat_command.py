@@ -118,7 +118,7 @@ def test_plain_asks_with_the_question_alone(nano, tokenizer):
     conversation = Conversation(nano, tokenizer, template="plain", max_new_tokens=12)
     for _ in range(2):  # the same answer twice: no rounds before it
         answer = list(conversation.ask("那天阴天，云很厚。"))[-1]
-        ids = tokenizer("那天阴天，云很厚。", return_tensors="pt")
+        ids = tokenizer("那天阴天，云很厚。\n", return_tensors="pt")  # as training separates it from the answer
         output = nano.generate(**ids, do_sample=False, max_new_tokens=12)[0, ids["input_ids"].shape[1] :]
         assert answer == tokenizer.decode(output, skip_special_tokens=True).strip()
 
@@ -140,7 +140,7 @@ def test_a_mark_of_the_next_round_is_never_shown(nano, tokenizer):
 
 def test_talking(nano, tokenizer):
     conversation = Conversation(nano, tokenizer, max_new_tokens=12, positions=200)
-    lines = iter(["头晕怎么办？", "", "/help", "问" * 400, "/clear", "需要做什么检查？"])
+    lines = iter(["头晕怎么办？", "", "/help", "问" * 400, "/clear", "/undo", "需要做什么检查？", "/history"])
 
     def read() -> str:
         try:
@@ -155,4 +155,39 @@ def test_talking(nano, tokenizer):
     assert "the model has 200 positions" in text
     assert [query for query, _ in conversation.rounds] == ["需要做什么检查？"]
     assert conversation.rounds[0][1] in text
+    assert "there is no round to take back." in text
+    assert text.endswith(f"> 需要做什么检查？\n{conversation.rounds[0][1]}\n")
+    assert talk(conversation, iter(["/undo", "/exit"]).__next__, written.append) == 0
+    assert conversation.rounds == []
     assert talk(conversation, lambda: "/exit", written.append) == 0
+
+
+def test_an_answer_that_is_stopped_is_not_kept(nano, tokenizer, monkeypatch):
+    conversation = Conversation(nano, tokenizer, max_new_tokens=12)
+    list(conversation.ask("头晕怎么办？"))
+    before = [*conversation.rounds]
+
+    def stopped(self, query):
+        yield "多"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Conversation, "ask", stopped)
+    written: list[str] = []
+    assert talk(conversation, iter(["需要做什么检查？", "/exit"]).__next__, written.append) == 0
+    assert "".join(written) == "多\n(stopped; the question and this answer are not kept)\n"
+    assert conversation.rounds == before
+
+
+def test_a_system_text_stands_where_the_chat_template_has_it(nano, tokenizer):
+    system = "你是一位医生。"
+    conversation = Conversation(nano, tokenizer, max_new_tokens=8, system=system)
+    list(conversation.ask("头晕怎么办？"))
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": "头晕怎么办？"}]
+    expected = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    conversation.rounds.clear()
+    assert torch.equal(conversation._inputs("头晕怎么办？")["input_ids"], expected["input_ids"])
+    assert system in tokenizer.decode(expected["input_ids"][0])
+    with pytest.raises(RequestError, match="the plain template has no place for a system text"):
+        Conversation(nano, tokenizer, template="plain", system=system)

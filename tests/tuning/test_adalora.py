@@ -14,9 +14,8 @@ from glmspectra.tuning.model.adalora import (
     MaskedRankAllocator,
     add_adalora,
     allocator_of,
-    append_history,
-    cut_history,
 )
+from glmspectra.tuning.training import step_lines
 from tests.tuning.tiny_run import ADALORA, make_run, write_data, write_model
 
 START = {"model.layers.0.self_attn.q_proj": 3, "model.layers.1.self_attn.v_proj": 0}
@@ -207,8 +206,8 @@ def test_state_of_another_schedule_is_refused(tmp_path):
 def test_history_is_cut_where_a_run_goes_on(tmp_path):
     path = tmp_path / "rank_history.jsonl"
     for step in (0, 3, 6):
-        append_history(path, step, {"a": 6 - step // 3})
+        step_lines.append(path, step, {"ranks": {"a": 6 - step // 3}})
     with path.open("a") as file:
         file.write('{"step": 9, "ra')  # killed while writing
-    cut_history(path, 3)
+    step_lines.cut(path, 3)
     assert path.read_text() == '{"step": 0, "ranks": {"a": 6}}\n{"step": 3, "ranks": {"a": 5}}\n'

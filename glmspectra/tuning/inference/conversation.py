@@ -9,6 +9,9 @@ from glmspectra.chatglm2.chat import NEXT_ROUND, ReadableTokens, answer_so_far
 from glmspectra.chatglm2.decode_graph import graph_settings
 from glmspectra.chatglm2.streaming import stream_tokens
 from glmspectra.errors import RequestError
+from glmspectra.tuning.data.template import Turn, plain_prompt, takes_system
+
+PLAIN_SEPARATOR = "\n"  # as in training, where the settings do not say otherwise
 
 
 class Conversation:
@@ -18,10 +21,14 @@ class Conversation:
         model: anything with transformers' `generate`, on its device, in eval mode.
         tokenizer: its tokenizer.
         template: `"chat"` asks through the tokenizer's chat template, with the rounds before; `"plain"` gives the model
-            the question as it stands, alone, which is how an adapter trained with the plain template was asked.
+            the question alone, which is how an adapter trained with the plain template was asked.
         max_new_tokens: length of an answer.
         positions: tokens the model was made for; None where it does not say.
+        system: a text that stands before the conversation, in the place that the chat template has for it.
         sampling: further arguments of `generate`.
+
+    Raises:
+        RequestError: There is a system text, and the template has no place for it.
     """
 
     def __init__(
@@ -31,8 +38,15 @@ class Conversation:
         template: str = "chat",
         max_new_tokens: int = 512,
         positions: int | None = None,
+        system: str = "",
         **sampling: Any,
     ):
+        if system and (template == "plain" or not takes_system(tokenizer)):
+            raise RequestError(
+                f"the {'plain template' if template == 'plain' else 'chat template of this model'} has no place for a "
+                "system text; leave it out, or write it into the question."
+            )
+        self.system = system
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
@@ -91,14 +105,20 @@ class Conversation:
         return (answer_so_far(text) if self.template == "chat" else text).strip()
 
     def clear(self) -> None:
-        """Forget the rounds so far."""
+        """Forget the rounds so far; the system text stays."""
         self.rounds.clear()
+
+    def undo(self) -> bool:
+        """Forget the last round; whether there was one."""
+        return bool(self.rounds and self.rounds.pop())
 
     def _inputs(self, query: str) -> Any:
         if self.template == "plain":
-            encoded = self.tokenizer([query], return_tensors="pt")
+            prompt = plain_prompt([Turn("user", query)], PLAIN_SEPARATOR)
+            encoded = self.tokenizer([prompt], return_tensors="pt")
         else:
-            messages = [
+            messages = [{"role": "system", "content": self.system}] if self.system else []
+            messages += [
                 {"role": role, "content": text}
                 for turn in self.rounds
                 for role, text in zip(("user", "assistant"), turn, strict=True)
@@ -112,33 +132,54 @@ class Conversation:
         return encoded.to(self.model.device)
 
 
-HELP = "/clear begins a new conversation, /exit or Ctrl-D ends."
+HELP = "/clear begins anew, /undo takes the last round back, /history shows the rounds, /exit or Ctrl-D ends."
 
 
 def talk(conversation: Conversation, read: Callable[[], str], write: Callable[[str], None]) -> int:
     """Ask what `read` returns until it raises EOFError; `write` gets the answers piece by piece.
 
-    A question that cannot be asked is answered by the sentence that says why. Returns how many were answered.
+    A question that cannot be asked is answered by the sentence that says why. Ctrl-C stops an answer, of which nothing
+    is kept then, and ends the conversation where a question is awaited. Returns how many were answered.
     """
     answered = 0
     while True:
         try:
             line = read().strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return answered
         if line in ("/exit", "/quit"):
             return answered
-        if line == "/clear":
-            conversation.clear()
-        elif line.startswith("/"):
-            write(HELP + "\n")
+        if line.startswith("/"):
+            write(_obey(conversation, line) + "\n")
         elif line:
-            try:
-                shown = ""
-                for answer in conversation.ask(line):
-                    write(answer.removeprefix(shown) if answer.startswith(shown) else "\n" + answer)
-                    shown = answer
-                answered += 1
-            except RequestError as error:
-                write(str(error))
+            answered += _answer(conversation, line, write)
             write("\n")
+
+
+def _obey(conversation: Conversation, command: str) -> str:
+    """Carry out a command of `talk`; what is said to it."""
+    if command == "/clear":
+        conversation.clear()
+        return "a new conversation."
+    if command == "/undo":
+        return "the last round is taken back." if conversation.undo() else "there is no round to take back."
+    if command == "/history":
+        system = [f"(system) {conversation.system}"] if conversation.system else []
+        rounds = [f"> {query}\n{answer}" for query, answer in conversation.rounds]
+        return "\n".join([*system, *rounds]) or "there are no rounds yet."
+    return HELP
+
+
+def _answer(conversation: Conversation, query: str, write: Callable[[str], None]) -> bool:
+    """Write the answer to a question as it grows; whether it was answered to its end."""
+    shown = ""
+    try:
+        for answer in conversation.ask(query):
+            write(answer.removeprefix(shown) if answer.startswith(shown) else "\n" + answer)
+            shown = answer
+        return True
+    except RequestError as error:
+        write(str(error))
+    except KeyboardInterrupt:
+        write("\n(stopped; the question and this answer are not kept)")
+    return False

@@ -20,7 +20,6 @@ PEFT's AdaLoraModel has its allocator as an attribute: ours takes its place.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,9 @@ from peft.tuners.adalora.layer import AdaLoraLayer
 from transformers import PreTrainedModel
 
 from glmspectra.errors import ConfigError, TrainingError
-from glmspectra.files import write_text
 
 STATE_FILE = "adalora_state.pt"
-HISTORY_FILE = "rank_history.jsonl"
+HISTORY_FILE = "rank_history.jsonl"  # lines {"step": N, "ranks": {module: rank}}
 
 
 class MaskedRankAllocator(RankAllocator):
@@ -244,26 +242,6 @@ def allocator_of(model: PeftModel) -> MaskedRankAllocator | None:
     """The allocator of a model that `add_adalora` wrapped, or None for every other one."""
     allocator = getattr(model.base_model, "rankallocator", None)
     return allocator if isinstance(allocator, MaskedRankAllocator) else None
-
-
-def append_history(path: Path, step: int, ranks: Mapping[str, int]) -> None:
-    """Add one line {"step": N, "ranks": {module: rank}} to `rank_history.jsonl`."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "ranks": dict(ranks)}) + "\n")
-
-
-def cut_history(path: Path, last_step: int) -> None:
-    """Drop the lines after `last_step`: a resumed run writes them again."""
-    if path.exists():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= last_step]
-        write_text(path, "".join(line + "\n" for line in lines))
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")  # half a line, of a process that was killed while it wrote
 
 
 def _first(length: int, rank: int | None) -> torch.Tensor:

@@ -147,7 +147,7 @@ class FinetuneArgs(BaseModel):
     eval_samples: int = _key(
         0,
         "a whole number of at least 0",
-        "Answers that are generated at each evaluation and written to samples.jsonl.",
+        "Answers that are generated at each evaluation, into eval_samples.jsonl of output_dir.",
         ge=0,
     )
     eval_samples_max_new_tokens: int = _key(128, "a whole number of at least 1", "Length of such an answer.", ge=1)

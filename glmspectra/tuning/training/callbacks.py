@@ -13,7 +13,9 @@ from transformers import TrainerCallback
 
 from glmspectra.errors import TrainingError
 from glmspectra.files import write_text
+from glmspectra.progress import ProgressLine
 from glmspectra.tuning.model import adalora
+from glmspectra.tuning.training import step_lines
 from glmspectra.tuning.training.checkpoints import STATE_FILE
 
 if TYPE_CHECKING:
@@ -53,16 +55,14 @@ class AdaLoraCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not args.should_save:
             return
+        step_lines.cut(self.history, state.global_step or -1)
         if state.global_step == 0:
-            self.history.unlink(missing_ok=True)
-            adalora.append_history(self.history, 0, self.allocator.ranks())
-        else:
-            adalora.cut_history(self.history, state.global_step)
+            step_lines.append(self.history, 0, {"ranks": self.allocator.ranks()})
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step + 1  # the Trainer counts the step after this call
         if self.allocator.allocate(step) and args.should_save:
-            adalora.append_history(self.history, step, self.allocator.ranks())
+            step_lines.append(self.history, step, {"ranks": self.allocator.ranks()})
         self.allocated_at = step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -98,68 +98,43 @@ class CurvesCallback(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """One line on the terminal: steps, loss, tokens a second, memory, time left. Evaluations are printed
-    above it."""
+    """How far training is, on stderr: steps, loss, tokens a second, time left; evaluations as lines that stay."""
 
     def __init__(self) -> None:
-        self.bar: Any = None
-        self.task: Any = None
+        self.line: ProgressLine | None = None
         self.said: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        if not state.is_world_process_zero:
-            return
-        self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[said]}"),
-            console=Console(stderr=True),
-        )
-        self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, said="")
-        self.bar.start()
+        if state.is_world_process_zero:
+            self.line = ProgressLine("training", state.max_steps, "steps", done=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=state.global_step)
+        if self.line is not None:
+            self.line.update(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.bar is None or not logs:
+        if self.line is None or not logs:
             return
         if "eval_loss" in logs:
-            self.bar.print(
-                f"step {state.global_step}: eval loss {logs['eval_loss']:.4f}, perplexity "
-                f"{logs['eval_perplexity']:.3f}, token accuracy {logs['eval_token_accuracy']:.3f}",
-                highlight=False,
+            self.line.print(
+                f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4f} nats a token, perplexity "
+                f"{logs['eval_perplexity']:.3f}, token accuracy {logs['eval_token_accuracy']:.3f}"
             )
-        for key, form in (
+        for key, text in (
             ("loss", "loss {:.4f}"),
             ("tokens_per_second", "{:.0f} tokens/s"),
             ("peak_memory_gib", "{:.1f} GiB"),
             ("rank_sum", "ranks {:.0f}"),
         ):
             if key in logs:
-                self.said[key] = form.format(logs[key])
-        self.bar.update(self.task, said=", ".join(self.said.values()))
+                self.said[key] = text.format(logs[key])
+        self.line.update(state.global_step, ", ".join(self.said.values()))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
 
     def close(self) -> None:
         """Take the bar off the terminal; called when training failed too."""
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        if self.line is not None:
+            self.line.close()
+            self.line = None

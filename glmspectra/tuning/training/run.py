@@ -30,6 +30,7 @@ from glmspectra.tuning.training.arguments import check_final_folder, count_steps
 from glmspectra.tuning.training.callbacks import AdaLoraCallback, CurvesCallback, ProgressCallback, StartCallback
 from glmspectra.tuning.training.inputs import Inputs, load_inputs
 from glmspectra.tuning.training.record import SETTINGS_FOLDER, RunRecord
+from glmspectra.tuning.training.samples import SamplesCallback
 from glmspectra.tuning.training.start import Start, choose_start, move_aside
 from glmspectra.tuning.training.throughput import Throughput, flops_parameters
 from glmspectra.tuning.training.token_loss import TokenLoss
@@ -220,7 +221,9 @@ def build_run(
             "and fsdp keeps a share of each on each process; leave fsdp out (data parallelism works), or use lora "
             "or qlora."
         )
-    _add_callbacks(trainer, settings, total_steps, draw, quiet)
+    if trainer.is_fsdp_enabled and settings.finetune.eval_samples:
+        raise ConfigError("eval_samples does not go with fsdp, which keeps a share of each matrix on each process.")
+    _add_callbacks(trainer, inputs, total_steps, draw, quiet)
     notes = [*start.notes] if start is not None else []
     if not token_loss.in_chunks:
         notes.append(
@@ -246,18 +249,20 @@ def _adapted(inputs: Inputs, base: PreTrainedModel, arguments: TrainingArguments
 
 def _add_callbacks(
     trainer: AdapterTrainer,
-    settings: Settings,
+    inputs: Inputs,
     total_steps: int,
     draw: Callable[[Path], object] | None,
     quiet: bool,
 ) -> None:
+    finetune, output = inputs.settings.finetune, Path(trainer.args.output_dir)
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is the command's result
     trainer.add_callback(StartCallback(trainer, total_steps))
     if trainer.allocator is not None:
-        trainer.add_callback(AdaLoraCallback(trainer.allocator, Path(trainer.args.output_dir)))
-    if settings.finetune.early_stopping_patience is not None:
-        patience, threshold = settings.finetune.early_stopping_patience, settings.finetune.early_stopping_threshold
-        trainer.add_callback(EarlyStoppingCallback(patience, threshold))
+        trainer.add_callback(AdaLoraCallback(trainer.allocator, output))
+    if finetune.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(finetune.early_stopping_patience, finetune.early_stopping_threshold))
+    if finetune.eval_samples:
+        trainer.add_callback(SamplesCallback(trainer.model, inputs, output))
     if draw is not None:
         trainer.add_callback(CurvesCallback(draw))
     if not quiet:
