@@ -21,7 +21,8 @@ def heads_of(config: Mapping[str, Any]) -> Heads | None:
 
     None when it does not say.
     """
-    config = config.get("text_config") or config
+    inner = config.get("text_config")
+    config = inner if isinstance(inner, Mapping) else config
     query = _first(config, "num_attention_heads", "n_head", "num_heads", "n_heads")
     hidden = _first(config, "hidden_size", "n_embd", "d_model", "dim")
     size = _first(config, "kv_channels", "head_dim", "d_kv")
@@ -77,6 +78,6 @@ def head_parts(fused: str | None, rows: int, parts: tuple[Part, ...], heads: Hea
 
 def _first(config: Mapping[str, Any], *keys: str) -> int | None:
     for key in keys:
-        if isinstance(config.get(key), int):
-            return config[key]
+        if type(config.get(key)) is int and config[key] > 0:
+            return int(config[key])
     return None

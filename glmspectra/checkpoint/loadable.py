@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from glmspectra.checkpoint.reader import open_checkpoint
+from glmspectra.checkpoint.reader import Checkpoint, open_checkpoint
 from glmspectra.errors import CheckpointError
 
 # Formats that the model classes in use dequantise or compute with: bitsandbytes', ChatGLM's own, GGUF's.
 LOADED = ("nf4", "fp4", "llm_int8", "int4", "int8")
+LAYERS = ("num_layers", "num_hidden_layers", "n_layer", "n_layers")
 # Tables and masks of older files that models make anew.
 MADE_ANEW = ("inv_freq", "masked_bias", "attn.bias", "position_ids")
 
@@ -29,6 +30,7 @@ def check_loadable(path: Path) -> None:
         if faulty:
             name, fault = next(iter(faulty.items()))
             raise CheckpointError(f"{path}: {len(faulty)} of its tensors cannot be used; {name}: {fault}.")
+        _check_layers(path, checkpoint)
         native = LOADED if checkpoint.config.get("model_type") == "chatglm" else LOADED[:3]
         formats = Counter(
             record.quantization
@@ -41,6 +43,18 @@ def check_loadable(path: Path) -> None:
             f"{path}: {formats[foreign[0]]} of its weights are stored as {foreign[0]}, which is not computed with; "
             f"write them in half precision first, by glmspectra convert --model {path} --dtype bfloat16."
         )
+
+
+def _check_layers(path: Path, checkpoint: Checkpoint) -> None:
+    """Refuse more layers than the files hold before a model of so many is built: one of 10^9 would take all memory."""
+    held = max((record.layer + 1 for record in checkpoint.tensors.values() if record.layer is not None), default=0)
+    for key in LAYERS:
+        stated = checkpoint.config.get(key)
+        if isinstance(stated, int) and held and stated > held:
+            raise CheckpointError(
+                f"{path}: config.json says {key} {stated:,} and the files hold {held} layers; "
+                "fetch the folder again, or mend config.json."
+            )
 
 
 def check_taken(path: Path, unexpected: Iterable[str], missing: Iterable[str]) -> None:

@@ -1,13 +1,13 @@
 """Which files of a folder hold the weights."""
 
-import json
 import re
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.json_files import read_model
 
 INDEXES = (("model.safetensors.index.json", "safetensors"), ("pytorch_model.bin.index.json", "bin"))
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -101,33 +101,23 @@ def _from_index(index: Path, form: str) -> Located:
     return Located(index.parent, form, tuple(index.parent / name for name in names), index, promised)
 
 
+class _Index(BaseModel):
+    """An index of shards; what else it holds (sizes, a format) says nothing of where a tensor is."""
+
+    model_config = ConfigDict(extra="ignore")
+    weight_map: dict[str, str] = Field(min_length=1)
+
+
 def read_index(index: Path) -> dict[str, str]:
-    """The `weight_map` of an index.
+    """The `weight_map` of an index: tensor name -> file name.
 
-    Tensor name -> file name. Raises CheckpointError when malformed or a name stands twice.
+    Raises:
+        CheckpointError: It is malformed, names a tensor twice, or a file outside its folder.
     """
-    twice: list[str] = []
-
-    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        counts = Counter(key for key, _ in pairs)
-        twice.extend(key for key, count in counts.items() if count > 1)
-        return dict(pairs)
-
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=distinct)
-        weight_map = content["weight_map"]
-        promised = {str(name): str(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{index} is no index of shards ({type(error).__name__}: {error}): fetch it again."
-        ) from None
-    if twice:
-        raise CheckpointError(f"{index} lists the tensor {twice[0]} twice: which one counts cannot be told.")
+    promised = read_model(index, _Index).weight_map
     outside = [file for file in promised.values() if Path(file).name != file]
     if outside:
         raise CheckpointError(f"{index} names the file {outside[0]}, which lies outside its folder: it was refused.")
-    if not promised:
-        raise CheckpointError(f"{index} lists no tensors: fetch it again.")
     return promised
 
 

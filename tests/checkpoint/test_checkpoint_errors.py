@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import random
+import struct
+import zipfile
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from safetensors.torch import save_file
 
 from glmspectra.checkpoint import open_checkpoint
 from glmspectra.errors import CheckpointError, RequestError
-from tests.checkpoint.made_checkpoints import chatglm2_tensors, write
+from tests.checkpoint.made_checkpoints import CONFIG, chatglm2_tensors, write
 
 
 def refusal(path, kind=CheckpointError):
@@ -191,7 +193,7 @@ def test_tensor_listed_twice_in_an_index(tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "x.safetensors")
     index = tmp_path / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "x.safetensors", "a": "x.safetensors"}}')
-    assert "lists the tensor a twice" in refusal(tmp_path)
+    assert "the key 'a' stands twice in one object" in refusal(tmp_path)
 
 
 def test_index_and_shards_of_different_versions(tmp_path):
@@ -245,3 +247,66 @@ def test_a_pointer_of_git_lfs_is_called_by_its_name(tmp_path, name):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1949337704\n"
     (tmp_path / name).write_text(pointer)
     assert "git lfs pull" in refusal(tmp_path)
+
+
+# Files that promise more than they hold, or ask for more memory than they have bytes: refused before it is taken.
+
+
+def zipped_pickle(path, content):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/version", "3")
+    return path
+
+
+def test_a_pickle_of_millions_of_marks_is_not_obeyed(tmp_path):
+    bomb = b"\x80\x02" + b"(" * 2_000_000
+    assert "marks nested in its pickle beyond the bound of 1,000" in refusal(zipped_pickle(tmp_path / "a.bin", bomb))
+    (tmp_path / "b.bin").write_bytes(bomb)
+    assert "beyond the bound of 1,000" in refusal(tmp_path / "b.bin")
+
+
+def test_a_pickle_that_is_large_only_unpacked_is_not_unpacked(tmp_path):
+    path = zipped_pickle(tmp_path / "a.bin", b"\x80\x02" + b"]0" * 20_000_000)
+    assert path.stat().st_size < 200_000
+    assert "a pickle of 40,000,002 bytes beyond the bound of 16,777,216" in refusal(path)
+
+
+@pytest.mark.parametrize("shape", [[2**40, 2**40], [2**63, 2**63, 0], [-1, 4], [True, 4], [4.0]])
+def test_shapes_that_cannot_be(tmp_path, shape):
+    header = {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
+    path = raw_safetensors(tmp_path / "x.safetensors", header)
+    if 0 in shape:
+        return  # no number at all, whatever the other sides: nothing is read of it
+    assert "tensor a" in refusal(path)
+
+
+def test_a_deeply_nested_header(tmp_path):
+    path = raw_safetensors(tmp_path / "x.safetensors", b'{"a":' * 200_000 + b"1" + b"}" * 200_000)
+    assert "is not a safetensors file" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("tail", "said"),
+    [
+        (struct.pack("<QQ", 2**50, 0), "promises 1,125,899,906,842,624 tensors"),
+        (struct.pack("<QQ", 0, 2**40), "facts in"),
+        (struct.pack("<QQQ1sIIQ", 0, 1, 1, b"k", 9, 4, 2**60), "promises 4,611,686,018,427,387,904 bytes"),
+        (struct.pack("<QQQ1sIIQ", 0, 1, 1, b"k", 9, 8, 2**60), "its header promises"),
+        (struct.pack("<QQQ1sIIQ", 0, 1, 1, b"k", 9, 9, 1), "array of arrays"),
+        (struct.pack("<QQQ", 0, 1, 2**62), "promises 4,611,686,018,427,387,904 bytes"),
+    ],
+)
+def test_counts_of_a_gguf_header_that_its_size_cannot_hold(tmp_path, tail, said):
+    pytest.importorskip("gguf")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack("<I", 3) + tail + bytes(40))
+    assert said in refusal(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("key", ["num_layers", "num_attention_heads", "hidden_size", "kv_channels", "vocab_size"])
+@pytest.mark.parametrize("value", [10**9, 10**30, -1, 0, True, "28", 2.5, None, [], {}])
+def test_a_configuration_of_absurd_sizes_opens_in_no_time(tmp_path, key, value):
+    write(tmp_path, chatglm2_tensors(), "safetensors", config=CONFIG | {key: value, "text_config": value})
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert len(checkpoint.tensors) == len(chatglm2_tensors())
+        assert all(len(record.parts("heads")) < 100 for record in checkpoint.tensors.values())

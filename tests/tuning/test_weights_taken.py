@@ -69,3 +69,11 @@ def test_whole_models_pass(tmp_path):
     for family in ("llama", "chatglm2"):
         check_loadable(write_model(tmp_path / family, family))
     check_taken(tmp_path, ["model.layers.0.self_attn.rotary_emb.inv_freq"], [])
+
+
+def test_more_layers_than_the_files_hold_are_not_built(tmp_path):
+    folder = write_model(tmp_path / "base")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"num_hidden_layers": 10**9}))
+    with pytest.raises(CheckpointError, match="num_hidden_layers 1,000,000,000 and the files hold 2 layers"):
+        check_loadable(folder)

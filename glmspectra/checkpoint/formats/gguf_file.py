@@ -3,8 +3,9 @@
 Its reader maps the file, its tables dequantise every published block form.
 """
 
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -101,10 +102,75 @@ def _open(path: Path) -> Any:
         from gguf import GGUFReader
     except ImportError:
         raise MissingExtraError("gguf", "gguf", f"Reading {path.name}") from None
+    check_header(path)
     try:
         return GGUFReader(path, "c")  # a private mapping: torch wants one that could be written to
     except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is no sound GGUF file ({error}): fetch it again.") from error
+
+
+# Bytes of a value by GGUF's number of its type; 8 is a string, 9 an array (github.com/ggml-org/ggml, docs/gguf.md).
+_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_STRING, _ARRAY = 8, 9
+_SMALLEST_TENSOR = 24  # bytes that the entry of one tensor takes at least
+
+
+def check_header(path: Path) -> None:
+    """See that no count in the header promises more than the file's size can hold.
+
+    The gguf package believes them, and would loop over 2^60 elements that are not there.
+
+    Raises:
+        CheckpointError: One does.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(24)
+        if len(start) < 24 or start[:4] != b"GGUF" or start[4:6] == b"\0\0":
+            return  # no GGUF file, or one of a big-endian machine: the package says so
+        tensors, pairs = struct.unpack("<QQ", start[8:])
+        if tensors * _SMALLEST_TENSOR > size or pairs * 13 > size:
+            raise CheckpointError(
+                f"{path} promises {tensors:,} tensors and {pairs:,} facts in {size:,} bytes: fetch it again."
+            )
+        for _ in range(pairs):
+            _skip(file, _number(file, 8, path, size), path, size)
+            _skip_value(file, _number(file, 4, path, size), path, size)
+
+
+def _skip_value(file: BinaryIO, kind: int, path: Path, size: int) -> None:
+    if kind == _STRING:
+        _skip(file, _number(file, 8, path, size), path, size)
+    elif kind == _ARRAY:
+        inner, count = _number(file, 4, path, size), _number(file, 8, path, size)
+        if inner == _ARRAY:
+            raise CheckpointError(f"{path} holds an array of arrays, which no GGUF file needs: fetch it again.")
+        if inner != _STRING:
+            _skip(file, count * _WIDTHS.get(inner, 1), path, size)
+            return
+        if count * 8 > size:
+            _skip(file, count * 8, path, size)
+        for _ in range(count):
+            _skip(file, _number(file, 8, path, size), path, size)
+    elif kind in _WIDTHS:
+        _skip(file, _WIDTHS[kind], path, size)
+    else:
+        raise CheckpointError(f"{path} holds a value of the unknown type {kind}: it is no sound GGUF file.")
+
+
+def _number(file: BinaryIO, width: int, path: Path, size: int) -> int:
+    content = file.read(width)
+    if len(content) < width:
+        raise CheckpointError(f"{path} is truncated: its header goes on after its {size:,} bytes; fetch it again.")
+    return int.from_bytes(content, "little")
+
+
+def _skip(file: BinaryIO, count: int, path: Path, size: int) -> None:
+    if count > size - file.tell():
+        raise CheckpointError(
+            f"{path} is truncated, or no sound GGUF file: its header promises {count:,} bytes where {size:,} are all."
+        )
+    file.seek(count, 1)
 
 
 def _config(reader: Any) -> dict[str, Any]:

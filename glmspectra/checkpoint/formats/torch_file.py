@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from glmspectra.checkpoint.formats.pickle_bounds import check_pickles
 from glmspectra.checkpoint.formats.torch_kinds import stored_dtype
 from glmspectra.checkpoint.records import StoredTensor
 from glmspectra.errors import CheckpointError
@@ -63,6 +64,7 @@ def _load(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is not a file of torch.save: it begins with neither a zip archive nor a pickle; fetch it again."
         )
+    check_pickles(path)
     try:
         return torch.load(path, map_location="cpu", mmap=start[:2] == b"PK", weights_only=True)
     except pickle.UnpicklingError as error:
