@@ -79,7 +79,7 @@ def _batches(data: TrainingData, count: int, size: int, seed: int) -> list[dict[
 def _measurement(
     checkpoint: Checkpoint, record: TensorRecord, gradient: torch.Tensor, position: int, start: float
 ) -> Measurement:
-    rows, cols = record.shape
+    rows, cols = record.rows, record.columns
     spectrum = spectra_of(gradient, method="topk", k=min(TOP_K, rows, cols), device=gradient.device)["whole"]
     weight = checkpoint.read(record.name).to(gradient.device, torch.float32)
     row = {

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from glmspectra.checkpoint import open_checkpoint, select
 from glmspectra.checkpoint.formats.chatglm_int import dequantize_rows, pack_int4, quantize_rows, unpack_int4
+from glmspectra.checkpoint.formats.round_trip import quantized_copy
 from glmspectra.errors import CheckpointError, RequestError
 from tests.checkpoint.made_checkpoints import CONFIG, chatglm2_tensors, write
 
@@ -70,6 +71,18 @@ def test_rows_of_zeros_and_numbers_that_are_none():
         quantize_rows(torch.ones(2, 4), 3)
     with pytest.raises(CheckpointError, match="do not belong together"):
         dequantize_rows(packed, scale[:1], 4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_error_of_quantising_is_that_of_what_is_stored(bits, dtype):
+    """One rule: the copy whose error is measured is the copy that ChatGLM's own format holds, to the bit."""
+    torch.manual_seed(0)
+    weight = (torch.randn(24, 65) * 0.02).to(dtype)
+    packed, scale = quantize_rows(torch.nn.functional.pad(weight, (0, 1)), bits)
+    stored = dequantize_rows(packed, scale.float(), bits)
+    assert torch.equal(quantized_copy(weight, f"int{bits}"), stored[:, :65])
+    assert quantized_copy(torch.full((2, 2), float("inf")), f"int{bits}").isnan().all()
 
 
 def packed_checkpoint(folder, bits, config):

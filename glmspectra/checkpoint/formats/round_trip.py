@@ -2,6 +2,7 @@
 
 import torch
 
+from glmspectra.checkpoint.formats.chatglm_int import dequantize_rows, quantize_rows
 from glmspectra.errors import MissingExtraError, RequestError
 
 NF4_BLOCK = 64  # bitsandbytes' and QLoRA's block size
@@ -13,19 +14,27 @@ def quantized_copy(weight: torch.Tensor, form: str) -> torch.Tensor:
     cols).
 
     nf4, fp4: bitsandbytes, blocks of 64 along the rows, scales not compressed (QLoRA, Dettmers et al. 2023).
-    int8: symmetric, one scale a row (LLM.int8(), Dettmers et al. 2022, without its outlier columns).
-    int4: ChatGLM2's own form, symmetric, one scale a row, levels -7..7.
+    int8, int4: ChatGLM's own format, one scale a row, in the weight's own dtype: the numbers that `chatglm_int` stores.
+    A weight that holds NaN or infinity comes back as NaN.
     Raises RequestError for another form, MissingExtraError without bitsandbytes for nf4 and fp4.
     """
     if form not in FORMS:
         raise RequestError(f"{form!r} is no quantised form known here: choose one of {', '.join(FORMS)}.")
-    weight = weight.to(torch.float32)
     if form in ("nf4", "fp4"):
-        return _through_bitsandbytes(weight, form)
-    levels = 127 if form == "int8" else 7
-    scale = weight.abs().amax(dim=1, keepdim=True) / levels
+        return _through_bitsandbytes(weight.to(torch.float32), form)
+    if not bool(torch.isfinite(weight).all()):
+        return torch.full(weight.shape, float("nan"), device=weight.device)
+    bits, columns = (8 if form == "int8" else 4), weight.shape[1]
+    even = torch.nn.functional.pad(weight, (0, columns % 2))  # int4 pairs columns; a zero changes no row's scale
+    packed, scale = quantize_rows(even, bits)
+    return dequantize_rows(packed, scale.float(), bits)[:, :columns]
+
+
+def _int8_rows(weight: torch.Tensor) -> torch.Tensor:
+    """Through int8 by rows as bitsandbytes does (LLM.int8(), Dettmers et al. 2022, without its outlier columns)."""
+    scale = weight.abs().amax(dim=1, keepdim=True) / 127
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return torch.round(weight / safe).clamp(-levels, levels) * scale
+    return torch.round(weight / safe).clamp(-127, 127) * scale
 
 
 def _through_bitsandbytes(weight: torch.Tensor, form: str) -> torch.Tensor:
@@ -51,7 +60,7 @@ def loftq_base(weight: torch.Tensor, bits: int, rank: int, iterations: int) -> t
     weight = weight.to(torch.float32)
     target = weight
     for iteration in range(iterations):
-        quantized = quantized_copy(target, "nf4" if bits == 4 else "int8")
+        quantized = quantized_copy(target, "nf4") if bits == 4 else _int8_rows(target)
         if iteration + 1 < iterations:
             u, sigma, vh = torch.linalg.svd(weight - quantized, full_matrices=False)
             target = weight - (u[:, :rank] * sigma[:rank]) @ vh[:rank]
