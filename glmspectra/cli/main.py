@@ -22,6 +22,7 @@ from glmspectra.cli.libraries import fetch_no_kernels
 from glmspectra.cli.loop import demo, loop
 from glmspectra.cli.merge import merge
 from glmspectra.cli.report import report
+from glmspectra.cli.squeeze import squeeze
 from glmspectra.cli.suggest_rank import suggest_rank
 from glmspectra.cli.svd import svd
 from glmspectra.cli.train import train
@@ -102,6 +103,7 @@ add(suggest_rank)
 add(train)
 add(evaluate)
 add(merge)
+add(squeeze)
 add(chat)
 add(infer)
 add(report)

@@ -1,10 +1,9 @@
-"""The best integer ranks for given gains under a budget: a knapsack in which each matrix takes one of its
-options.
+"""The best integer ranks for given gains under a budget: a knapsack in which each matrix takes one of its options.
 
-Exact where the numbers allow. A greedy pass along each matrix's upper hull gives a feasible choice, and the
-linear relaxation's price for a parameter gives an upper bound; options that cannot be part of anything better
-than the greedy choice are struck out (Sinha & Zoltners 1979), and dynamic programming over what is left is
-exact. Costs share a divisor (128 in ChatGLM2), which divides the table's length.
+A greedy pass along each matrix's upper hull gives a feasible choice, and the linear relaxation's price for a parameter
+an upper bound. Where gains descend, the two mostly meet and nothing is left to do. Else options that cannot be part of
+anything better than the greedy choice are struck out (Sinha & Zoltners 1979), and the mixed-integer solver of scipy
+(HiGHS, Huangfu & Hall 2018) takes the best of the rest.
 """
 
 from collections.abc import Sequence
@@ -12,17 +11,24 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from scipy import sparse
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from glmspectra.errors import RequestError
 
-# Cells that dynamic programming may visit: some seconds of numpy.
-LARGEST_TABLE = 2_000_000_000
+SECONDS = 20.0  # that the solver may take; then its best so far is given, with what may be missing
 
 
 @dataclass(frozen=True)
 class Choice:
-    """picks: index of the option taken in each class. value: their sum. bound: no choice can be worth more
-    (the linear relaxation). exact: whether `value` is the optimum; else bound - value is what may be missing.
+    """What is taken.
+
+    Attributes:
+        picks: Index of the option taken in each class.
+        value: Their sum.
+        bound: No choice can be worth more.
+        weight: What the choice costs.
+        exact: Whether `value` is the optimum; else bound - value is what may be missing.
     """
 
     picks: tuple[int, ...]
@@ -37,29 +43,33 @@ class Choice:
 
 
 def choose(
-    weights: Sequence[np.ndarray],
-    values: Sequence[np.ndarray],
-    capacity: int,
-    largest_table: int = LARGEST_TABLE,
+    weights: Sequence[np.ndarray], values: Sequence[np.ndarray], capacity: int, seconds: float = SECONDS
 ) -> Choice:
     """Take one option a class so that weights sum to at most capacity and values to the most.
 
-    weights[m]: (options,) int64, strictly ascending, the first one forced at least. values[m]: (options,)
-    float64, not descending. Raises RequestError when even the first options exceed the capacity.
+    Args:
+        weights: Of each class (options,) int64, strictly ascending, the first one forced at least.
+        values: Of each class (options,) float64, not descending.
+        capacity: In the unit of the weights.
+        seconds: The longest that the solver may run; 0 for the greedy choice.
+
+    Raises:
+        RequestError: Even the first options exceed the capacity.
     """
     least = sum(int(weight[0]) for weight in weights)
     if least > capacity:
         raise RequestError(f"the smallest ranks asked for cost {least} parameters, more than the budget of {capacity}.")
     picks, bound, price = _greedy(weights, values, capacity)
     value = _value(values, picks)
-    kept = _worth_keeping(weights, values, capacity, price, value)
-    table = _table_size(weights, kept, capacity)
-    if table > largest_table:
-        return Choice(tuple(picks), value, bound, _weight(weights, picks), exact=False)
-    exact = _dynamic_programming(weights, values, kept, capacity)
-    if _value(values, exact) > value:
-        picks, value = exact, _value(values, exact)
-    return Choice(tuple(picks), value, max(bound, value), _weight(weights, picks), exact=True)
+    if bound - value <= 1e-12 * max(1.0, abs(bound)):
+        return Choice(tuple(picks), value, max(bound, value), _weight(weights, picks), exact=True)
+    exact = False
+    if seconds > 0:
+        kept = _worth_keeping(weights, values, capacity, price, value)
+        found, exact = _solve(weights, values, kept, capacity, bound - value, seconds)
+        if found is not None and _value(values, found) > value:
+            picks, value = found, _value(values, found)
+    return Choice(tuple(picks), value, max(bound, value), _weight(weights, picks), exact)
 
 
 def _value(values: Sequence[np.ndarray], picks: Sequence[int]) -> float:
@@ -143,50 +153,44 @@ def _worth_keeping(
     return [np.flatnonzero(r.max() - r <= slack) for r in reduced]
 
 
-def _table_size(weights: Sequence[np.ndarray], kept: Sequence[np.ndarray], capacity: int) -> int:
-    unit, length = _unit_and_length(weights, kept, capacity)
-    return sum(len(options) for options in kept) * (length // unit + 1)
+def _solve(
+    weights: Sequence[np.ndarray],
+    values: Sequence[np.ndarray],
+    kept: Sequence[np.ndarray],
+    capacity: int,
+    slack: float,
+    seconds: float,
+) -> tuple[list[int] | None, bool]:
+    """The best of the kept options by scipy.optimize.milp, and whether that is proved.
 
-
-def _unit_and_length(weights: Sequence[np.ndarray], kept: Sequence[np.ndarray], capacity: int) -> tuple[int, int]:
-    """Greatest common divisor of all differences of weight, and the capacity that is left above the cheapest
-    options.
+    One 0-1 variable an option. Values count from the first kept option of their class, in units of `slack` (what the
+    greedy choice may miss), so that the solver's absolute tolerance of 1e-6 is far below any gain that matters; weights
+    are divided by their common divisor.
     """
-    unit = 0
-    least = most = 0
-    for weight, options in zip(weights, kept, strict=True):
-        chosen = weight[options]
-        unit = int(np.gcd.reduce(np.append(chosen - chosen[0], unit)))
-        least += int(chosen[0])
-        most += int(chosen[-1])
-    return max(unit, 1), max(0, min(capacity, most) - least)
-
-
-def _dynamic_programming(
-    weights: Sequence[np.ndarray], values: Sequence[np.ndarray], kept: Sequence[np.ndarray], capacity: int
-) -> list[int]:
-    unit, length = _unit_and_length(weights, kept, capacity)
-    size = length // unit + 1
-    best = np.zeros(size)
-    taken = []
-    for weight, value, options in zip(weights, values, kept, strict=True):
-        extra = (weight[options] - weight[options[0]]) // unit
-        new = best + value[options[0]]
-        picked = np.zeros(size, dtype=np.int32)
-        for k in range(1, len(options)):
-            shift = int(extra[k])
-            if shift >= size:
-                break
-            candidate = best[: size - shift] + value[options[k]]
-            better = candidate > new[shift:]
-            new[shift:][better] = candidate[better]
-            picked[shift:][better] = k
-        best = new
-        taken.append((options, extra, picked))
-    picks: list[int] = []
-    place = size - 1
-    for options, extra, picked in reversed(taken):
-        k = int(picked[place])
-        picks.append(int(options[k]))
-        place -= int(extra[k])
-    return picks[::-1]
+    lengths = [len(options) for options in kept]
+    owner = np.repeat(np.arange(len(kept)), lengths)
+    gain = np.concatenate([value[options] - value[options[0]] for value, options in zip(values, kept, strict=True)])
+    extra = np.concatenate(
+        [weight[options] - weight[options[0]] for weight, options in zip(weights, kept, strict=True)]
+    )
+    room = capacity - sum(int(weight[options[0]]) for weight, options in zip(weights, kept, strict=True))
+    if room < 0:
+        return None, True  # the struck-out options were the cheap ones: nothing fits that beats the greedy choice
+    unit = max(int(np.gcd.reduce(extra)), 1)
+    one_each = sparse.csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))), shape=(len(kept), len(owner)))
+    answer = milp(
+        -gain / slack,
+        integrality=np.ones(len(owner)),
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint((extra // unit)[None, :].astype(np.float64), -np.inf, room // unit),
+        ],
+        options={"mip_rel_gap": 0.0, "time_limit": seconds},
+    )
+    if answer.x is None:
+        return None, answer.status == 2  # infeasible: nothing kept fits
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    chosen = [int(np.argmax(answer.x[start:end])) for start, end in pairwise(starts)]
+    picks = [int(options[pick]) for options, pick in zip(kept, chosen, strict=True)]
+    return (picks if _weight(weights, picks) <= capacity else None), answer.status == 0

@@ -13,7 +13,7 @@ import numpy as np
 
 from glmspectra.errors import RequestError
 from glmspectra.ranks.evidence import Target
-from glmspectra.ranks.knapsack import LARGEST_TABLE, choose
+from glmspectra.ranks.knapsack import SECONDS, choose
 
 GOLDEN = 0.6180339887498949  # spreads ties evenly over the layers
 
@@ -56,7 +56,7 @@ class Limits:
 class Shares:
     """ranks: name -> rank, 0 included. how: the way they were found. threshold: the global one, for kind
     'threshold'.
-    gap: what the value may fall short of the optimum, for gains that were too many for dynamic programming.
+    gap: what the value may fall short of the optimum, where the solver ran out of time.
     capped: names whose rank is all that the criterion knows of, so that more might have been worth something.
     """
 
@@ -76,7 +76,7 @@ def share_gains(
     gains: Mapping[str, np.ndarray],
     budget: int,
     limits: Limits,
-    largest_table: int = LARGEST_TABLE,
+    seconds: float = SECONDS,
 ) -> Shares:
     """Ranks whose summed gains are the most that `budget` parameters buy. gains[name][i]: of direction i, 0
     or more.
@@ -91,13 +91,13 @@ def share_gains(
         options.append(admitted)
         weights.append(admitted * target.cost)
         values.append(total[admitted])
-    choice = choose(weights, values, budget, largest_table)
+    choice = choose(weights, values, budget, seconds)
     ranks = {
         target.name: int(option[pick]) for target, option, pick in zip(targets, options, choice.picks, strict=True)
     }
     return Shares(
         ranks,
-        "dynamic programming" if choice.exact else "greedy",
+        "best sum" if choice.exact else "greedy",
         value=choice.value,
         gap=0.0 if choice.exact else choice.gap,
         capped=_capped(targets, ranks, gains, limits),

@@ -87,7 +87,7 @@ def test_from_spectra_to_a_trained_adapter_and_back(here, capsys):
         "--no-report",
         "--budget=like:r=3",
     )
-    assert by_gradient["how"] == "dynamic programming"
+    assert by_gradient["how"] == "best sum"
     assert 0 < by_gradient["parameters"] <= by_gradient["budget_parameters"]
 
 
