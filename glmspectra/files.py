@@ -50,6 +50,23 @@ def explain(error: OSError, path: Path, doing: str = "be written") -> StoreError
     )
 
 
+def readable(path: Path) -> str:
+    """`path` as text that UTF-8 can hold: bytes that are none are written as their escapes, \\xe9."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+@contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """A name of an existing file that UTF-8 can hold, for libraries that open no other; valid inside the block."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as file:
+            yield Path(f"/dev/fd/{file.fileno()}")
+    else:
+        yield path
+
+
 def make_folder(folder: Path) -> None:
     """Create `folder` and its parents. Raises StoreError where that is not possible."""
     try:
@@ -85,14 +102,20 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def write_text(path: Path, text: str) -> Path:
     """Put `text` (UTF-8) at `path` as `write_atomically` does, making its folder; returns the path.
 
-    Half of a surrogate pair, which a file name that is not UTF-8 brings along, becomes a question mark.
+    Names come from files that anybody may have written. Control characters in them, which neither HTML nor SVG can
+    hold, become their escapes (\\x1b), and half a surrogate pair, which a file name that is not UTF-8 brings along, a
+    question mark.
 
     Raises:
         StoreError: The file system refuses.
     """
     make_folder(path.parent)
+    text = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     write_atomically(path, lambda file: file.write(text.encode(errors="replace")))
     return path
+
+
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")  # tab and line ends stay
 
 
 @contextmanager

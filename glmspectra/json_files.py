@@ -10,16 +10,17 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from glmspectra.errors import CheckpointError, GlmspectraError
 from glmspectra.files import write_text
 
 MAX_BYTES = 256 << 20  # the index of 405B parameters takes under 1 MiB, a tokenizer.json some 20
 
-Model = TypeVar("Model", bound=BaseModel)
+if TYPE_CHECKING:  # pydantic takes 0.1 s to import, and `--help` needs only the writing half of this file
+    from pydantic import BaseModel, ValidationError
+
+Model = TypeVar("Model", bound="BaseModel")
 
 
 def write_json(path: Path, value: Any) -> Path:
@@ -27,18 +28,21 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json_text(value, indent=2) + "\n")
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
+def json_text(value: Any, indent: int | None = None, ascii_only: bool = False) -> str:
     """`value` as JSON that any reader takes: null for NaN and infinity, the text of what JSON has no form for."""
-    return json.dumps(_without_nan(value), ensure_ascii=False, indent=indent, default=str, allow_nan=False)
+    return json.dumps(plain(value), ensure_ascii=ascii_only, indent=indent, default=str, allow_nan=False)
 
 
-def _without_nan(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` as `read_json` would give it back once written: null for NaN and infinity, no half surrogates."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 
@@ -61,20 +65,31 @@ def read_bytes(path: Path, error: type[GlmspectraError] = CheckpointError, limit
         raise error(f"{path} cannot be read: {getattr(fault, 'strerror', None) or fault}.") from fault
 
 
-def read_json(path: Path, error: type[GlmspectraError] = CheckpointError, limit: int = MAX_BYTES) -> Any:
+def read_json(
+    path: Path, error: type[GlmspectraError] = CheckpointError, limit: int = MAX_BYTES, allow_nan: bool = False
+) -> Any:
     """The JSON value in a file (UTF-8, with or without a byte order mark).
+
+    Args:
+        path: The file.
+        error: The class of what is raised.
+        limit: The most bytes that are read.
+        allow_nan: Take NaN and infinities, which transformers writes into trainer_state.json.
 
     Raises:
         GlmspectraError: Of class `error`, in one sentence that names the file and, where known, line and column.
     """
-    return parse_json(read_bytes(path, error, limit), str(path), error)
+    return parse_json(read_bytes(path, error, limit), str(path), error, allow_nan)
 
 
-def parse_json(content: bytes | str, origin: str, error: type[GlmspectraError] = CheckpointError) -> Any:
+def parse_json(
+    content: bytes | str, origin: str, error: type[GlmspectraError] = CheckpointError, allow_nan: bool = False
+) -> Any:
     """The JSON value in `content`; `origin` names it in messages. Raises `error` as `read_json` does."""
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_duplicates)
+        numbers = {} if allow_nan else {"parse_constant": _no_constant, "parse_float": _finite}
+        value = json.loads(text, object_pairs_hook=_no_duplicates, **numbers)
         if "\\u" in text or not text.isascii():
             json.dumps(value, ensure_ascii=False).encode()  # refuses half of a surrogate pair
     except UnicodeDecodeError as fault:
@@ -93,9 +108,11 @@ def parse_json(content: bytes | str, origin: str, error: type[GlmspectraError] =
     return value
 
 
-def read_object(path: Path, error: type[GlmspectraError] = CheckpointError, limit: int = MAX_BYTES) -> dict[str, Any]:
+def read_object(
+    path: Path, error: type[GlmspectraError] = CheckpointError, limit: int = MAX_BYTES, allow_nan: bool = False
+) -> dict[str, Any]:
     """The JSON object in a file. Raises `error` as `read_json` does, and when the value is no object."""
-    value = read_json(path, error, limit)
+    value = read_json(path, error, limit, allow_nan)
     if not isinstance(value, dict):
         raise error(f"{path} holds {_sort(value)} where a JSON object was expected.")
     return value
@@ -114,6 +131,8 @@ def validate(
     value: dict[str, Any], model: type[Model], origin: str, error: type[GlmspectraError] = CheckpointError
 ) -> Model:
     """`value` as an instance of `model`, strictly; `origin` names it in messages. Raises `error`."""
+    from pydantic import ValidationError
+
     try:
         return model.model_validate(value, strict=True)
     except ValidationError as fault:
@@ -122,7 +141,7 @@ def validate(
         raise error(f"{origin} is nested too deeply to be one of the files it is named as.") from fault
 
 
-def explain(fault: ValidationError, most: int = 6) -> str:
+def explain(fault: "ValidationError", most: int = 6) -> str:
     """The faults of a pydantic model in one sentence, at most `most` of them."""
     found = []
     for item in fault.errors(include_url=False, include_context=False)[:most]:

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 
 # The word before the layer's number; GPT-2 says `h`, T5 `block`, GGUF `blk`.
-LAYER = re.compile(r"^(?P<prefix>(?:.*?\.)??(?:layers|layer|h|blocks|block|blk))\.(?P<layer>\d+)\.(?P<rest>.+)$")
+LAYER = re.compile(r"^(?P<prefix>(?:.*?\.)??(?:layers|layer|h|blocks|block|blk))\.(?P<layer>[0-9]{1,6})\.(?P<rest>.+)$")
 
 
 @dataclass(frozen=True)
@@ -196,4 +196,6 @@ def _row_of(prefix: str, module: str) -> tuple[int, Row | None]:
 
 def _natural(text: str) -> tuple:
     """A sort key by which `experts.10` follows `experts.9`."""
-    return tuple((0, int(word), "") if word.isdigit() else (1, 0, word) for word in re.split(r"(\d+)", text))
+    # Numbers are compared as text of equal length, since a name may hold thousands of digits.
+    words = re.split(r"([0-9]+)", text)
+    return tuple((0, len(word), word) if index % 2 else (1, 0, word) for index, word in enumerate(words))

@@ -28,6 +28,7 @@ from glmspectra.checkpoint.locate import Located, locate, refuse_pointer
 from glmspectra.checkpoint.names import IN_LAYERS, Place, place_of
 from glmspectra.checkpoint.records import FileRecord, StoredTensor, TensorRecord
 from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.files import readable
 from glmspectra.json_files import read_object
 
 # Experts whose gate and up matrices are stored as one, by the names in use.
@@ -333,7 +334,8 @@ def _unique_names(places: Mapping[str, Place]) -> dict[str, str]:
 
 def _name_of(path: Path) -> str:
     path = path.resolve()
-    if path.is_file():
+    is_file, path = path.is_file(), Path(readable(path))
+    if is_file:
         return path.parent.name if path.name.endswith(".index.json") else path.stem
     cache = next((part for part in path.parts if part.startswith("models--")), None)
     if cache and path.parent.name == "snapshots":  # the hub's cache names its folders by commit

@@ -1,27 +1,61 @@
-"""What a command says and how it ends: notes and progress on stderr, the result on stdout."""
+"""What a command says and how it ends: notes and progress on stderr, the result on stdout.
 
+Names come from files that anybody may have written, so nothing in a text is taken for markup, and characters that a
+terminal would obey are written out.
+"""
+
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from glmspectra.json_files import json_text
 
-stderr = Console(stderr=True)
-stdout = Console()
+# C0 and C1 controls but tab and line feed, marks that turn the direction of text, separators of lines, half surrogates.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` with every character that a terminal would obey written as its escape: \\x1b for ESC."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class PlainConsole(Console):
+    """A rich console that shows every text as it is: no markup, no emoji codes, no control characters."""
+
+    def __init__(self, **options: Any):
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text for a cell, a title or a line."""
+        return super().render_str(printable(text), **options)
+
+
+stderr = PlainConsole(stderr=True)
+stdout = PlainConsole()
+
+
+def write_any_character() -> None:
+    """Let stdout and stderr take every character: what their encoding lacks (ASCII, say) is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def finish(result: Mapping[str, Any], lines: str | list[str], as_json: bool) -> None:
     """Print the result of a command: one JSON object under `--json`, else the lines a person reads."""
     if as_json:
-        sys.stdout.write(json_text(result) + "\n")
+        encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+        sys.stdout.write(json_text(result, ascii_only=encoding != "utf8") + "\n")
         return
     for line in [lines] if isinstance(lines, str) else lines:
-        stdout.print(line, highlight=False, markup=False, soft_wrap=True)
+        stdout.print(line, soft_wrap=True)
 
 
 def note(sentence: str | None, quiet: bool = False) -> None:
     """Print a sentence on stderr as it stands, where there is one and the command is not quiet."""
     if sentence and not quiet:
-        stderr.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        stderr.print(sentence, soft_wrap=True)

@@ -1,6 +1,5 @@
 """Composes the commands and turns an error into one sentence and an exit status."""
 
-import errno
 import functools
 import inspect as inspection
 import sys
@@ -11,10 +10,12 @@ import typer
 
 from glmspectra import __version__
 from glmspectra.cli.chat import chat
+from glmspectra.cli.console import printable, write_any_character
 from glmspectra.cli.convert import convert
 from glmspectra.cli.delta import delta
 from glmspectra.cli.doctor import doctor
 from glmspectra.cli.evaluate import evaluate
+from glmspectra.cli.failures import INTERRUPTED, interruption, sentence
 from glmspectra.cli.infer import infer
 from glmspectra.cli.init import init
 from glmspectra.cli.inspect import inspect
@@ -27,20 +28,9 @@ from glmspectra.cli.suggest_rank import suggest_rank
 from glmspectra.cli.svd import svd
 from glmspectra.cli.train import train
 from glmspectra.cli.values import values
-from glmspectra.errors import GlmspectraError
 from glmspectra.language import LANGUAGES, choose
 from glmspectra.language.catalogue import AUTO
-
-INTERRUPTED = 130
-# What is true of a command after Ctrl-C; all others write their result whole at the end.
-GOES_ON = "what was finished is kept; the same command goes on from there."
-GOES_ON_FROM_CHECKPOINT = (
-    "the same command goes on from the last checkpoint in its output folder; where there is none yet, it begins anew."
-)
-BEGINS_ANEW = "nothing was written yet; the same command begins anew."
-AFTER_INTERRUPTION = dict.fromkeys(("svd", "values", "delta", "suggest-rank", "convert", "loop", "demo"), GOES_ON) | {
-    "train": GOES_ON_FROM_CHECKPOINT
-}
+from glmspectra.launch import read_launch
 
 app = typer.Typer(
     name="glmspectra",
@@ -111,13 +101,6 @@ add(loop)
 add(demo)
 
 
-def interrupted(arguments: list[str]) -> str:
-    """What is said at Ctrl-C: what is left of the command's work, and what the same command does next."""
-    command = next((argument for argument in arguments if not argument.startswith("-")), "")
-    kept = AFTER_INTERRUPTION.get(command, BEGINS_ANEW)
-    return f"interrupted: {BEGINS_ANEW if {'--dry-run', '--find-lr'} & set(arguments) else kept}"
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit status: 0 done, 1 failed while working, 2 the request was wrong, 130 interrupted.
 
@@ -125,40 +108,27 @@ def main(arguments: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
-    fetch_no_kernels()
     # `--debug` is taken anywhere on the line, so that it can be appended to a command that just failed.
     arguments = [argument for argument in arguments if argument != "--debug"]
+    write_any_character()
+    fetch_no_kernels()
     try:
+        read_launch()
         app(arguments, prog_name="glmspectra")
-    except GlmspectraError as error:
-        if debug:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_status)
-    except OSError as error:
-        if debug or (error.filename is None and error.errno != errno.ENOSPC):
-            raise
-        place = error.filename or "a result"
-        message = f"{place} cannot be read or written ({error.strerror}): name another place, or mend this one."
-        typer.echo(f"error: {message}", err=True)
-        sys.exit(GlmspectraError.exit_status)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:  # Typer turns Ctrl-C into this status, without a word
-            typer.echo(interrupted(arguments), err=True)
+            print(interruption(arguments), file=sys.stderr)
         raise
     except Exception as error:
         if debug:
             raise
         if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
             # Ctrl-C while a compiled module was being imported: Python makes an ImportError of it.
-            typer.echo(interrupted(arguments), err=True)
+            print(interruption(arguments), file=sys.stderr)
             sys.exit(INTERRUPTED)
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        typer.echo(
-            f"error: {what} (not foreseen; what was finished is kept; --debug at the end of the command shows where).",
-            err=True,
-        )
-        sys.exit(1)
+        words, status = sentence(error)
+        print(f"error: {printable(words)}", file=sys.stderr)  # typer.echo would not heed an ASCII stream
+        sys.exit(status)
 
 
 if __name__ == "__main__":

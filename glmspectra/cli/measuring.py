@@ -1,6 +1,5 @@
 """What `values` and `svd` share: open, select, sweep, draw, and say what came out."""
 
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import typer
 from glmspectra.cli.console import finish, note, stderr
 from glmspectra.errors import GlmspectraError
 from glmspectra.language import both, current, text
+from glmspectra.launch import read_launch
 
 if TYPE_CHECKING:
     from glmspectra.store import Run
@@ -42,7 +42,7 @@ def measure(
     try:
         result, folder = _sweep(model, out, options, layers, matrices, include, exclude, export_jsonl)
     except GlmspectraError as error:
-        if int(os.environ.get("RANK", "0")) > 0:  # process 0 says it
+        if not read_launch().first:  # process 0 says it
             raise typer.Exit(error.exit_status) from error
         raise
     if result.first:

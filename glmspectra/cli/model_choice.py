@@ -1,10 +1,10 @@
 """Which model a command works on when it is told, when it is not, and when it is told "nano"."""
 
-import json
 from pathlib import Path
 
 from glmspectra.embedded import EMBEDDED_MODEL, EMBEDDED_NAME, locate_model
 from glmspectra.errors import ConfigError
+from glmspectra.json_files import read_object
 
 SETTINGS = Path("args_file/finetune_args.json")
 
@@ -21,11 +21,9 @@ def choose_model(option: Path | None, settings: Path = SETTINGS) -> Path:
     if not settings.is_file():
         return EMBEDDED_MODEL
     try:
-        found = json.loads(settings.read_text(encoding="utf-8")).get("model_path", EMBEDDED_NAME)
-    except (ValueError, AttributeError, OSError) as error:
-        raise ConfigError(
-            f"{settings} is not a JSON object ({error}): mend it, or name a model with --model."
-        ) from error
+        found = read_object(settings, ConfigError).get("model_path", EMBEDDED_NAME)
+    except ConfigError as error:
+        raise ConfigError(f"{str(error).rstrip('.')}: mend it, or name a model with --model.") from error
     if not isinstance(found, str) or not found:
         raise ConfigError(f"{settings}: model_path is {found!r}, not the path of a model: mend it, or use --model.")
     return locate_model(found, f"model_path of {settings}")

@@ -10,8 +10,8 @@ import pandas as pd
 
 OUTSIDE = -1  # the layer number that stands for "in no layer" while a table is being sorted
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|blk)\.(\d+)(?:\.|$)")
-_HEAD = re.compile(r"^(.*)\.head_(\d+)$")
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|blk)\.([0-9]{1,6})(?:\.|$)")
+_HEAD = re.compile(r"^(.*)\.head_([0-9]{1,6})$")
 
 
 class RunTables(Protocol):

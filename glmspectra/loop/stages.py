@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glmspectra.json_files import write_json
+from glmspectra.errors import StoreError
+from glmspectra.json_files import read_object, write_json
 from glmspectra.loop.options import LoopOptions
 from glmspectra.loop.pilot import as_overrides, run_pilots, train_once
 from glmspectra.ranks import ranks_file
@@ -193,9 +194,7 @@ def _suggestion(
 
 
 def _ranks_of(path: Path) -> dict[str, int]:
-    import json
-
-    return json.loads(path.read_text(encoding="utf-8"))["ranks"]
+    return {str(name): int(rank) for name, rank in read_object(path, StoreError)["ranks"].items()}
 
 
 def _train(options: LoopOptions, ranks: Path, name: str) -> dict[str, Any]:

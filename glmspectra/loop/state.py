@@ -1,18 +1,37 @@
 """Which stages of a loop are finished, and with what: `loop.json` in its folder, replaced whole after each stage."""
 
-import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from glmspectra.errors import RequestError, StoreError
-from glmspectra.files import make_folder, write_atomically
+from glmspectra.json_files import plain, read_model, write_json
 from glmspectra.loop.options import LoopOptions
 
 FILE = "loop.json"
 FORM = 1
 TRAINED = ("pilots", "training", "evaluation")  # folders of a loop that its settings decide
+
+
+class _Stage(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    finished: str
+    seconds: float
+    result: dict[str, Any]
+
+
+class _Kept(BaseModel):
+    """What `loop.json` holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    glmspectra_loop: Literal[1]
+    options: dict[str, Any]
+    stages: dict[str, _Stage]
 
 
 class LoopState:
@@ -25,19 +44,17 @@ class LoopState:
     def open(cls, options: LoopOptions, fresh: bool = False) -> "LoopState":
         """The state in options.out, or a new one. RequestError where the folder holds another loop's stages."""
         path = options.out / FILE
-        identity = options.identity()
+        identity = plain(options.identity())
         if fresh:
             for trained in TRAINED:  # they may belong to other settings; tables are checked by the store itself
                 shutil.rmtree(options.out / trained, ignore_errors=True)
         if fresh or not path.is_file():
             return cls(path, identity, {})
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            theirs, stages = kept["options"], kept["stages"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise StoreError(
-                f"{path} cannot be read ({error}): remove it, or name another folder with --out."
-            ) from error
+            kept = read_model(path, _Kept, StoreError)
+            theirs, stages = kept.options, {name: stage.model_dump() for name, stage in kept.stages.items()}
+        except StoreError as error:
+            raise StoreError(f"{str(error).rstrip('.')}: remove it, or name another folder with --out.") from error
         differing = [key for key in identity if theirs.get(key) != identity[key]]
         if differing:
             key = differing[0]
@@ -58,6 +75,4 @@ class LoopState:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.stages[stage] = {"finished": stamp, "seconds": round(seconds, 2), "result": result}
         content = {"glmspectra_loop": FORM, "options": self.identity, "stages": self.stages}
-        text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
-        make_folder(self.path.parent)
-        write_atomically(self.path, lambda file: file.write(text.encode()))
+        write_json(self.path, content)

@@ -9,14 +9,14 @@ The rule for alpha: PEFT multiplies B A by alpha / r, so alpha_i = scale * r_i (
 keeps the scale of every matrix what uniform ranks would have had, whatever its rank.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glmspectra.errors import GlmspectraError, RequestError
+from glmspectra.errors import CheckpointError, GlmspectraError, RequestError
+from glmspectra.json_files import read_object
 from glmspectra.peft_rules import matched_by, module_pattern
 from glmspectra.ranks.evidence import Evidence
 from glmspectra.ranks.suggest import Suggestion
@@ -31,9 +31,9 @@ def scale_of(args: Path) -> tuple[float, bool]:
     lora_alpha / r, or over the root of r; the original study's 2 where there is none.
     """
     try:
-        found = json.loads((args / "lora_args.json").read_text(encoding="utf-8"))
+        found = read_object(args / "lora_args.json")
         rank, alpha, rslora = float(found["r"]), float(found["lora_alpha"]), bool(found.get("use_rslora"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (CheckpointError, ValueError, OverflowError, KeyError, TypeError):
         return DEFAULT_SCALE, False  # `train` says what is wrong with the file; ranks do not depend on it
     if not (0 < rank < math.inf and 0 < alpha < math.inf):
         return DEFAULT_SCALE, False

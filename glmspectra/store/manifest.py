@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from glmspectra import __version__
 from glmspectra.errors import StoreError
-from glmspectra.files import explain
+from glmspectra.json_files import plain, read_object, validate
 from glmspectra.store.schema import KINDS, QUANTITIES, SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
@@ -97,28 +99,82 @@ class Source:
     def to_manifest(self) -> dict[str, Any]:
         facts = {"name": self.name, "path": self.path, "form": self.form, "fingerprint": self.fingerprint}
         details = {"details": dict(self.details)} if self.details else {}
-        return {**facts, "files": [dict(file) for file in self.files], **details}
+        return plain({**facts, "files": [dict(file) for file in self.files], **details})
+
+
+class _Checkpoint(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "checkpoint"
+    fingerprint: str
+    path: str = ""
+    files: list[dict[str, Any]] = []
+    details: dict[str, Any] | None = None
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+    quantity: str
+    step: int | None
+    options: dict[str, Any]
+    vectors: int
+    stamp: str
+    names: list[str]
+    done: list[str]
+    left_out: list[str]
+    complete: bool
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    file: str
+    bytes: int
+
+
+class _Manifest(BaseModel):
+    """What must be right in a manifest for a run to be read; `extra` keys tell of how it was made."""
+
+    model_config = ConfigDict(extra="allow")
+
+    schema_: int = Field(alias="schema")
+    checkpoint: _Checkpoint
+    requests: dict[str, _Request]
+    complete: bool
+    nonfinite: list[str] = []
+    tables: dict[str, _Table] = {}
+
+
+class _AnyManifest(BaseModel):
+    """The least that a manifest of another schema must hold to be told from no manifest at all."""
+
+    model_config = ConfigDict(extra="allow")
+
+    schema_: int = Field(alias="schema")
+    checkpoint: _Checkpoint
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of the run in `folder`.
 
-    Raises StoreError where there is none or it cannot be understood.
+    Raises:
+        StoreError: There is none, or it cannot be understood.
     """
     path = Path(folder) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        manifest["schema"], manifest["checkpoint"]["fingerprint"], manifest["requests"], manifest["complete"]
-    except FileNotFoundError:
+    if not path.exists():
         raise StoreError(
             f"{folder} holds no run (there is no {MANIFEST}): measure one first with `glmspectra svd` or "
             "`glmspectra values`."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
+        )
+    try:
+        manifest = read_object(path, StoreError)
+        model = _Manifest if manifest.get("schema") == SCHEMA_VERSION else _AnyManifest
+        validate(manifest, model, str(path), StoreError)
+    except StoreError as error:
         raise StoreError(
-            f"{path} is not the manifest of a run ({error}); move it away and run the command again, "
+            f"{str(error).rstrip('.')}; it is not the manifest of a run: move it away and run the command again, "
             "finished matrices are reused."
         ) from error
-    except OSError as error:
-        raise explain(error, path, "be read") from error
     return manifest

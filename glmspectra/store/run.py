@@ -11,7 +11,6 @@ and asked for more; and a part measured another way is never mixed in, though it
 that way is asked for again.
 """
 
-import json
 import platform
 import sys
 from collections.abc import Iterable, Mapping
@@ -22,7 +21,8 @@ from typing import Any
 
 from glmspectra import __version__
 from glmspectra.errors import StoreError
-from glmspectra.files import explain, locked, make_folder, remove_leftovers, write_atomically
+from glmspectra.files import explain, locked, make_folder, remove_leftovers
+from glmspectra.json_files import write_json
 from glmspectra.store.manifest import MANIFEST, PARTS, VECTORS, Request, Source, read_manifest, run_name
 from glmspectra.store.measurement import Measurement, part_file_name, read_part, write_part
 from glmspectra.store.schema import SCHEMA_VERSION
@@ -191,8 +191,7 @@ class RunStore:
         return {**found, "checkpoint": source, "requests": requests, "complete": complete}
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(self.folder / MANIFEST, lambda file: file.write(text.encode()))
+        write_json(self.folder / MANIFEST, manifest)
 
 
 def _remove(path: Path) -> None:

@@ -178,7 +178,8 @@ def _concatenate(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
 
 def _read_table(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path)
+        with path.open("rb") as file:  # pyarrow opens no path that is not UTF-8
+            return pq.read_table(file)
     except (pa.ArrowException, FileNotFoundError) as error:
         raise StoreError(
             f"{path} is missing or damaged: delete it and run the same `glmspectra svd` or `glmspectra values` "

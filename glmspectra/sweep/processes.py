@@ -4,7 +4,6 @@ Only names, counts and error messages travel between processes, never a weight, 
 whatever the device; a process group that is already there (nccl, say) is used as it is.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch.distributed as dist
 
 from glmspectra.errors import GlmspectraError
 from glmspectra.files import exclusive
+from glmspectra.launch import read_launch
 
 Value = TypeVar("Value")
 
@@ -84,15 +84,15 @@ class Processes:
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
     """The processes of this sweep: those of torchrun (WORLD_SIZE in the environment), else this one alone."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1 and not (dist.is_available() and dist.is_initialized()):
+    launch = read_launch()
+    if launch.count == 1 and not (dist.is_available() and dist.is_initialized()):
         yield Processes()
         return
     ours = not dist.is_initialized()
     if ours:
         dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+        yield Processes(dist.get_rank(), dist.get_world_size(), launch.local_rank)
     finally:
         if ours:
             dist.destroy_process_group()

@@ -16,6 +16,7 @@ from glmspectra.checkpoint.fingerprint import WHOLE_UP_TO
 from glmspectra.checkpoint.selection import left_out_facts
 from glmspectra.device import choose_device
 from glmspectra.errors import GlmspectraError
+from glmspectra.files import readable
 from glmspectra.store import Request, RunStore, Source
 from glmspectra.sweep.cost import spectrum_cost, value_cost
 from glmspectra.sweep.gathering import Gathering
@@ -63,7 +64,7 @@ def source_of(checkpoint: "Checkpoint") -> Source:
         | ({"modified": file.modified} if file.size > WHOLE_UP_TO else {})
         for file in checkpoint.files
     )
-    path = str(checkpoint.path.resolve())
+    path = readable(checkpoint.path.resolve())
     found = left_out_facts(checkpoint)
     details = {"left_out": found} if found else {}
     return Source(checkpoint.name, checkpoint.fingerprint, path, checkpoint.form, files, details)

@@ -20,7 +20,9 @@ MAY_IMPORT = {
     "cli": {"checkpoint", "spectra", "store", "sweep", "ranks", "chatglm2", "tuning", "figures", "loop"},
 }
 # The ground floor: what every package may import.
-SHARED = {"errors", "files", "json_files", "device", "embedded", "progress", "language", "peft_rules", "__version__"}
+SHARED = {"errors", "files", "json_files", "device", "embedded", "launch", "progress", "language", "peft_rules"} | {
+    "__version__"
+}
 
 
 def imported(source: str, module: tuple[str, ...]) -> set[str]:

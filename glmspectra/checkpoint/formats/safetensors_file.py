@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from glmspectra.checkpoint.records import StoredTensor
 from glmspectra.errors import CheckpointError
+from glmspectra.files import utf8_path
 from glmspectra.json_files import explain
 
 DTYPES = {
@@ -68,7 +69,8 @@ class SafetensorsFile:
         """The tensor as stored, of its own dtype and shape, on the CPU, mapped from the file."""
         try:
             if self._handle is None:
-                self._handle = safe_open(self.path, framework="pt", device="cpu")
+                with utf8_path(self.path) as path:
+                    self._handle = safe_open(path, framework="pt", device="cpu")
             return self._handle.get_tensor(name)
         except SafetensorError as error:
             raise CheckpointError(

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from glmspectra.checkpoint.formats import mapped
 from glmspectra.checkpoint.formats.safetensors_file import DTYPES
 from glmspectra.errors import CheckpointError, RequestError
-from glmspectra.files import write_atomically
+from glmspectra.files import utf8_path, write_atomically
 
 INDEX = "model.safetensors.index.json"
 _HEADER_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -156,7 +156,7 @@ def verify_shard(path: Path, tensors: Iterable[Planned], checksums: Mapping[str,
         CheckpointError: The file cannot be read, or a tensor differs; the first one is named.
     """
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with utf8_path(path) as name, safe_open(name, framework="pt", device="cpu") as file:
             for planned in tensors:
                 written = file.get_tensor(planned.name)
                 checksum = hashlib.blake2b(digest_size=16)
