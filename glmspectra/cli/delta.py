@@ -1,6 +1,5 @@
 """`glmspectra delta BASE TUNED`: spectra of what training changed."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,7 +128,7 @@ def measure_changes(base: Path | None, tuned: Path, root: Path, **options: Any) 
     asked = DeltaOptions(**options)
     plan = plan_delta(base, tuned, asked)
     try:
-        if plan.streams and not asked.quiet and int(os.environ.get("RANK", "0")) == 0:
+        if plan.streams and not asked.quiet and read_launch().first:
             stderr.print(plan.sentence(str(choose_device(asked.device))), highlight=False, soft_wrap=True)
         result = measure_delta(plan, root / TABLES_FOLDER)
     finally:
