@@ -8,6 +8,7 @@ import typer
 from glmspectra.cli.console import finish, stderr, stdout
 from glmspectra.cli.options import Device, Json, Quiet
 from glmspectra.cli.selection_options import Exclude, Fresh, Include, Layers, Matrices, NoReport, OutRoot, SvgFiles
+from glmspectra.launch import read_launch
 
 if TYPE_CHECKING:
     from glmspectra.store import Run
