@@ -226,3 +226,11 @@ def test_integers_without_scales_are_no_matrices(tmp_path):
     save_file(packed, tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path) as checkpoint, pytest.raises(CheckpointError, match=r"up_proj\.qzeros is missing"):
         select(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "name", ["layers.\u00b2.x.weight", f"layers.{'9' * 5000}.x.weight", "h.\u0663.attn.c_attn.weight"]
+)
+def test_digits_that_are_no_layer_number(number):
+    """Superscripts, digits of other scripts, numbers of thousands of digits: no layer, and no crash."""
+    assert place_of(f"layers.{number}.x.weight").layer is None

@@ -280,6 +280,29 @@ def test_gguf_written_here(tmp_path):
         open_checkpoint(path)
 
 
+def test_gguf_experts_are_taken_one_by_one(tmp_path):
+    """`ffn_gate_exps` of shape (experts, rows, columns) in blocks: each expert as gguf itself dequantises it."""
+    gguf = pytest.importorskip("gguf")
+    weight = np.random.default_rng(0).standard_normal((3, 8, 64), dtype=np.float32)
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    kind = gguf.GGMLQuantizationType.Q8_0
+    packed = gguf.quants.quantize(weight, kind)
+    writer.add_tensor("blk.0.ffn_gate_exps.weight", packed, raw_dtype=kind)
+    writer.add_tensor("blk.0.ffn_up_exps.weight", weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    expected = torch.from_numpy(gguf.quants.dequantize(packed, kind))
+    with open_checkpoint(tmp_path) as checkpoint:
+        records = select(checkpoint)
+        assert [(record.experts, record.rows, record.columns) for record in records] == [(3, 8, 64)] * 2
+        for expert in range(3):
+            assert torch.equal(checkpoint.read_matrix(records[0], expert), expected[expert])
+            assert torch.equal(checkpoint.read_matrix(records[1], expert), torch.from_numpy(weight[expert]))
+        assert torch.equal(checkpoint.read(records[0].name), expected)
+
+
 def test_gguf_package_missing(tmp_path, monkeypatch):
     import sys
 

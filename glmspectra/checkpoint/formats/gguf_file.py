@@ -75,7 +75,10 @@ class GgufFile:
             dtype = PLAIN.get(kind, f"gguf:{kind}")
             self.entries[tensor.name] = StoredTensor(tensor.name, shape, dtype, int(tensor.n_bytes), path.name)
             self._index[tensor.name] = index
-        self.config = _config(self._reader)
+        try:
+            self.config = _config(self._reader)
+        except (ValueError, TypeError, IndexError) as error:  # UnicodeDecodeError among them
+            raise CheckpointError(f"{path} holds facts that cannot be read ({error}): fetch it again.") from error
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor as stored, mapped.

@@ -7,6 +7,7 @@ a kilobyte. A state dictionary needs some 250 bytes of pickle a tensor and five 
 import io
 import pickletools
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
@@ -36,7 +37,9 @@ def check_pickles(path: Path) -> None:
         with path.open("rb") as file:
             for _ in range(PICKLES):
                 _check(path, file)
-    except (ValueError, EOFError, IndexError, KeyError, NotImplementedError, zipfile.BadZipFile):
+    except (MemoryError, OverflowError):
+        raise CheckpointError(f"{path} asks for more memory than there is: it was not read.") from None
+    except (ValueError, EOFError, IndexError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         return  # cut, or no pickle: torch says what is wrong
 
 
