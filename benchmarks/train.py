@@ -490,9 +490,17 @@ def run_plain(setting: Setting, options: argparse.Namespace, rows: list[dict[str
 
 def left_padded(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch as the published tokenizer pads it; without padding, no mask for either side to work on."""
-    from glmspectra.tuning.data import PaddingCollator
+    import torch
 
-    return PaddingCollator(0, "left", True)(rows)
+    width = max(len(row["input_ids"]) for row in rows)
+    padding = [width - len(row["input_ids"]) for row in rows]
+    columns = {
+        "input_ids": [[0] * left + list(row["input_ids"]) for left, row in zip(padding, rows, strict=True)],
+        "labels": [[-100] * left + list(row["labels"]) for left, row in zip(padding, rows, strict=True)],
+        "attention_mask": [[0] * left + [1] * (width - left) for left in padding],
+        "position_ids": [[0] * left + list(range(width - left)) for left in padding],
+    }
+    return {name: torch.tensor(values) for name, values in columns.items()}
 
 
 def sync(device: str) -> None:

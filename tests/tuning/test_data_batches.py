@@ -19,31 +19,16 @@ from tests.tuning.data_tokenizers import TEMPLATE, character_tokenizer
 LLAMA = family_of({"model_type": "llama"})
 
 
-def test_padding_on_the_left_counts_positions_from_the_first_token():
-    batch = PaddingCollator(0, "left", position_ids=True)(
+def test_padding_stands_on_the_right_of_every_example():
+    batch = PaddingCollator(0)(
         [{"input_ids": [7, 8, 9], "labels": [IGNORED, 8, 9]}, {"input_ids": [5], "labels": [5], "length": 1}]
     )
     assert {name: values.tolist() for name, values in batch.items()} == {
-        "input_ids": [[7, 8, 9], [0, 0, 5]],
-        "labels": [[IGNORED, 8, 9], [IGNORED, IGNORED, 5]],
-        "attention_mask": [[1, 1, 1], [0, 0, 1]],
-        "position_ids": [[0, 1, 2], [0, 0, 0]],
+        "input_ids": [[7, 8, 9], [5, 0, 0]],
+        "labels": [[IGNORED, 8, 9], [5, IGNORED, IGNORED]],
+        "attention_mask": [[1, 1, 1], [1, 0, 0]],
     }
     assert all(values.dtype == torch.int64 for values in batch.values())
-
-
-@pytest.mark.shared
-def test_padding_is_the_tokenizers_own(shared):
-    from glmspectra.chatglm2 import ChatGLMTokenizer
-
-    tokenizer = ChatGLMTokenizer.from_pretrained(shared / "tokenizer/chatglm2")
-    texts = ["感冒了怎么办？", "多喝水，好好休息。"]
-    theirs = tokenizer(texts, padding=True, return_tensors="pt")
-    examples = [{"input_ids": ids, "labels": ids} for ids in map(tokenizer.encode, texts)]
-    family = family_of({"model_type": "chatglm"})
-    ours = PaddingCollator(tokenizer.pad_token_id, family.padding_side, family.position_ids)(examples)
-    for name in ("input_ids", "attention_mask", "position_ids"):
-        assert torch.equal(ours[name], theirs[name]), name
 
 
 @budget(max_examples=100, deadline=None)
@@ -123,8 +108,7 @@ def test_packed_and_unpacked_losses_agree_per_example(name, attention):
     ids = [torch.randint(3, 64, (length,), generator=generator).tolist() for length in lengths]
     labels = [[IGNORED] * (length // 2 + 1) + row[length // 2 + 1 :] for length, row in zip(lengths, ids, strict=True)]
     examples = [{"input_ids": row, "labels": mask} for row, mask in zip(ids, labels, strict=True)]
-    family = family_of(model.config)
-    padded = PaddingCollator(0, family.padding_side, family.position_ids)
+    padded = PaddingCollator(0)
     alone = [losses(model, padded([example])) for example in examples]
     together = losses(model, padded(examples))
     assert torch.allclose(torch.cat(alone), together, atol=1e-5)
@@ -237,7 +221,7 @@ def test_long_pairs_are_counted(tmp_path):
     assert data.report.splits["train"].dropped_long == 2
 
 
-def test_tokenised_once_and_anew_when_anything_changes(tmp_path, monkeypatch):
+def test_tokenized_once_and_anew_when_anything_changes(tmp_path, monkeypatch):
     from glmspectra.tuning.data import encode
 
     calls = []

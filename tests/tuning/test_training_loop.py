@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmspectra.errors import ConfigError
 from glmspectra.tuning.data import PackedCollator, PaddingCollator
-from glmspectra.tuning.data.batching import REAL_TOKENS, right_padded
+from glmspectra.tuning.data.batching import REAL_TOKENS, TrainingCollator
 from glmspectra.tuning.data.packing import pack_dataset
 from glmspectra.tuning.training import token_loss as token_loss_module
 from glmspectra.tuning.training.run import train
@@ -75,8 +75,8 @@ def test_a_model_that_caps_its_logits_is_found_out():
 
 
 def test_padding_side_and_mask_change_no_loss(model):
-    # What training feeds (padding on the right, no mask) against what the data's collator gives (ChatGLM2: on
-    # the left, with mask and positions).
+    # What training feeds (padding on the right, no mask) against what the published tokenizer gives (on the left,
+    # with mask and positions).
     glm = AutoModelForCausalLM.from_pretrained(model).requires_grad_(False).eval()
     loss = TokenLoss(glm)
     draw = torch.Generator().manual_seed(1)
@@ -84,8 +84,16 @@ def test_padding_side_and_mask_change_no_loss(model):
     for length in (5, 17, 9):
         ids = torch.randint(3, 60, (length,), generator=draw).tolist()
         examples.append({"input_ids": ids, "labels": [-100, -100, *ids[2:]]})
-    left = PaddingCollator(0, "left", True)(examples)
-    moved = right_padded(left, 0)
+    padding = [17 - len(row["input_ids"]) for row in examples]
+    left = {
+        "input_ids": [[0] * pad + row["input_ids"] for pad, row in zip(padding, examples, strict=True)],
+        "labels": [[-100] * pad + row["labels"] for pad, row in zip(padding, examples, strict=True)],
+        "attention_mask": [[0] * pad + [1] * (17 - pad) for pad in padding],
+        "position_ids": [[0] * pad + list(range(17 - pad)) for pad in padding],
+    }
+    left = {name: torch.tensor(values) for name, values in left.items()}
+    moved = TrainingCollator(PaddingCollator(0))(examples)
+    assert moved.pop(REAL_TOKENS).tolist() == [5 + 17 + 9]
     assert set(moved) == {"input_ids", "labels"}
     assert moved["input_ids"].tolist() == [row["input_ids"] + [0] * (17 - len(row["input_ids"])) for row in examples]
     assert moved["labels"].tolist() == [row["labels"] + [-100] * (17 - len(row["labels"])) for row in examples]
@@ -109,7 +117,7 @@ def test_packed_rows_give_each_example_its_own_loss(tmp_path, family):
     assert len(packed) == 2
     with torch.no_grad():
         found = loss(model, PackedCollator(0)(list(packed))).nll
-        single = [loss(model, right_padded(PaddingCollator(0)([row]), 0)).nll for row in rows]
+        single = [loss(model, PaddingCollator(0)([row])).nll for row in rows]
     expected = {round(float(nll), 4) for row in single for nll in row}
     assert len(found) == sum(len(row) for row in single)
     assert torch.allclose(found.sort().values, torch.cat(single).sort().values, atol=1e-5), expected

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -11,33 +11,23 @@ from glmspectra.tuning.data.encode import IGNORED
 
 @dataclass(frozen=True)
 class PaddingCollator:
-    """Pads a batch to its longest example.
+    """Pads a batch to its longest example: input_ids, labels and attention_mask, int64 [b, s].
 
-    Gives input_ids, labels and attention_mask, int64 [b, s]; with `position_ids` also positions, which are 0 on
-    padding and count from 0 at the first token, as ChatGLM2's own tokenizer has them.
+    Padding stands on the right for every family. A causal model lets no token see what stands to its right, so each
+    example is computed as it is alone, with positions that count from its first token.
     """
 
     pad_token_id: int
-    side: Literal["left", "right"] = "right"
-    position_ids: bool = False
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         width = max(len(example["input_ids"]) for example in examples)
         columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": []}
-        if self.position_ids:
-            columns["position_ids"] = []
         for example in examples:
-            length = len(example["input_ids"])
-            columns["input_ids"].append(self._padded(list(example["input_ids"]), self.pad_token_id, width))
-            columns["labels"].append(self._padded(list(example["labels"]), IGNORED, width))
-            columns["attention_mask"].append(self._padded([1] * length, 0, width))
-            if self.position_ids:
-                columns["position_ids"].append(self._padded(list(range(length)), 0, width))
+            padding = width - len(example["input_ids"])
+            columns["input_ids"].append([*example["input_ids"], *[self.pad_token_id] * padding])
+            columns["labels"].append([*example["labels"], *[IGNORED] * padding])
+            columns["attention_mask"].append([1] * (width - padding) + [0] * padding)
         return {name: torch.tensor(values, dtype=torch.long) for name, values in columns.items()}
-
-    def _padded(self, values: list[int], filler: int, width: int) -> list[int]:
-        padding = [filler] * (width - len(values))
-        return padding + values if self.side == "left" else values + padding
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def prepare_data(
     report.settle(finetune.on_bad_data)
     if not len(datasets["train"]):
         raise DataError(f"{finetune.named_sources}: no row is left to train on after tokenizing.")
-    padding = PaddingCollator(_pad_id(tokenizer), family.padding_side, family.position_ids)
+    padding = PaddingCollator(_pad_id(tokenizer))
     collator: PaddingCollator | PackedCollator = padding
     if finetune.packing:
         datasets["train"] = pack_dataset(datasets["train"], encoder.max_length, writable(cache))

@@ -1,4 +1,4 @@
-"""What reading, checking and tokenising found: counted, listed by line, and an error or a warning."""
+"""What reading, checking and tokenizing found: counted, listed by line, and an error or a warning."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field

@@ -218,7 +218,7 @@ class _Work:
         """Measure a model, bare or with an adapter."""
         inputs, data = self.inputs, self.inputs.data
         token_loss = TokenLoss(model.get_base_model() if isinstance(model, PeftModel) else model)
-        collator = TrainingCollator(data.collator, data.collator.pad_token_id)
+        collator = TrainingCollator(data.collator)
         with inputs.precision.context(inputs.device):
             advance = self._advance(f"{name}: loss", len(self.rows))
             sums = losses_by_row(model, token_loss, self.rows, collator, self.batch_size, advance)

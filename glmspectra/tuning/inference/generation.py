@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from glmspectra.tuning.training.token_loss import IGNORED
+from glmspectra.tuning.data import IGNORED
 
 
 def split_prompt(input_ids: Sequence[int], labels: Sequence[int]) -> tuple[list[int], list[int]]:

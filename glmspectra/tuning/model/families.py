@@ -1,7 +1,7 @@
 """What differs from one family of models to the next: the only table in `tuning/` that names any.
 
 Everything else asks the family. A model type that is not here is trained too: all its linear layers get an
-adapter, its tokenizer's chat template is used where it has one, and padding goes to the right.
+adapter, and its tokenizer's chat template is used where it has one.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,12 @@ class Family:
     model_types: `model_type` of config.json.
     targets: matrices that get an adapter when the settings name none: module names, or "all-linear".
     template: what `template: auto` means for a pair; "chat" falls back to plain where the tokenizer has no form.
-    padding_side, position_ids: how the batches of the family's own tokenizer look.
     """
 
     name: str
     model_types: tuple[str, ...]
     targets: tuple[str, ...] | Literal["all-linear"]
     template: Literal["plain", "chat"] = "chat"
-    padding_side: Literal["left", "right"] = "right"
-    position_ids: bool = False
 
     @property
     def default_targets(self) -> list[str] | str:
@@ -35,17 +32,8 @@ class Family:
 _QKV = ("q_proj", "k_proj", "v_proj")
 
 FAMILIES: tuple[Family, ...] = (
-    # The original study adapts the fused matrix, feeds the context as it stands (its data carries the
-    # instruction) and pads to the left, with position ids that start at the first token, as the published
-    # tokenizer does.
-    Family(
-        "chatglm2",
-        ("chatglm",),
-        ("query_key_value",),
-        template="plain",
-        padding_side="left",
-        position_ids=True,
-    ),
+    # The original study adapts the fused matrix and feeds the context as it stands: its data carries the instruction.
+    Family("chatglm2", ("chatglm",), ("query_key_value",), template="plain"),
     # The others get adapters where ChatGLM2 has them: on queries, keys and values.
     Family("glm4", ("glm", "glm4"), _QKV),
     Family("llama", ("llama",), _QKV),

@@ -96,7 +96,7 @@ class FinetuneArgs(BaseModel):
     cache_dir: str | None = _key(
         None,
         "the path of a folder, or null",
-        "Where tokenised data is kept; null: $XDG_CACHE_HOME/glmspectra.",
+        "Where tokenized data is kept; null: $XDG_CACHE_HOME/glmspectra.",
     )
     label_pad_token_id: Literal[-100] = _key(
         -100, "-100, the id that the loss leaves out", "Label of tokens that are not learnt."
@@ -107,7 +107,7 @@ class FinetuneArgs(BaseModel):
     method: Method | None = _key(
         None, "one of lora, qlora, adalora, qadalora, or null", "null: qlora when load_in_4bit, else lora."
     )
-    load_in_4bit: bool | None = _key(None, "true, false or null", "Quantise the base; null: as method says.")
+    load_in_4bit: bool | None = _key(None, "true, false or null", "Quantize the base; null: as method says.")
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = _key("nf4", "nf4 or fp4", "The 4-bit grid.")
     bnb_4bit_compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _key(
         "auto",
@@ -116,7 +116,7 @@ class FinetuneArgs(BaseModel):
         "float32 on a CPU.",
     )
     bnb_4bit_use_double_quant: bool = _key(
-        False, _SWITCH, "Quantise the scales of the blocks too: 0.37 bits a weight less."
+        False, _SWITCH, "Quantize the scales of the blocks too: 0.37 bits a weight less."
     )
     bnb_4bit_quant_storage: Literal["uint8", "float32", "bfloat16", "float16"] = _key(
         "uint8",
@@ -124,7 +124,7 @@ class FinetuneArgs(BaseModel):
         "Type that holds the packed bytes; FSDP wants that of the other weights.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _key(
-        "auto", _FLOATS, "Precision of weights that are not quantised; auto: as bnb_4bit_compute_dtype auto."
+        "auto", _FLOATS, "Precision of weights that are not quantized; auto: as bnb_4bit_compute_dtype auto."
     )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = _key(
         "sdpa", "one of sdpa, eager, flash_attention_2, flex_attention", "How attention is computed."
@@ -268,7 +268,7 @@ class LoraArgs(BaseModel):
     )
     beta1: float = _key(0.85, "a number above 0 and below 1", "AdaLoRA: smoothing of the sensitivity.", gt=0, lt=1)
     beta2: float = _key(0.85, "a number above 0 and below 1", "AdaLoRA: smoothing of its uncertainty.", gt=0, lt=1)
-    orth_reg_weight: float = _key(0.5, "a number above 0", "AdaLoRA: weight of the orthogonal regularisation.", gt=0)
+    orth_reg_weight: float = _key(0.5, "a number above 0", "AdaLoRA: weight of the orthogonal regularization.", gt=0)
     start_ranks: dict[str, Annotated[int, Field(ge=0)]] = _key(
         {},
         "an object of module name to a whole number of at least 0",

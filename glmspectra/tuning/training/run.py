@@ -213,7 +213,7 @@ def build_run(
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.valid.sort("length", reverse=True) if data.valid is not None else None,  # less padding
-        data_collator=TrainingCollator(data.collator, data.collator.pad_token_id),
+        data_collator=TrainingCollator(data.collator),
     )
     if trainer.is_fsdp_enabled and settings.adaptive:
         raise ConfigError(

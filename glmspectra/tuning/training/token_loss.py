@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-IGNORED = -100
+from glmspectra.tuning.data import IGNORED
+
 CHUNK_BYTES = 1 << 28  # float32 logits of one chunk; 1,032 tokens of ChatGLM2's vocabulary
 
 

@@ -21,6 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from glmspectra.errors import TrainingError
 from glmspectra.files import atomic_folder, write_text
 from glmspectra.json_files import read_model
+from glmspectra.tuning.data import IGNORED
 from glmspectra.tuning.data.batching import REAL_TOKENS
 from glmspectra.tuning.model import adalora
 from glmspectra.tuning.model.four_bit import check_layout
@@ -29,7 +30,7 @@ from glmspectra.tuning.training.divergence import Explosion, ExplosionWatch, fir
 from glmspectra.tuning.training.model_card import write_card
 from glmspectra.tuning.training.sampling import EpochSampler
 from glmspectra.tuning.training.throughput import Throughput
-from glmspectra.tuning.training.token_loss import IGNORED, TokenLoss
+from glmspectra.tuning.training.token_loss import TokenLoss
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PROGRESS_FILE = "progress.json"
