@@ -166,7 +166,7 @@ def place_of(name: str) -> Place:
             layer=layer,
             names=(short + suffix, rest + suffix, f"{prefix}.{rest}{suffix}"),
             kind=kind,
-            order=(IN_LAYERS, *tower, layer, index, bool(suffix), _natural(rest)),
+            order=(IN_LAYERS, *tower, layer, index, bool(suffix), natural_order(rest)),
             fused=row.fused if row and kind == "weight" else None,
             recognised=row is not None,
         )
@@ -178,12 +178,12 @@ def place_of(name: str) -> Place:
                 layer=None,
                 names=(short + suffix, module + suffix),
                 kind=kind,
-                order=(zone, False, "", 0, index, bool(suffix), _natural(module)),
+                order=(zone, False, "", 0, index, bool(suffix), natural_order(module)),
                 fused=None,
                 recognised=True,
             )
     own = module if kind == "weight" else name
-    order = (UNKNOWN, False, "", 0, 0, bool(suffix), _natural(name))
+    order = (UNKNOWN, False, "", 0, 0, bool(suffix), natural_order(name))
     return Place(UNKNOWN, None, (own,), kind, order, None, False)
 
 
@@ -194,7 +194,7 @@ def _row_of(prefix: str, module: str) -> tuple[int, Row | None]:
     return len(_rows), None
 
 
-def _natural(text: str) -> tuple:
+def natural_order(text: str) -> tuple:
     """A sort key by which `experts.10` follows `experts.9`."""
     # Numbers are compared as text of equal length, since a name may hold thousands of digits.
     words = re.split(r"([0-9]+)", text)

@@ -11,24 +11,15 @@ from glmspectra.cli.selection_options import Exclude, Fresh, Include, Layers, Ma
 from glmspectra.launch import read_launch
 
 if TYPE_CHECKING:
-    from glmspectra.store import Run
-    from glmspectra.sweep.delta import DeltaResult
+    from rich.table import Table
 
-# Columns of the tables that the terminal shows.
-COLUMNS = (
-    "rank",
-    "allotted_rank",
-    "effective_rank",
-    "stable_rank",
-    "spectral_norm",
-    "relative_frobenius",
-    "intruders",
-)
+    from glmspectra.store import Run
+    from glmspectra.sweep.delta_plan import DeltaPlan
 
 
 def delta(
     first: Annotated[
-        Path, typer.Argument(metavar="[BASE]", help="The base model; may be left out for a LoRA or AdaLoRA adapter.")
+        Path, typer.Argument(metavar="[BASE]", help="The base model, or nano; an adapter needs none for its spectra.")
     ],
     second: Annotated[
         Path | None,
@@ -73,11 +64,14 @@ def delta(
     Of an adapter the exact spectra come from its small factors, with no base at hand. Two models are
     subtracted as they stream, and what rounding to half precision added is told apart.
     """
+    from glmspectra.cli.measuring import REPORTS_FOLDER, TABLES_FOLDER, draw_page
+    from glmspectra.sweep.delta import measure_change
+    from glmspectra.sweep.delta_plan import DeltaOptions
+    from glmspectra.sweep.delta_summary import compare_adapters, summary_of
+
     base, tuned = (first, second) if second is not None else (None, first)
-    run, result = measure_changes(
-        base,
-        tuned,
-        out or Path(),
+    root = out or Path()
+    options = DeltaOptions(
         against_base=against_base,
         directions=directions,
         initial=initial,
@@ -89,18 +83,14 @@ def delta(
         fresh=fresh,
         quiet=quiet,
     )
+    run, result = measure_change(base, tuned, root / TABLES_FOLDER, options, None if quiet else _say_cost)
     if not result.first:  # process 0 says it
         raise typer.Exit(1 if result.nonfinite else 0)
-    similarity = _similarity(tuned, compare, initial) if compare is not None else {}
-    index = None
-    if not no_report:
-        from glmspectra.cli.measuring import REPORTS_FOLDER, draw_page
-
-        index = draw_page(run.folder, (out or Path()) / REPORTS_FOLDER, svg, quiet)
+    similarity = compare_adapters(tuned, compare, initial) if compare is not None else {}
     facts: dict[str, Any] = {
         "run": run.folder.name,
         "tables": str(run.folder),
-        "report": str(index) if index else None,
+        "report": None if no_report else str(draw_page(run.folder, root / REPORTS_FOLDER, svg, quiet)),
         "matrices": result.matrices,
         "states": result.states,
         "measured": result.measured,
@@ -109,91 +99,41 @@ def delta(
         "seconds": round(result.seconds, 3),
         "device": result.device,
         "notes": result.notes,
-        "summary": _summary(run),
+        "summary": summary_of(run),
     } | ({"similarity": similarity} if similarity else {})
     if not as_json:
-        stdout.print(_table(run))
+        stdout.print(_table(run, facts["summary"]))
     finish(facts, _lines(facts), as_json)
     if result.nonfinite:
         raise typer.Exit(1)
 
 
-def measure_changes(base: Path | None, tuned: Path, root: Path, **options: Any) -> "tuple[Run, DeltaResult]":
-    """Measure into root/param_matrix/<run>; say the cost where W is streamed."""
-    from glmspectra.cli.measuring import TABLES_FOLDER
+def _say_cost(plan: "DeltaPlan") -> None:
+    """What streaming the base will cost, before it is paid."""
     from glmspectra.device import choose_device
-    from glmspectra.store import read_run
-    from glmspectra.sweep.delta import measure_delta
-    from glmspectra.sweep.delta_plan import DeltaOptions, plan_delta
 
-    asked = DeltaOptions(**options)
-    plan = plan_delta(base, tuned, asked)
-    try:
-        if plan.streams and not asked.quiet and read_launch().first:
-            stderr.print(plan.sentence(str(choose_device(asked.device))), highlight=False, soft_wrap=True)
-        result = measure_delta(plan, root / TABLES_FOLDER)
-    finally:
-        plan.close()
-    return read_run(result.folder), result
+    if plan.streams and read_launch().first:
+        sentence = plan.sentence(str(choose_device(plan.options.device)))
+        stderr.print(sentence, highlight=False, soft_wrap=True)
 
 
-def _similarity(tuned: Path, other: Path, initial: Path | None) -> dict[str, Any]:
-    """Cosine and subspace similarity of two adapters' changes, by weight, from their last states."""
-    from glmspectra.checkpoint.adapter.adapter import open_adapter
-    from glmspectra.checkpoint.adapter.run_folder import tuned_checkpoints
-    from glmspectra.errors import RequestError
-    from glmspectra.spectra.lowrank import adapter_similarity, factor_spectrum
-
-    states = [tuned_checkpoints(path)[-1] for path in (tuned, other)]
-    if not all(state.is_adapter for state in states):
-        raise RequestError("--compare takes two adapters; two full models have no factors to compare.")
-    first, second = open_adapter(states[0].path, initial), open_adapter(states[1].path)
-    shared = [name for name in first.names if name in set(second.names)]
-    if not shared:
-        raise RequestError(f"{tuned} and {other} change no weight of the same name.")
-    found = {}
-    for name in shared:
-        one, two = first.change(name), second.change(name)
-        found[name] = vars(
-            adapter_similarity(
-                factor_spectrum(one.left, one.right, one.scale, vectors=True),
-                factor_spectrum(two.left, two.right, two.scale, vectors=True),
-            )
-        )
-    return found
-
-
-def _summary(run: "Run") -> dict[str, Any]:
-    """Median over layers of each kind of matrix, at the last step."""
-    rows = _last(run)
-    found: dict[str, Any] = {}
-    for matrix, group in rows.groupby("matrix", sort=False):
-        shown = {column: float(group[column].median()) for column in COLUMNS if group[column].notna().any()}
-        found[str(matrix)] = {"layers": len(group), **shown}
-    return found
-
-
-def _last(run: "Run") -> Any:
-    rows = run.matrices[run.matrices["quantity"] == "delta"]
-    return rows[rows["step"] == rows["step"].max()] if rows["step"].notna().any() else rows
-
-
-def _table(run: "Run") -> Any:
+def _table(run: "Run", summary: dict[str, Any]) -> "Table":
     from rich import box
     from rich.table import Table
 
     from glmspectra.cli.measuring import heading
+    from glmspectra.sweep.delta_summary import SUMMARY_COLUMNS, last_state
 
-    rows = _last(run)
+    rows = last_state(run)
     step = "" if rows["step"].isna().all() else f" at step {int(rows['step'].iloc[0])}"
     title = f"{run.name}{step}: median over {rows['layer'].nunique()} layers"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("matrix", no_wrap=True)
-    shown = [column for column in COLUMNS if rows[column].notna().any()]
+    shown = [column for column in SUMMARY_COLUMNS if any(column in values for values in summary.values())]
     for column in shown:
         table.add_column(heading(column), justify="right")
-    for matrix, values in _summary(run).items():
-        table.add_row(matrix, *(f"{values[c]:.4g}" if c in values else "" for c in shown))
+    for matrix, values in summary.items():
+        table.add_row(matrix, *(f"{values[column]:.4g}" if column in values else "" for column in shown))
     return table
 
 

@@ -275,12 +275,14 @@ def _measure_more(
 
 
 def _delta_run(model: Path, place: Path, root: Path, device: str, quiet: bool) -> "Run":
-    from glmspectra.cli.delta import measure_changes
+    from glmspectra.cli.measuring import TABLES_FOLDER
     from glmspectra.store import read_run
+    from glmspectra.sweep.delta import measure_change
+    from glmspectra.sweep.delta_plan import DeltaOptions
 
     if (place / "manifest.json").is_file():
         return read_run(place)
-    return measure_changes(model, place, root, device=device, quiet=quiet)[0]
+    return measure_change(model, place, root / TABLES_FOLDER, DeltaOptions(device=device, quiet=quiet))[0]
 
 
 def _print_table(suggestions: dict) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from glmspectra.checkpoint.adapter.adapter import CONFIG_FILE, Adapter, open_adapter
+from glmspectra.checkpoint.adapter.adapter import Adapter, open_adapter
+from glmspectra.checkpoint.adapter.config import CONFIG_FILE
 from glmspectra.errors import RequestError
 from glmspectra.files import atomic_folder, write_atomically
 from glmspectra.json_files import json_text
@@ -24,7 +25,8 @@ from glmspectra.ranks.budget import parse_budget
 from glmspectra.ranks.evidence import Evidence, Target
 from glmspectra.ranks.peft_form import target_modules, verify
 from glmspectra.ranks.sharing import Limits, share_by_threshold
-from glmspectra.spectra.lowrank import LowRankSpectrum, factor_spectrum
+from glmspectra.spectra import Spectrum
+from glmspectra.spectra.lowrank import factor_spectrum
 
 KEPT_SETTINGS = ("base_model_name_or_path", "task_type", "lora_dropout", "revision")
 BETTER = (
@@ -118,7 +120,7 @@ def squeeze_adapter(
     )
 
 
-def _spectra(adapter: Adapter) -> tuple[dict[str, LowRankSpectrum], dict[str, float]]:
+def _spectra(adapter: Adapter) -> tuple[dict[str, Spectrum], dict[str, float]]:
     """Weight name to the change's singular values and vectors, and to the effective scale it was trained at."""
     if adapter.whole:
         raise RequestError(
@@ -140,7 +142,7 @@ def _spectra(adapter: Adapter) -> tuple[dict[str, LowRankSpectrum], dict[str, fl
     return spectra, scales
 
 
-def _target(name: str, spectrum: LowRankSpectrum) -> Target:
+def _target(name: str, spectrum: Spectrum) -> Target:
     numbers = re.findall(r"\.(\d+)\.", name)
     matrix = name.removesuffix(".weight").rpartition(".")[2]
     return Target(name, int(numbers[0]) if numbers else None, matrix, spectrum.rows, spectrum.cols)
@@ -149,7 +151,7 @@ def _target(name: str, spectrum: LowRankSpectrum) -> Target:
 def _write(
     folder: Path,
     adapter: Adapter,
-    spectra: Mapping[str, LowRankSpectrum],
+    spectra: Mapping[str, Spectrum],
     scales: Mapping[str, float],
     ranks: Mapping[str, int],
 ) -> None:
@@ -158,11 +160,11 @@ def _write(
     for name, spectrum in spectra.items():
         module = name.removesuffix(".weight")
         rank = ranks[module]
-        if rank and spectrum.left_vectors is not None and spectrum.right_vectors is not None:
-            root = torch.from_numpy(spectrum.sigma[:rank] / scales[name]).sqrt()
-            up, down = spectrum.left_vectors[:, :rank] * root, (spectrum.right_vectors[:, :rank] * root).T
-            tensors[f"base_model.model.{module}.lora_B.weight"] = up.float().contiguous()
-            tensors[f"base_model.model.{module}.lora_A.weight"] = down.float().contiguous()
+        if rank and spectrum.vectors is not None:
+            root = np.sqrt(spectrum.sigma[:rank] / scales[name])
+            up, down = spectrum.vectors.left[:, :rank] * root, (spectrum.vectors.right[:, :rank] * root).T
+            tensors[f"base_model.model.{module}.lora_B.weight"] = torch.from_numpy(up).float().contiguous()
+            tensors[f"base_model.model.{module}.lora_A.weight"] = torch.from_numpy(down).float().contiguous()
     content = save(tensors, metadata={"format": "pt"})
     write_atomically(folder / "adapter_model.safetensors", lambda file: file.write(content))
     text = json_text(_config(adapter, scales, ranks)) + "\n"
@@ -181,7 +183,7 @@ def _config(adapter: Adapter, scales: Mapping[str, float], ranks: Mapping[str, i
         "bias": "none",
         "inference_mode": True,
         "use_rslora": False,
-        **{key: adapter.config[key] for key in KEPT_SETTINGS if adapter.config.get(key) is not None},
+        **{key: value for key in KEPT_SETTINGS if (value := getattr(adapter.config, key)) is not None},
         "r": common,
         "lora_alpha": common,
         "target_modules": target_modules(list(kept), list(ranks)),

@@ -158,17 +158,12 @@ STAGES: dict[str, Callable[[LoopOptions, Results], dict[str, Any]]] = {
 
 
 def measure_change(options: LoopOptions, tuned: Path, against_base: bool = False) -> Run:
-    """Delta spectra of a training folder into the loop's tables, with the further tables that reports draw."""
-    from glmspectra.sweep.delta import measure_delta
-    from glmspectra.sweep.delta_plan import DeltaOptions, plan_delta
+    """Delta spectra of a training folder into the loop's tables."""
+    from glmspectra.sweep.delta import measure_change as measure
+    from glmspectra.sweep.delta_plan import DeltaOptions
 
     asked = DeltaOptions(against_base=against_base, device=options.device, quiet=options.quiet)
-    plan = plan_delta(options.model, tuned, asked)
-    try:
-        found = measure_delta(plan, options.out / TABLES)
-    finally:
-        plan.close()
-    return read_run(found.folder)
+    return measure(options.model, tuned, options.out / TABLES, asked)[0]
 
 
 def _base(results: Results) -> Run:

@@ -3,9 +3,9 @@ beside another product.
 
 Shapes throughout: left (rows, r), right (r, cols); LoRA's B and A. The product, rows x cols, is never made:
 thin QR of left and of right^T leaves a core of r x r whose singular values are those of the product, and
-Q_left U, Q_right V are its singular vectors. Everything is done in float64. The cheaper road over Gram
-matrices (eigenvalues of left^T left right right^T) squares the condition: it loses all values below about
-1e-8 of the largest.
+Q_left U, Q_right V are its singular vectors. Everything is done in float64. Eigenvalues of the small Gram
+product left^T left right right^T would be cheaper, but square the condition and lose all values below about 1e-8 of the
+largest.
 """
 
 from dataclasses import dataclass
@@ -14,29 +14,7 @@ import numpy as np
 import torch
 
 from glmspectra.errors import RequestError
-
-
-@dataclass(frozen=True)
-class LowRankSpectrum:
-    """Singular values of a product of two factors, and its singular vectors where asked for.
-
-    sigma: (k,) float64, descending, k = min(r, rows, cols); the product's other singular values are exactly
-    0.
-    error_bound: (k,) float64, what rounding in float64 can have moved each by.
-    left_vectors (rows, k), right_vectors (cols, k): float64 tensors with orthonormal columns, or None.
-    """
-
-    sigma: np.ndarray
-    error_bound: np.ndarray
-    rows: int
-    cols: int
-    allotted_rank: int
-    left_vectors: torch.Tensor | None = None
-    right_vectors: torch.Tensor | None = None
-
-    @property
-    def squared_frobenius(self) -> float:
-        return float(np.sum(self.sigma**2))
+from glmspectra.spectra.spectrum import SingularVectors, Spectrum
 
 
 def check_factors(left: torch.Tensor, right: torch.Tensor) -> None:
@@ -52,12 +30,11 @@ def check_factors(left: torch.Tensor, right: torch.Tensor) -> None:
         )
 
 
-def factor_spectrum(
-    left: torch.Tensor, right: torch.Tensor, scale: float = 1.0, vectors: bool = False
-) -> LowRankSpectrum:
-    """Exact singular values of scale * left @ right in O((rows + cols) r^2 + r^3).
+def factor_spectrum(left: torch.Tensor, right: torch.Tensor, scale: float = 1.0, vectors: bool = False) -> Spectrum:
+    """Exact singular values of scale * left @ right in O((rows + cols) r^2 + r^3), of method 'factors'.
 
-    left (rows, r), right (r, cols), any float type. Raises RequestError when they do not multiply or are not
+    There are min(r, rows, cols) of them; the product's others are exactly 0. left (rows, r), right (r, cols), any float
+    type; vectors: whether the singular vectors are wanted too. Raises RequestError when they do not multiply or are not
     finite.
 
     Example: a product of rank 1 held in factors of rank 2.
@@ -71,24 +48,20 @@ def factor_spectrum(
     cols = right.shape[1]
     if rank == 0:
         empty = np.zeros(0)
-        nothing = (torch.zeros(rows, 0, dtype=torch.float64), torch.zeros(cols, 0, dtype=torch.float64))
-        return LowRankSpectrum(empty, empty, rows, cols, 0, *(nothing if vectors else (None, None)))
+        nothing = SingularVectors(np.zeros((rows, 0)), np.zeros((cols, 0)), empty)
+        return Spectrum(empty, empty, rows, cols, "factors", 0.0, vectors=nothing if vectors else None)
     mode = "reduced" if vectors else "r"
     q_left, r_left = torch.linalg.qr(left.double(), mode=mode)
     q_right, r_right = torch.linalg.qr(right.double().T, mode=mode)
     core = scale * (r_left @ r_right.T)
-    if vectors:
-        u, sigma, vh = torch.linalg.svd(core, full_matrices=False)
-        left_vectors, right_vectors = q_left @ u, q_right @ vh.T
-    else:
-        sigma = torch.linalg.svdvals(core)
-        left_vectors = right_vectors = None
+    u, sigma, vh = torch.linalg.svd(core, full_matrices=False)
     values = sigma.numpy()
     # Householder QR and the SVD are backward stable: errors are a small multiple of eps times the factors'
     # norms.
     scale_of_error = abs(scale) * float(torch.linalg.matrix_norm(r_left) * torch.linalg.matrix_norm(r_right))
     bound = np.full(values.shape, 4 * max(rank, 1) * np.finfo(np.float64).eps * scale_of_error)
-    return LowRankSpectrum(values, bound, rows, cols, rank, left_vectors, right_vectors)
+    kept = SingularVectors((q_left @ u).numpy(), (q_right @ vh.T).numpy(), bound) if vectors else None
+    return Spectrum(values, bound, rows, cols, "factors", float(np.sum(values**2)), vectors=kept)
 
 
 def factor_noise_floor(left: torch.Tensor, right: torch.Tensor, scale: float = 1.0) -> float:
@@ -139,7 +112,7 @@ def subspace_similarity(first: torch.Tensor, second: torch.Tensor) -> np.ndarray
     return np.clip(sums / np.minimum(i, j), 0.0, 1.0)
 
 
-def amplification_factor(delta: LowRankSpectrum, weight: torch.Tensor, directions: int | None = None) -> float:
+def amplification_factor(delta: Spectrum, weight: torch.Tensor, directions: int | None = None) -> float:
     """How much delta-W amplifies its own directions over what W holds there: Hu et al. 2021, section 7.3,
     table 7.
 
@@ -148,7 +121,8 @@ def amplification_factor(delta: LowRankSpectrum, weight: torch.Tensor, direction
     these directions, NaN where delta-W is 0.
     """
     left, right = _vectors(delta)
-    k = len(delta.sigma) if directions is None else min(directions, len(delta.sigma))
+    known = left.shape[1]
+    k = known if directions is None else min(directions, known)
     norm = float(np.sqrt(np.sum(delta.sigma[:k] ** 2)))
     if k == 0 or norm == 0:
         return float("nan")
@@ -157,10 +131,10 @@ def amplification_factor(delta: LowRankSpectrum, weight: torch.Tensor, direction
     return norm / inside if inside > 0 else float("inf")
 
 
-def _vectors(spectrum: LowRankSpectrum) -> tuple[torch.Tensor, torch.Tensor]:
-    if spectrum.left_vectors is None or spectrum.right_vectors is None:
+def _vectors(spectrum: Spectrum) -> tuple[torch.Tensor, torch.Tensor]:
+    if spectrum.vectors is None:
         raise RequestError("singular vectors are needed here: factor_spectrum(..., vectors=True).")
-    return spectrum.left_vectors, spectrum.right_vectors
+    return torch.from_numpy(spectrum.vectors.left), torch.from_numpy(spectrum.vectors.right)
 
 
 def project(weight: torch.Tensor, basis: torch.Tensor, chunk: int = 2048) -> torch.Tensor:
@@ -186,9 +160,7 @@ class AdapterSimilarity:
     directions: int
 
 
-def adapter_similarity(
-    first: LowRankSpectrum, second: LowRankSpectrum, directions: int | None = None
-) -> AdapterSimilarity:
+def adapter_similarity(first: Spectrum, second: Spectrum, directions: int | None = None) -> AdapterSimilarity:
     """Cosine <D1, D2> / (|D1| |D2|) and subspace similarity phi(k, k) on both sides, from factors alone.
 
     k: `directions`, at most the smaller number of non-zero directions. Needs vectors in both. NaN where one

@@ -32,8 +32,9 @@ class Spectrum:
         the weight holds NaN or Inf.
     error_bound: float64, same length; |sigma_i - true sigma_i| <= error_bound_i.
     rows, cols: shape of the part that was measured.
-    method: how the values were had: 'gram', 'gram+refined' (some of the small end by inverse iteration), 'svd'
-        (all by a backward-stable factorisation) or 'topk'.
+    method: how the values were computed: 'gram', 'gram+refined' (some of the small end by inverse iteration), 'svd'
+        (all by a backward-stable factorisation), 'topk', or 'factors' (of a product, from its factors: the values that
+        are not exactly 0).
     squared_frobenius: ||W||_F^2, exact up to rounding in float64 whatever the method.
     row_start: first row of the part in the whole matrix.
     status: 'ok' or 'nonfinite'.

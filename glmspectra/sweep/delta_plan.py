@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -10,33 +10,29 @@ from typing import Any
 import torch
 
 from glmspectra.checkpoint import Checkpoint, TensorRecord, open_checkpoint, select
-from glmspectra.checkpoint.adapter.adapter import Adapter, open_adapter
-from glmspectra.checkpoint.adapter.run_folder import TunedCheckpoint, tuned_checkpoints
-from glmspectra.checkpoint.fingerprint import (
-    FileIdentity,
-    check_unchanged,
-    fingerprint_file,
-    fingerprint_set,
-    identity_of,
-)
-from glmspectra.checkpoint.names import place_of
+from glmspectra.checkpoint.adapter.run_folder import tuned_checkpoints
+from glmspectra.checkpoint.fingerprint import fingerprint_file, fingerprint_set
 from glmspectra.checkpoint.selection import left_out_facts, left_out_sentence, parse_layers
+from glmspectra.embedded import locate_model
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.progress import time_left
 from glmspectra.store import Source
 from glmspectra.sweep.cost import EIGENSOLVER_WEIGHT, EIGENSOLVER_WEIGHT_CUDA, spectrum_cost
+from glmspectra.sweep.delta_states import State, alias_record, match_adapter, open_state, record_of
 
 LARGE_RANK = 64  # what an adapter is taken to have when its cost is told beforehand
 
 
 @dataclass(frozen=True)
 class DeltaOptions:
-    """against_base: overlap with W, intruders and merged spectrum too. directions: how many leading ones are
-    compared.
+    """What `delta` is asked for.
 
-    layers, matrices, include, exclude: a selection as `checkpoint.select` takes it (of what the states
-    change).
-    initial: the adapter before its first step, where it does not lie in its usual place (PiSSA, OLoRA).
+    Attributes:
+        against_base: Overlap with W, intruders and the spectrum of W + delta-W too.
+        directions: How many leading singular directions are compared.
+        layers, matrices, include, exclude: A selection as `checkpoint.select` takes it, of what the states change.
+        initial: The adapter before its first step, where it does not lie in its usual folder (PiSSA, OLoRA).
+        device, fresh, quiet: As for every measurement.
     """
 
     against_base: bool = False
@@ -51,89 +47,54 @@ class DeltaOptions:
     quiet: bool = False
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a changed weight stands: its name in the base, and the identity columns.
-
-    experts: how many matrices of rows x cols it holds, where it is a stack of experts; else 0. expert: the one that is
-    meant, once they are taken one by one.
-    """
-
-    name: str
-    layer: int | None
-    matrix: str
-    rows: int
-    cols: int
-    position: int
-    dtype: str
-    experts: int = 0
-    expert: int | None = None
-
-    @property
-    def part(self) -> str:
-        """The part's name in the tables."""
-        return "whole" if self.expert is None else f"expert_{self.expert}"
-
-    @property
-    def matrices(self) -> list["Place"]:
-        """Its matrices: itself, or each expert."""
-        return [replace(self, expert=n) for n in range(self.experts)] if self.experts else [self]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.rows, self.cols
-
-
-@dataclass
-class State:
-    """One state of the run: an adapter, or an opened checkpoint. names: base weight name -> its name here."""
-
-    where: TunedCheckpoint
-    adapter: Adapter | None
-    checkpoint: Checkpoint | None
-    names: dict[str, str] = field(default_factory=dict)
-    watched: dict[Path, FileIdentity] = field(default_factory=dict)  # files of the adapter when it was opened
-
-    def check_unchanged(self, name: str) -> None:
-        """See that the files of the base weight `name` are those that were opened. Raises CheckpointError."""
-        check_unchanged(self.watched)
-        if self.checkpoint is not None and name in self.names:
-            self.checkpoint.check_unchanged(self.names[name])
-
-    @property
-    def kind(self) -> str:
-        return self.adapter.kind if self.adapter is not None else "difference"
-
-    @property
-    def needs_base(self) -> bool:
-        return self.adapter is None or self.adapter.kind in ("dora", "loftq")
-
-
 @dataclass
 class DeltaPlan:
-    """What will be measured and what it costs. places: by depth. streams: whether the base's weights are
-    read.
+    """What will be measured and what it costs.
+
+    Attributes:
+        base: The opened base, if there is one.
+        states: Adapters and checkpoints, by step.
+        matrices: The changed weights, by depth; under the base's names where there is a base.
+        sources: Weight -> the base's tensor to read, where the base ties it to another one.
+        positions: Weight -> its position in depth order.
+        source: Identity of the run.
+        bytes_read: Of base and checkpoints.
+        notes: What a person is told.
     """
 
     base: Checkpoint | None
     states: list[State]
-    places: list[Place]
+    matrices: list[TensorRecord]
     options: DeltaOptions
     source: Source
-    streams: bool
-    bytes_read: int
     notes: list[str]
+    sources: dict[str, str] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+    bytes_read: int = 0
 
     def close(self) -> None:
+        """Unmap the files."""
         _close(self.base, self.states)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the base's weights are read."""
+        return any(self.reads(record.name) for record in self.matrices)
+
+    def reads(self, name: str) -> bool:
+        """Whether the base's weight of this name is read."""
+        if self.base is None:
+            return False
+        needed = any(name in state.names and state.needs_weight(name) for state in self.states)
+        return self.options.against_base or needed
 
     def sentence(self, device: str) -> str:
         """The cost before it is paid: bytes to read, eigenproblems, and the time on this device."""
-        cost = sum(cost_of(place, self.states, self.options, device) for place in self.places)
-        largest = max(min(place.shape) for place in self.places)
+        cost = sum(cost_of(record, self.states, self.options, device) for record in self.matrices)
+        largest = max(min(record.rows, record.columns) for record in self.matrices)
         seconds = cost / measured_speed(device)
         return (
-            f"{len(self.places)} matrices, {len(self.states)} state{'s' if len(self.states) > 1 else ''}: reads "
+            f"{len(self.matrices)} matrices, {len(self.states)} state{'s' if len(self.states) > 1 else ''}: reads "
             f"{self.bytes_read / 1e9:.2f} GB and decomposes up to {largest} x {largest}; "
             f"about {time_left(seconds)} on {device}."
         )
@@ -159,40 +120,46 @@ def measured_speed(device: str, side: int = 768) -> float:
 def plan_delta(base: Path | str | None, tuned: Path | str, options: DeltaOptions) -> DeltaPlan:
     """Open base and states, and find what is to be measured. Close the plan when done.
 
-    base: a checkpoint; None where every state is an adapter that needs none, or names a base that is there.
-    tuned: an adapter, a checkpoint, or a run's folder with checkpoint-N in it. Raises RequestError when the base
-    is needed and absent or nothing is selected, CheckpointError when base and states do not fit.
+    Args:
+        base: A checkpoint or "nano"; None where every state is an adapter that needs none, or names one that is there.
+        tuned: An adapter, a checkpoint, or a run's folder with checkpoint-N in it.
+        options: Selection and extent.
+
+    Raises:
+        RequestError: The base is needed and absent, or nothing is selected.
+        CheckpointError: Base and states do not fit.
     """
-    states = [_open_state(where, options.initial) for where in tuned_checkpoints(tuned)]
+    states = [open_state(where, options.initial) for where in tuned_checkpoints(tuned)]
     needs_base = options.against_base or any(state.needs_base for state in states)
     named = _named_base(states) if base is None and needs_base else None
     base = base if named is None else named
     if base is None and needs_base:
-        kinds = sorted({state.kind for state in states if state.needs_base and state.adapter is not None})
-        if any(state.adapter is None for state in states):
-            what = "is a model, no adapter: what changed"
-        else:
-            what = f"is an adapter, of which {' and '.join(kinds) or '--against-base'}"
         _close(None, states)
-        raise RequestError(
-            f"{tuned} {what} cannot be told without the base weights; write glmspectra delta BASE TUNED."
-        )
-    opened = open_checkpoint(base) if base is not None else None
+        raise RequestError(_base_is_missing(tuned, states))
+    opened = open_checkpoint(locate_model(base, "BASE")) if base is not None else None
     try:
-        places, notes = _places(opened, states, options)
-        notes += [f"the base is {named}, which the adapter names."] if named is not None else []
+        plan = DeltaPlan(opened, states, [], options, _source(opened, states, tuned), [])
+        _match(plan)
+        plan.notes += [f"the base is {named}, which the adapter names."] if named is not None else []
     except BaseException:
         _close(opened, states)
         raise
-    streams = opened is not None and needs_base
-    names = {place.name for place in places}
-    bytes_read = sum(r.nbytes for name, r in opened.tensors.items() if name in names) if streams and opened else 0
-    for state in states:
-        if state.checkpoint is not None:
-            bytes_read += sum(
-                state.checkpoint.tensors[state.names[p.name]].nbytes for p in places if p.name in state.names
-            )
-    return DeltaPlan(opened, states, places, options, _source(opened, states, tuned), streams, bytes_read, notes)
+    for record in plan.matrices:
+        if opened is not None and plan.reads(record.name):
+            plan.bytes_read += record.nbytes
+        for state in states:
+            if state.checkpoint is not None and record.name in state.names:
+                plan.bytes_read += state.checkpoint.tensors[state.names[record.name]].nbytes
+    return plan
+
+
+def _base_is_missing(tuned: Path | str, states: list[State]) -> str:
+    kinds = sorted({state.kind for state in states if state.needs_base and state.adapter is not None})
+    if any(state.adapter is None for state in states):
+        what = "is a model, no adapter: what changed"
+    else:
+        what = f"is an adapter, of which {' and '.join(kinds) or '--against-base'}"
+    return f"{tuned} {what} cannot be told without the base weights; write glmspectra delta BASE TUNED."
 
 
 def _named_base(states: list[State]) -> Path | None:
@@ -202,66 +169,75 @@ def _named_base(states: list[State]) -> Path | None:
     return Path(name) if name and Path(name).exists() else None
 
 
-def _open_state(where: TunedCheckpoint, initial: Path | None) -> State:
-    if where.is_adapter:
-        watched = {path: identity_of(path) for path in where.path.glob("adapter_*") if path.is_file()}
-        return State(where, open_adapter(where.path, initial), None, watched=watched)
-    return State(where, None, open_checkpoint(where.path))
-
-
-def _places(base: Checkpoint | None, states: list[State], options: DeltaOptions) -> tuple[list[Place], list[str]]:
-    """The weights that some state changes, in depth order, and notes on what is left out; fills in the
-    states' names.
-    """
-    notes = []
-    for state in states:
-        if state.adapter is not None:
-            if base is None:
-                state.names = {name: name for name in state.adapter.names}
-            else:
-                state.names = {there: here for here, there in state.adapter.base_names(base.tensors).items()}
+def _match(plan: DeltaPlan) -> None:
+    """Fill in what some state changes, in depth order, and notes on what is left out."""
+    base, states = plan.base, plan.states
+    if base is None:
+        for state in states:
+            assert state.adapter is not None  # checkpoints need a base
+            state.names = {name: name for name in state.adapter.names}
             if state.adapter.whole:
                 shown = ", ".join(state.adapter.whole[:3])
-                notes.append(
-                    f"{state.where.path}: also holds whole tensors, which have no factors and are left out: {shown}."
+                plan.notes.append(
+                    f"{state.where.path}: also holds {len(state.adapter.whole)} whole tensors, which have no factors: "
+                    f"{shown}; name the base to measure those that are matrices."
                 )
-    if base is None:
-        return _selected_without_base(states, options), notes
-    records = {record.name: record for record in _selection(base, options)}
-    notes += [sentence for sentence in [left_out_sentence(base)] if sentence]
+        plan.matrices = _selected_without_base(states, plan.options)
+        plan.positions = {record.name: position for position, record in enumerate(plan.matrices)}
+        return
+    for checkpoint in (base, *(state.checkpoint for state in states)):
+        if checkpoint is not None and (sentence := left_out_sentence(checkpoint)):
+            plan.notes.append(sentence)
+    for state in states:
+        if state.adapter is not None:
+            plan.notes += match_adapter(state, base, plan.sources)
+    aliases = {name: alias_record(base, name, source) for name, source in plan.sources.items()}
+    there = _Weights(base.path, {**base.tensors, **aliases})
+    options = plan.options
+    chosen = {r.name: r for r in select(there, options.layers, options.matrices, options.include, options.exclude)}
     for state in states:
         if state.checkpoint is not None:
-            notes += [sentence for sentence in [left_out_sentence(state.checkpoint)] if sentence]
-            names = _same_weights(base, state.checkpoint, records)
-            _refuse_quantized(base, state.checkpoint, names)
-            state.names = names
-            if len(names) < len(records):
-                notes.append(f"{state.where.path}: lacks {len(records) - len(names)} of the base's matrices.")
-            if further := _without_base(state.checkpoint, base):
-                notes.append(
-                    f"{state.where.path}: holds {len(further)} matrices that the base {base.path} lacks, such as "
-                    f"{further[0]}: they are left out; is it the right base?"
-                )
+            plan.notes += _match_checkpoint(state, state.checkpoint, base, chosen)
     changed = {name for state in states for name in state.names}
-    chosen = [
-        _place(position, base.tensors[name])
-        for position, name in enumerate(base.tensors)
-        if name in changed and name in records
-    ]
-    if not chosen:
+    plan.matrices = [record for name, record in there.tensors.items() if name in changed and name in chosen]
+    plan.positions = {name: position for position, name in enumerate(there.tensors)}
+    if not plan.matrices:
         raise RequestError(
             "the selection leaves nothing of what training changed; see --layers, --matrices, --include."
         )
-    return chosen, notes
 
 
-def _selection(base: Checkpoint, options: DeltaOptions) -> list[TensorRecord]:
-    return select(base, options.layers, options.matrices, options.include, options.exclude)
+@dataclass(frozen=True)
+class _Weights:
+    """What `select` looks at."""
+
+    path: Path
+    tensors: dict[str, TensorRecord]
 
 
-def _place(position: int, record: TensorRecord) -> Place:
-    dtype = record.quantization or record.dtype
-    return Place(record.name, record.layer, record.matrix, record.rows, record.columns, position, dtype, record.experts)
+def _match_checkpoint(
+    state: State, tuned: Checkpoint, base: Checkpoint, records: dict[str, TensorRecord]
+) -> Iterator[str]:
+    """Fill in the state's names; yields notes on what base and checkpoint do not share."""
+    names = _same_weights(base, tuned, records)
+    _refuse_quantized(base, tuned, names)
+    state.names = {}
+    for name, there in names.items():
+        here, other = base.tensors[name].shape, tuned.tensors[there].shape
+        if here[1:] == other[1:] and here[0] < other[0] and not base.tensors[name].is_layer_matrix:
+            yield (
+                f"{name}: {here[0]} rows in the base and {other[0]} in {state.where.path}, which has more tokens: "
+                "it is left out."
+            )
+        else:
+            state.names[name] = there
+    if len(names) < len(records):
+        yield f"{state.where.path}: lacks {len(records) - len(names)} of the base's matrices."
+    if further := _without_base(tuned, base):
+        yield (
+            f"{state.where.path}: holds {len(further)} matrices that the base {base.path} lacks, such as "
+            f"{further[0]}: they are left out; is it the right base?"
+        )
 
 
 def _same_weights(base: Checkpoint, tuned: Checkpoint, records: dict[str, TensorRecord]) -> dict[str, str]:
@@ -300,57 +276,51 @@ def _refuse_quantized(base: Checkpoint, tuned: Checkpoint, names: dict[str, str]
                 )
 
 
-def _selected_without_base(states: list[State], options: DeltaOptions) -> list[Place]:
-    """The same from the adapters' own names and shapes, with selection by layer, kind and globs."""
-    found: dict[str, Place] = {}
+def _selected_without_base(states: list[State], options: DeltaOptions) -> list[TensorRecord]:
+    """The same from the adapters' own names and shapes, with selection by layer, name and globs."""
+    found: dict[str, TensorRecord] = {}
     for state in states:
         assert state.adapter is not None  # checkpoints need a base
-        for name in sorted(state.adapter.names, key=lambda name: place_of(name).order):
+        for name in state.adapter.names:
             if name not in found:
-                where = place_of(name)
-                rows_, cols = state.adapter.factors(name).shape
-                found[name] = Place(name, where.layer, where.names[0], rows_, cols, len(found), "unknown")
-    places = list(found.values())
-    layers = parse_layers(options.layers, {p.layer for p in places if p.layer is not None})
+                found[name] = record_of(name, state.adapter.change(name).shape)
+    records = sorted(found.values(), key=lambda record: record.depth_order)
+    layers = parse_layers(options.layers, {r.layer for r in records if r.layer is not None})
     kinds = [kind.strip() for kind in (options.matrices or "").split(",") if kind.strip() and options.matrices != "all"]
     chosen = [
-        place
-        for place in places
-        if (layers is None or place.layer in layers)
-        and (not kinds or any(fnmatchcase(place.matrix, kind) for kind in kinds))
-        and (not options.include or any(fnmatchcase(place.name, glob) for glob in options.include))
-        and not any(fnmatchcase(place.name, glob) for glob in options.exclude)
+        record
+        for record in records
+        if (layers is None or record.layer in layers)
+        and (not kinds or any(fnmatchcase(record.matrix, kind) for kind in kinds))
+        and (not options.include or any(fnmatchcase(record.name, glob) for glob in options.include))
+        and not any(fnmatchcase(record.name, glob) for glob in options.exclude)
     ]
     if not chosen:
-        kinds_there = ", ".join(sorted({place.matrix for place in places}))
+        kinds_there = ", ".join(sorted({record.matrix for record in records}))
         raise RequestError(f"the selection leaves nothing of what the adapter changes: {kinds_there}.")
     return chosen
 
 
-def cost_of(place: Place, states: list[State], options: DeltaOptions, device: str = "cpu") -> float:
-    """Operations as `sweep.cost` counts them, of all its matrices."""
-    return max(1, place.experts) * _cost_of_one(place, states, options, device)
-
-
-def _cost_of_one(place: Place, states: list[State], options: DeltaOptions, device: str) -> float:
+def cost_of(record: TensorRecord, states: list[State], options: DeltaOptions, device: str = "cpu") -> float:
+    """Operations as `sweep.cost` counts them."""
     solver = EIGENSOLVER_WEIGHT if device == "cpu" else EIGENSOLVER_WEIGHT_CUDA
-    small, large = min(place.shape), max(place.shape)
+    small, large = min(record.rows, record.columns), max(record.rows, record.columns)
     cost = 0.0
     eigenvectors = 2 * solver * 4 / 3 * small**3  # with vectors: about twice as long
     if options.against_base:
         cost += 2.0 * large * small**2 + eigenvectors
     for state in states:
-        if place.name not in state.names:
+        if record.name not in state.names:
             continue
-        if state.needs_base:
-            cost += spectrum_cost([place.shape], device)
+        if state.needs_weight(record.name):
+            cost += spectrum_cost([(record.rows, record.columns)], device)
             if options.against_base:
                 cost += 4.0 * large * small**2 + eigenvectors
         else:
             cost += 6.0 * (large + small) * LARGE_RANK**2
             if options.against_base:
                 cost += 4.0 * large * small * LARGE_RANK + 6.0 * small**3 + eigenvectors
-    return cost
+    return cost * len(record.matrix_parts)
 
 
 def _source(base: Checkpoint | None, states: list[State], tuned: Path | str) -> Source:
@@ -380,7 +350,8 @@ def _files(states: list[State]) -> Iterator[dict[str, Any]]:
             for record in state.checkpoint.files:
                 yield {"name": f"{step}: {record.name}", "size": record.size, "fingerprint": record.fingerprint}
             continue
-        start = state.adapter.start_path if state.adapter is not None else None
+        adapter = state.adapter
+        start = adapter.start.path if adapter is not None and adapter.start is not None else None
         for word, folder in ((step, state.where.path), (f"{step}, start", start)):
             for path in sorted(folder.glob("adapter_*")) if folder is not None else ():
                 if path.is_file():

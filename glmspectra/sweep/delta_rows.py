@@ -15,7 +15,7 @@ of the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,6 @@ import torch
 from glmspectra.spectra import NoiseBlock, Spectrum, summarize_spectrum
 from glmspectra.spectra.intruders import GramOfWeight, MergedSpectrum
 from glmspectra.spectra.lowrank import (
-    LowRankSpectrum,
     amplification_factor,
     numerical_rank,
     subspace_similarity,
@@ -61,14 +60,14 @@ def effective_rank(sigma: np.ndarray) -> float:
     return float(np.exp(-np.sum(share * np.log(share))))
 
 
-def low_rank_columns(found: LowRankSpectrum, allotted: int, floor: float) -> dict[str, Any]:
+def low_rank_columns(found: Spectrum, allotted: int, floor: float) -> dict[str, Any]:
     """Columns of a change that is held in factors."""
     k = len(found.sigma)
     summary: dict[str, Any] = {}
     if k and found.sigma[0] > 0:
         # As a k x k matrix of its own: the product's other singular values are 0 and change none of these.
-        square = Spectrum(found.sigma, found.error_bound, k, k, "factors", found.squared_frobenius)
-        summary = {name: summarize_spectrum(square)[name] for name in LOW_RANK_COLUMNS}
+        columns = summarize_spectrum(replace(found, rows=k, cols=k))
+        summary = {name: columns[name] for name in LOW_RANK_COLUMNS}
     else:
         summary = {"frobenius_norm": 0.0, "spectral_norm": 0.0, "nuclear_norm": 0.0, "effective_rank": 0.0}
     return known(summary) | _use(found.sigma, allotted, floor)
@@ -77,7 +76,7 @@ def low_rank_columns(found: LowRankSpectrum, allotted: int, floor: float) -> dic
 def full_rank_columns(
     spectrum: Spectrum, allotted: int | None, floor: float, blocks: Sequence[NoiseBlock] = ()
 ) -> dict[str, Any]:
-    """Columns of a change that was had as a dense matrix; blocks: the scales of its parts where it is fused."""
+    """Columns of a change that was computed as a dense matrix; blocks: the scales of its parts where it is fused."""
     return known(dict(summarize_spectrum(spectrum, blocks=blocks))) | _use(spectrum.sigma, allotted, floor)
 
 
@@ -115,7 +114,7 @@ def leading_of_weight(gram: GramOfWeight, weight: torch.Tensor, k: int) -> Bases
     return Bases(inner, outer) if gram.transposed else Bases(outer, inner)
 
 
-def against_base_columns(delta: LowRankSpectrum, weight: torch.Tensor, base: Bases, floor: float) -> dict[str, Any]:
+def against_base_columns(delta: Spectrum, weight: torch.Tensor, base: Bases, floor: float) -> dict[str, Any]:
     """How the change lies in the weight (rows, cols): overlap on both sides, amplification.
 
     delta: with its vectors. Empty where the change is 0.
@@ -127,13 +126,13 @@ def against_base_columns(delta: LowRankSpectrum, weight: torch.Tensor, base: Bas
     return columns | known({"amplification": amplification_factor(delta, weight.cpu(), rank)})
 
 
-def overlap_columns(delta: LowRankSpectrum, base: Bases, floor: float) -> dict[str, Any]:
+def overlap_columns(delta: Spectrum, base: Bases, floor: float) -> dict[str, Any]:
     """Subspace similarity of the leading directions of the change, with its vectors, and of W; empty where it is 0."""
     k = min(base.left.shape[1], numerical_rank(delta.sigma, floor))
-    if k == 0 or delta.left_vectors is None or delta.right_vectors is None:
+    if k == 0 or delta.vectors is None:
         return {}
-    left = subspace_similarity(delta.left_vectors[:, :k], base.left[:, :k])
-    right = subspace_similarity(delta.right_vectors[:, :k], base.right[:, :k])
+    left = subspace_similarity(torch.from_numpy(delta.vectors.left[:, :k]), base.left[:, :k])
+    right = subspace_similarity(torch.from_numpy(delta.vectors.right[:, :k]), base.right[:, :k])
     return {
         "overlap_directions": k,
         "overlap_left": float(left[-1, -1]),

@@ -16,10 +16,10 @@ from glmspectra.sweep.delta_rows import Bases
 
 @dataclass(frozen=True)
 class KnownBase:
-    """norms: weight name -> ||W||_F. folder: of the run; vectors: how many singular vectors a matrix it keeps."""
+    """norms: (weight, part) -> ||W||_F. folder: of the run; vectors: how many singular vectors a matrix it keeps."""
 
     folder: Path | None = None
-    norms: dict[str, float] = field(default_factory=dict)
+    norms: dict[tuple[str, str], float] = field(default_factory=dict)
     vectors: int = 0
 
     @property
@@ -27,13 +27,13 @@ class KnownBase:
         """What of it changes the numbers of a delta run."""
         return {"norms": bool(self.norms), "vectors": self.vectors}
 
-    def leading(self, name: str, k: int) -> Bases | None:
+    def leading(self, name: str, part: str, k: int) -> Bases | None:
         """At most k leading singular vectors of W on both sides, float64, where they were kept."""
         if self.folder is None or not self.vectors:
             return None
         try:
-            left, right = read_vectors(self.folder, name)["whole"]
-        except RequestError:
+            left, right = read_vectors(self.folder, name)[part]
+        except (RequestError, KeyError):
             return None  # kept of other matrices only
         return Bases(torch.from_numpy(left[:, :k]).double(), torch.from_numpy(right[:, :k]).double())
 
@@ -50,6 +50,7 @@ def known_base(root: Path, base: Checkpoint | None) -> KnownBase:
     if manifest["schema"] != SCHEMA_VERSION or asked is None or not asked.get("done"):
         return KnownBase()
     rows = read_run(folder).matrices
-    rows = rows[(rows["quantity"] == "weight") & (rows["part"] == "whole") & rows["frobenius_norm"].notna()]
-    norms = dict(zip(rows["name"].astype(str), rows["frobenius_norm"].astype(float), strict=True))
+    rows = rows[(rows["quantity"] == "weight") & rows["frobenius_norm"].notna()]
+    matrices = zip(rows["name"].astype(str), rows["part"].astype(str), strict=True)
+    norms = dict(zip(matrices, rows["frobenius_norm"].astype(float), strict=True))
     return KnownBase(folder, norms, int(asked.get("vectors") or 0))

@@ -24,13 +24,22 @@ class Identity:
     fingerprint: str
     positions: Mapping[str, int]
 
-    def row(self, record: "TensorRecord", part: str, rows: int, seconds: float, status: str) -> dict[str, Any]:
-        """The identity columns of one part of one matrix."""
+    def row(
+        self,
+        record: "TensorRecord",
+        part: str,
+        rows: int,
+        seconds: float,
+        status: str,
+        quantity: str = "weight",
+        step: int | None = None,
+    ) -> dict[str, Any]:
+        """The identity columns of one part of one matrix: the one place that knows them."""
         return {
             "checkpoint": self.checkpoint,
             "fingerprint": self.fingerprint,
-            "quantity": "weight",
-            "step": None,
+            "quantity": quantity,
+            "step": step,
             "name": record.name,
             "layer": record.layer,
             "matrix": record.matrix,

@@ -14,6 +14,8 @@ from glmspectra.spectra import spectra_of, summarize_spectrum
 from glmspectra.store import Measurement, Request, RunStore
 from glmspectra.sweep.cost import spectrum_cost
 from glmspectra.sweep.delta_rows import known
+from glmspectra.sweep.gathering import Gathering
+from glmspectra.sweep.measure import Identity
 from glmspectra.sweep.progress import SweepProgress
 from glmspectra.sweep.readahead import read_ahead
 
@@ -46,45 +48,37 @@ def sweep_quantization_error(
     todo = set(store.begin([request], place)[request.key])
     work = [record for record in records if record.name in todo]
     positions = {name: position for position, name in enumerate(checkpoint.tensors)}
+    identity = Identity(checkpoint.name, checkpoint.fingerprint, positions)
     costs = {record.name: spectrum_cost([(record.rows, record.columns)]) / 10 for record in work}
     with SweepProgress(len(work), sum(costs.values()), quiet, f"W - {form}(W)") as progress:
-        for record, _, weight in read_ahead(checkpoint, work):
+        gathering = Gathering(store, checkpoint.check_unchanged)
+        for record, matrix, weight in read_ahead(checkpoint, work):
             start = time.perf_counter()
             error = weight.float() - quantized_copy(weight, form)
-            store.write(request, _measurement(checkpoint, record, error, form, top_k, place, positions, start))
-            progress.advance(record.nbytes, costs[record.name])
+            gathering.take(request, _measurement(identity, record, matrix.name, error, form, top_k, place, start))
+            if matrix == record.matrix_parts[-1]:
+                gathering.write(record.name)
+                progress.advance(record.nbytes, costs[record.name])
     return store.merge()
 
 
 def _measurement(
-    checkpoint: Checkpoint,
+    identity: Identity,
     record: TensorRecord,
+    part: str,
     error: torch.Tensor,
     form: str,
     top_k: int,
     device: str,
-    positions: dict[str, int],
     start: float,
 ) -> Measurement:
     spectrum = spectra_of(error, method="topk", k=min(top_k, record.rows, record.columns), device=device)["whole"]
-    row = {
-        "checkpoint": checkpoint.name,
-        "fingerprint": checkpoint.fingerprint,
-        "quantity": "quant_error",
-        "step": None,
-        "name": record.name,
-        "layer": record.layer,
-        "matrix": record.matrix,
-        "part": "whole",
-        "rows": record.rows,
-        "cols": record.columns,
-        "dtype": form,
-        "method": spectrum.method,
-        "seconds": time.perf_counter() - start,
-        "status": spectrum.status,
-    }
+    seconds = time.perf_counter() - start
+    row = identity.row(record, part, record.rows, seconds, spectrum.status, "quant_error")
+    row |= {"dtype": form, "method": spectrum.method}
+    position = identity.positions[record.name]
     if spectrum.status != "ok":
-        return Measurement("spectrum", "quant_error", None, record.name, positions[record.name], [row])
+        return Measurement("spectrum", "quant_error", None, record.name, position, [row])
     row |= known(dict(summarize_spectrum(spectrum)))
-    sigma = {"whole": (spectrum.sigma, spectrum.error_bound)}
-    return Measurement("spectrum", "quant_error", None, record.name, positions[record.name], [row], sigma)
+    sigma = {part: (spectrum.sigma, spectrum.error_bound)}
+    return Measurement("spectrum", "quant_error", None, record.name, position, [row], sigma)

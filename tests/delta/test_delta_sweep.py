@@ -201,18 +201,18 @@ def test_selection_and_names_that_do_not_fit(tmp_path):
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     base = write_base(tmp_path / "base")
     adapter = write_adapter(tmp_path / "adapter", random_factors(3, 4, seed=8))
-    from glmspectra.sweep import delta
+    from glmspectra.sweep.delta_measure import DeltaMeasurer
 
     done = []
-    original = delta._Measure._state
+    original = DeltaMeasurer.measure
 
     def stop_after_five(self, *arguments):
         if len(done) == 5:
             raise KeyboardInterrupt
         done.append(1)
-        original(self, *arguments)
+        return original(self, *arguments)
 
-    monkeypatch.setattr(delta._Measure, "_state", stop_after_five)
+    monkeypatch.setattr(DeltaMeasurer, "measure", stop_after_five)
     plan = plan_delta(base, adapter, DeltaOptions(**QUIET))
     with pytest.raises(KeyboardInterrupt):
         measure_delta(plan, tmp_path / "param_matrix")

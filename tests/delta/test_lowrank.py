@@ -32,7 +32,7 @@ def test_factor_spectrum_equals_that_of_the_dense_product(shape):
     expected = torch.linalg.svdvals(dense)[: len(found.sigma)].numpy()
     np.testing.assert_allclose(found.sigma, expected, rtol=1e-9, atol=1e-12 * expected[0])
     assert np.all(np.abs(found.sigma - expected) <= 2 * found.error_bound + 1e-13 * expected[0])
-    rebuilt = (found.left_vectors * torch.from_numpy(found.sigma)) @ found.right_vectors.T
+    rebuilt = torch.from_numpy((found.vectors.left * found.sigma) @ found.vectors.right.T)
     assert float((rebuilt - dense).abs().max()) < 1e-11 * float(dense.abs().max())
     assert found.squared_frobenius == pytest.approx(float(dense.square().sum()), rel=1e-12)
 
@@ -79,7 +79,7 @@ def test_zero_factors_have_rank_zero():
     assert numerical_rank(found.sigma, 0.0) == 0
     empty = factor_spectrum(torch.zeros(10, 0), torch.zeros(0, 8), vectors=True)
     assert empty.sigma.size == 0
-    assert empty.left_vectors.shape == (10, 0)
+    assert empty.vectors.left.shape == (10, 0)
 
 
 def test_factors_that_do_not_multiply_or_are_not_finite_are_refused():

@@ -61,7 +61,7 @@ def test_merged_checkpoint_equals_the_model_with_its_adapter(tmp_path, model, da
     assert len(report.files) > 1  # shards
     assert (tmp_path / "merged" / "tokenizer.json").exists()
     assert not list(tmp_path.glob(".merged*"))
-    assert report.lines()[0].endswith("the adapter was added to the base's original weights, not to a quantised copy.")
+    assert report.lines()[0].endswith("the adapter was added to the base's original weights, not to a quantized copy.")
 
 
 def test_a_qlora_adapter_merges_into_the_original_precision(tmp_path, model, data):

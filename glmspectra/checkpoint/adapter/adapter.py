@@ -1,355 +1,348 @@
-"""Opens adapter folders as PEFT writes them, since 2023, and yields for each base weight the factors of its
-change.
+"""An opened PEFT adapter, and what it changes: of itself as factors, in a base as one change a tensor.
 
-What is known: LoRA, rsLoRA, `rank_pattern` and `alpha_pattern`, AdaLoRA (before and after pruning), DoRA,
-LoftQ, and PiSSA, OLoRA and CorDA, which take their first factors out of the base: training's change is then s
-(B A - B0 A0), and B0 A0 must have been saved before the first step (PEFT:
-`model.save_pretrained("initial_adapter")`). They are looked for in a folder `initial_adapter` inside the
-adapter's folder or beside it, or where the caller says. Any other change of the base is refused.
+Read are LoRA with its patterns, rsLoRA, DoRA, KaSA, BD-LoRA, LoftQ, AdaLoRA (pruned or not), and PiSSA, OLoRA, CorDA
+and LoRA-GA beside the factors they began with; biases, whole modules and single tokens that were trained too.
 """
 
-import json
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from glmspectra.checkpoint.adapter.factors import Factors, LoftQ
+from glmspectra.checkpoint.adapter.change import TensorChange
+from glmspectra.checkpoint.adapter.config import BASE_REDUCED, AdapterConfig, read_config
+from glmspectra.checkpoint.adapter.factors import BaseRule, Factors, LoftQ, Truncation
+from glmspectra.checkpoint.adapter.layout import BaseLayout, is_transposed
+from glmspectra.checkpoint.adapter.start import find_start, step_of
+from glmspectra.checkpoint.adapter.stored import StoredAdapter, read_stored, shortened
+from glmspectra.checkpoint.names import natural_order
 from glmspectra.errors import CheckpointError, RequestError
-from glmspectra.peft_rules import ModulePatterns
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-INITIAL_FOLDER = "initial_adapter"  # beside checkpoints: the factors that PiSSA and OLoRA took out of the base
-INITIAL_FOLDERS = (INITIAL_FOLDER, "pissa_init", "pissa_backup", "olora_init", "corda_init")
+Parts = Mapping[str, torch.Tensor]
 
-# What PEFT's init_lora_weights does to the base weight.
-BASE_UNCHANGED = ("gaussian", "eva", "orthogonal", "mica")
-BASE_REDUCED = ("pissa", "olora", "corda", "lora_ga")  # W becomes W - s B0 A0
 
-_PARAMETER = re.compile(
-    r"^(?:base_model\.model\.)?(?P<module>.+?)\."
-    r"(?P<kind>lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ranknum)"
-    r"(?:\.(?!weight$|bias$)[^.]+)?(?P<suffix>\.weight|\.bias)?$"
-)
+@dataclass(frozen=True)
+class Changes:
+    """What an adapter changes in one base.
+
+    Attributes:
+        tensors: Name in the merged checkpoint -> its change.
+        untied: Tensors that were tied to another and no longer are (an output layer to its embedding) -> the base's
+            tensor that each begins as. They are written on their own, and the configuration says that nothing is tied.
+    """
+
+    tensors: dict[str, TensorChange]
+    untied: dict[str, str]
 
 
 @dataclass
 class Adapter:
-    """An opened adapter folder. `names` are base weight names (module + '.weight'), in the order of depth.
+    """An opened adapter folder.
 
-    kind: lora, rslora, adalora, dora, pissa, olora, corda, lora_ga, loftq. whole: tensors that training
-    replaced as a whole (modules_to_save, biases), by base name; they have no factors. step: of checkpoint-N,
-    where the folder says so.
+    Attributes:
+        path: The folder.
+        config: Its configuration.
+        names: Weights with factors (module + '.weight'), in the order of depth.
+        step: Of checkpoint-N, where the folder says so.
+        start: The adapter as it was before its first step, where that is taken off.
     """
 
     path: Path
-    config: dict[str, Any]
-    kind: str
+    config: AdapterConfig
     names: list[str]
-    whole: list[str]
     step: int | None
-    _tensors: dict[str, dict[str, torch.Tensor]] = field(repr=False)
-    _initial: "Adapter | None" = field(default=None, repr=False)  # B0 A0 that the base lost
-    _start: "Adapter | None" = field(default=None, repr=False)  # B0 A0 that the base never had
+    start: "Adapter | None" = None
+    _stored: StoredAdapter = field(default_factory=StoredAdapter, repr=False)
+
+    @property
+    def kind(self) -> str:
+        """Name of the method, as `AdapterConfig.kind`."""
+        return self.config.kind
 
     @property
     def base_model(self) -> str | None:
         """base_model_name_or_path of the configuration."""
-        return self.config.get("base_model_name_or_path")
-
-    @property
-    def start_path(self) -> Path | None:
-        """The folder of the factors as they were before the first step, where they are taken off."""
-        start = self._initial or self._start
-        return start.path if start is not None else None
+        return self.config.base_model_name_or_path
 
     @property
     def parameters(self) -> int:
         """Numbers in all factors as stored."""
-        return sum(t.numel() for parts in self._tensors.values() for t in parts.values())
+        return sum(tensor.numel() for parts in self._stored.factors.values() for tensor in parts.values())
 
-    def factors(self, name: str) -> Factors:
-        """Factors of the change of one base weight. Raises RequestError for a name that the adapter does not
-        change, CheckpointError where tensors are missing or contradict the configuration.
+    @property
+    def whole(self) -> list[str]:
+        """Tensors that are no factors: trained biases and modules, and tokens' rows; by base name."""
+        rows = [f"{module}.weight" for module in self._stored.rows]
+        added = [f"{module}.bias" for module, parts in self._stored.factors.items() if "lora_B.bias" in parts]
+        return sorted({*self._stored.whole, *rows, *added}, key=natural_order)
+
+    @property
+    def overwrites(self) -> list[str]:
+        """Tensors of the base that PEFT loads into the base itself, so that `disable_adapter` does not undo them: the
+        biases of bias="all" and "lora_only", and weights saved beside the factors of an embedding."""
+        saved = self.config.modules_to_save or []
+        modules = [saved] if isinstance(saved, str) else saved
+        return [
+            name
+            for name in sorted(self._stored.whole, key=natural_order)
+            if not any(f".{module}." in f".{name}" for module in modules)
+        ]
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether some change of a matrix cannot be told without the base's weight."""
+        return any("lora_magnitude_vector" in parts for parts in self._stored.factors.values()) or (
+            self.config.kind in ("loftq", "kasa")
+        )
+
+    def change(self, name: str) -> Factors:
+        """What training changed of one weight, the way round that the layer multiplies: B A, without its start.
+
+        Raises:
+            RequestError: The adapter has no factors for this name.
+            CheckpointError: Tensors are missing or contradict the configuration.
         """
+        found = self._product(name)
+        if self.start is None:
+            return found
+        return found.less(self.start._product(name))
+
+    def changes(self, base: BaseLayout) -> "Changes":
+        """Every tensor that this adapter changes in a base: the one answer for `merge`, `delta` and `evaluate`.
+
+        Raises:
+            CheckpointError: The base lacks one of them, or the factors do not fit it.
+        """
+        found: dict[str, TensorChange] = {}
+
+        def at(name: str) -> TensorChange:
+            there, source = base.resolve(name, str(self.path), self.base_model)
+            return found.setdefault(there, TensorChange(there, source, str(self.path)))
+
+        for name, tensor in self._stored.whole.items():
+            at(name).replaced = tensor
+        for name in self.names:
+            change = at(name)
+            change.adapter_name = name
+            change.factors = self._in_layer(name, change, base)
+        for module, parts in self._stored.factors.items():
+            if "lora_B.bias" in parts:
+                self._add_bias(at, module, parts["lora_B.bias"], base)
+        for module, rows in self._stored.rows.items():
+            change = at(f"{module}.weight")
+            change.rows = (self._tokens(module, rows), rows)
+        return Changes(found, self._untie(found, base))
+
+    def _in_layer(self, name: str, change: TensorChange, base: BaseLayout) -> Factors:
+        """The factors of one weight as its layer stores it."""
         module = name.removesuffix(".weight")
-        if module not in self._tensors:
-            raise RequestError(f"{self.path}: no factors for {name!r}; it changes {_some(self.names)}.")
-        parts = self._tensors[module]
+        shapes = base if change.replaced is None else _with_shape(base, change.source, change.replaced)
+        product = self._product(name)
+        start = self.start._product(name) if self.start is not None else None
+        if change.replaced is not None and self.kind in BASE_REDUCED:
+            start = None  # the weight that PEFT saved beside the factors has lost the first product already
+        if product.transposed:  # an embedding, (tokens, width) already
+            if product.shape != tuple(shapes.shapes[change.source]):
+                is_transposed(shapes, module, product.shape, change.source, False)
+            return product if start is None else product.less(start)
+        flag = bool(self.config.fan_in_fan_out)
+        if not is_transposed(shapes, module, product.shape, change.source, flag):
+            return product if start is None else product.less(start)
+        turned = replace(product.turned(), transposed=True)
+        if start is None:
+            return turned
+        # PEFT takes OLoRA's first product out of the weight as it is stored, the others' the way the layer multiplies.
+        return turned.less(start if self.kind == "olora" else start.turned())
+
+    def _product(self, name: str) -> Factors:
+        module = name.removesuffix(".weight")
+        if module not in self._stored.factors:
+            raise RequestError(f"{self.path}: no factors for {name!r}; it changes {shortened(self.names)}.")
+        parts = self._stored.factors[module]
         embedding = "lora_embedding_A" in parts
-        a_key, b_key = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
-        missing = [key for key in (a_key, b_key, *(["lora_E"] if self.kind == "adalora" else [])) if key not in parts]
-        if missing:
-            raise CheckpointError(f"{self.path}: {module} lacks {', '.join(missing)}; the adapter was not saved whole.")
-        right, left = parts[a_key], parts[b_key]
-        if right.ndim != 2 or left.ndim != 2 or right.shape[0] != left.shape[1]:
-            raise CheckpointError(
-                f"{self.path}: {module} has factors of shapes {tuple(left.shape)} and {tuple(right.shape)}, which "
-                "do not multiply to a matrix; only linear layers and embeddings are read."
-            )
+        left, right = self._pair(module, parts, embedding)
         rank = right.shape[0]
-        if self.kind == "adalora":
-            # PEFT: B (A * E) * scaling / (ranknum + 1e-5); a pruned triplet is E = 0 or is no longer in the
-            # file.
-            allotted = self._starting_rank(module, parts)
+        if self.config.adalora:
+            # PEFT: B (A * E) * scaling / (ranknum + 1e-5); a pruned triplet is E = 0 or no longer in the file.
+            allotted = round(float(parts["ranknum"].item())) if "ranknum" in parts else int(self.config.init_r or 0)
             right = right.double() * parts["lora_E"].double().reshape(-1, 1)
-            alpha = float(self.config["lora_alpha"])
+            alpha = self.config.lora_alpha
             scale = (alpha if alpha > 0 else allotted) / (allotted + 1e-5)
         else:
             allotted = rank
             self._check_rank(module, rank)
-            scale = self._scale(module, rank)
-        magnitude = parts.get("lora_magnitude_vector")
-        if self._initial is not None:
-            left, right = _less_start(left, right, scale, self._initial.factors(name))
-        transposed = embedding or bool(self.config.get("fan_in_fan_out"))
-        if transposed:
+            scale = self.config.scale_of(module, rank)
+        if "lora_diag" in parts:
+            right = right * parts["lora_diag"].reshape(-1, 1)
+        if embedding:
             left, right = right.T, left.T
-        loftq = None
-        if self.kind == "loftq":
-            settings = self.config.get("loftq_config") or {}
-            loftq = LoftQ(int(settings.get("loftq_bits", 4)), rank, int(settings.get("loftq_iter", 1)))
+        magnitude = parts.get("lora_magnitude_vector")
         return Factors(
             f"{module}.weight", left, right, scale, allotted,
-            magnitude=None if magnitude is None else magnitude.flatten(), loftq=loftq, transposed=transposed,
+            magnitude=None if magnitude is None else magnitude.flatten(),
+            rule=self._rule(rank), transposed=embedding,
         )  # fmt: skip
 
-    def change(self, name: str) -> Factors:
-        """As `factors`, less what the factors held before the first step where that was kept (`initial_adapter`).
+    def _pair(self, module: str, parts: Parts, embedding: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """B (out, rank) and A (rank, in), checked."""
+        b_key, a_key = ("lora_embedding_B", "lora_embedding_A") if embedding else ("lora_B", "lora_A")
+        needed = [
+            a_key,
+            b_key,
+            *(["lora_E"] if self.config.adalora else []),
+            *(["lora_diag"] if self.config.kasa_config is not None else []),
+            *(["lora_magnitude_vector"] if self.config.use_dora else []),
+        ]
+        missing = [key for key in needed if key not in parts]
+        if missing:
+            raise CheckpointError(f"{self.path}: {module} lacks {', '.join(missing)}; the adapter was not saved whole.")
+        for key, setting in (("lora_magnitude_vector", "use_dora"), ("lora_diag", "kasa_config"), ("lora_E", "")):
+            if key in parts and key not in needed:
+                said = f"{setting} is not set" if setting else "its type is not ADALORA"
+                raise CheckpointError(f"{self.path}: {module} has {key}, but {said} in its configuration.")
+        left, right = parts[b_key], parts[a_key]
+        if not self.config.adalora and (min(left.ndim, right.ndim) < 2 or left.numel() == 0 or right.numel() == 0):
+            raise CheckpointError(
+                f"{self.path}: {module} has empty factors of shapes {tuple(left.shape)} and {tuple(right.shape)}: they "
+                "were saved while DeepSpeed ZeRO-3 or FSDP held them in shards; gather them before saving."
+            )
+        left, right = self._whole_blocks(module, left, right)
+        if left.ndim != 2 or right.ndim != 2 or right.shape[0] != left.shape[1]:
+            raise CheckpointError(
+                f"{self.path}: {module} has factors of shapes {tuple(left.shape)} and {tuple(right.shape)}, which "
+                "do not multiply to a matrix; only linear layers and embeddings are read."
+            )
+        return left, right
 
-        A LoRA adapter whose start was fitted to a 4-bit base's error (LoftQ on a base that was loaded quantised)
-        is kept so; against the published weights only what came since is training's change, as in `merge`.
-        """
-        found = self.factors(name)
-        if self._start is None:
-            return found
-        start = self._start.factors(name)
-        left, right = _less_start(found.left, found.right, found.scale, start)
-        return replace(found, left=left, right=right)
+    def _whole_blocks(self, module: str, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """BD-LoRA's factors, which are stored as their blocks, with the zeros around these."""
+        blocks = self.config.use_bdlora
+        if blocks is None:
+            return left, right
+        leaf = module.rpartition(".")[2]
+        for modules, tensor in ((blocks.target_modules_bd_a, right), (blocks.target_modules_bd_b, left)):
+            if any(part in leaf for part in modules or []) and tensor.shape[0] % blocks.nblocks:
+                raise CheckpointError(f"{self.path}: {module} does not divide into {blocks.nblocks} blocks.")
+        if any(part in leaf for part in blocks.target_modules_bd_a or []):
+            right = torch.block_diag(*right.chunk(blocks.nblocks))
+        if any(part in leaf for part in blocks.target_modules_bd_b or []):
+            left = torch.block_diag(*left.chunk(blocks.nblocks))
+        return left, right
 
-    def _starting_rank(self, module: str, parts: Mapping[str, torch.Tensor]) -> int:
-        """AdaLoRA's ranknum: init_r for all in PEFT; a module's own where the file gives it."""
-        if "ranknum" in parts:
-            return round(float(parts["ranknum"].item()))
-        return int(self.config["init_r"])
-
-    def _scale(self, module: str, rank: int) -> float:
-        alphas = self.config.get("alpha_pattern") or {}
-        key = ModulePatterns(alphas, "alpha_pattern").first(module)
-        alpha = float(self.config["lora_alpha"] if key is None else alphas[key])
-        return alpha / rank**0.5 if self.config.get("use_rslora") else alpha / rank
+    def _rule(self, rank: int) -> BaseRule | None:
+        if self.kind == "loftq":
+            settings = self.config.loftq_config
+            return LoftQ(settings.loftq_bits if settings else 4, rank, settings.loftq_iter if settings else 1)
+        return Truncation(rank) if self.config.kasa_config is not None else None
 
     def _check_rank(self, module: str, rank: int) -> None:
-        ranks = self.config.get("rank_pattern") or {}
-        key = ModulePatterns(ranks, "rank_pattern").first(module)
-        told = int(self.config["r"] if key is None else ranks[key])
-        if told != rank:
+        expected, key = self.config.rank_of(module)
+        if expected != rank:
             raise CheckpointError(
-                f"{self.path}: {module} has factors of rank {rank}, but {CONFIG_FILE} says {told}"
+                f"{self.path}: {module} has factors of rank {rank}, but its configuration says {expected}"
                 f"{'' if key is None else f' (rank_pattern {key!r})'}; PEFT would refuse to load it."
             )
 
-    def base_names(self, available: Mapping[str, Any] | list[str]) -> dict[str, str]:
-        """Adapter's weight name -> the base's: equal, or the only one that ends in it (a wrapper adds a
-        prefix to one of them).
+    def _add_bias(self, at: Callable[[str], TensorChange], module: str, bias: torch.Tensor, base: BaseLayout) -> None:
+        name = f"{module}.bias"
+        if not base.find(name):
+            raise CheckpointError(
+                f"{self.path}: lora_bias adds to the bias of {module}, which has none in the base; PEFT refuses it."
+            )
+        at(name).added = bias * self._product(f"{module}.weight").scale
 
-        Raises CheckpointError for a weight that the base lacks or that several could be.
+    def _untie(self, found: dict[str, TensorChange], base: BaseLayout) -> dict[str, str]:
+        """Tied tensors that are no longer what they are tied to -> the base's tensor that they begin as.
+
+        Trained tokens change what is tied to them, and under ensure_weight_tying so does what PEFT saved of both.
         """
-        names = list(available)
-        known = set(names)
-        result = {}
-        for name in self.names:
-            if name in known:
-                result[name] = name
-                continue
-            fits = [other for other in names if other.endswith(f".{name}") or name.endswith(f".{other}")]
-            if len(fits) != 1:
-                raise CheckpointError(
-                    f"{self.path}: the adapter changes {name!r}, of which the base has "
-                    f"{'none' if not fits else _some(fits)}; it was trained on {self.base_model or 'another base'}."
-                )
-            result[name] = fits[0]
-        return result
+        tied = base.tied | {change.name: change.source for change in found.values() if change.name != change.source}
+        apart = False
+        for name, source in tied.items():
+            self._share(found, name, source)
+            one, other = found.get(name), found.get(source)
+            both = one is not None and other is not None  # PEFT saves a pair that it keeps tied twice
+            follows = (self.config.ensure_weight_tying and both) or (
+                one is None and other is not None and other.only_rows
+            )
+            if follows and other is not None:
+                found.pop(name, None)
+                if name in base.shapes:
+                    found[name] = replace(other, name=name, source=name)
+            elif one is not None or other is not None:
+                apart = True
+        return tied if apart else {}
+
+    def _share(self, found: dict[str, TensorChange], name: str, source: str) -> None:
+        """What PEFT does to the memory that a tied output layer shares with the embedding, before it trains.
+
+        Raises:
+            CheckpointError: That cannot be told from the adapter, or PEFT drops one of two changes.
+        """
+        one, other = found.get(name), found.get(source)
+        if one is None or one.factors is None:
+            return
+        if other is not None and other.rows is not None:
+            raise CheckpointError(
+                f"{self.path}: trains single tokens of {source} and factors of {name}, which is tied to it; PEFT runs "
+                "such a model with one of the two left out, so that no merged weight is equal to it."
+            )
+        if self.kind not in (*BASE_REDUCED, "kasa", "loftq"):
+            return
+        if one.replaced is None:
+            raise CheckpointError(
+                f"{self.path}: {self.kind} changed the weight that {name} shares with {source}, and the adapter does "
+                "not hold it; save it again with save_embedding_layers=True."
+            )
+        other = found.setdefault(source, TensorChange(source, source, str(self.path)))
+        other.replaced = one.replaced if other.replaced is None else other.replaced
+
+    def _tokens(self, module: str, rows: torch.Tensor) -> torch.Tensor:
+        """Numbers of the tokens whose rows were trained."""
+        found = self.config.trainable_token_indices or []
+        if isinstance(found, dict):
+            fits = [indices for key, indices in found.items() if f".{module}".endswith(f".{key}")]
+            found = fits[0] if len(fits) == 1 else []
+        if len(found) != rows.shape[0]:
+            raise CheckpointError(
+                f"{self.path}: {module} has {rows.shape[0]} trained tokens, and trainable_token_indices names "
+                f"{len(found)} of them."
+            )
+        return torch.tensor(found)
+
+
+def _with_shape(base: BaseLayout, name: str, tensor: torch.Tensor) -> BaseLayout:
+    return BaseLayout({**base.shapes, name: tuple(tensor.shape)}, base.config)
 
 
 def open_adapter(path: Path | str, initial: Path | str | None = None) -> Adapter:
     """Open a PEFT adapter folder (adapter_config.json beside adapter_model.safetensors or .bin).
 
-    initial: folder of the adapter as it was before the first step, for PiSSA, OLoRA, CorDA; when None, looked
-    for as the module says. The factors are read at once: they are megabytes. A .bin is read by torch's
-    restricted unpickler. Raises RequestError when there is no adapter, CheckpointError when it cannot be read
-    or changes the base in a way not known here.
+    Args:
+        path: The folder. A .bin is read by torch's restricted unpickler.
+        initial: The adapter as it was before the first step; None looks where `start.find_start` says.
+
+    Raises:
+        RequestError: There is no adapter.
+        CheckpointError: It cannot be read, or changes the base in a way that is not known here.
     """
     path = Path(path)
-    config = _read_config(path)
-    kind = _kind(path, config)
-    tensors, whole = _read_tensors(path)
-    names = [f"{module}.weight" for module in sorted(tensors, key=_depth)]
-    adapter = Adapter(path, config, kind, names, whole, _step_of(path), tensors)
-    if kind in BASE_REDUCED:
-        adapter._initial = _open_initial(path, kind, initial)
-    elif kind in ("lora", "rslora"):
-        adapter._start = _kept_start(path, initial)
-    elif initial is not None:
-        raise RequestError(
-            f"{path}: an initial adapter is only needed for {', '.join(BASE_REDUCED)}; this one is {kind}."
-        )
-    if kind == "dora" and not all("lora_magnitude_vector" in parts for parts in tensors.values()):
-        raise CheckpointError(f"{path}: use_dora is set, but some modules have no lora_magnitude_vector.")
+    config = read_config(path)
+    start = find_start(path, config.kind, initial)
+    adapter = _opened(path, config)
+    adapter.step = step_of(path)
+    if start is not None:
+        # Its configuration says how the base was changed; as a start only the factors count.
+        plain = {"init_lora_weights": True, "use_dora": False, "loftq_config": None}
+        adapter.start = _opened(start, read_config(start).model_copy(update=plain), only_factors=True)
     return adapter
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    file = path / CONFIG_FILE
-    if not file.is_file():
-        raise RequestError(f"{path}: no adapter here: there is no {CONFIG_FILE}.")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file}: not JSON ({error}).") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: an object is expected.")
-    needed = ("peft_type", "lora_alpha", "init_r" if config.get("peft_type") == "ADALORA" else "r")
-    missing = [key for key in needed if key not in config]
-    if missing:
-        raise CheckpointError(f"{file}: the key {missing[0]!r} is missing.")
-    return config
-
-
-def _kind(path: Path, config: Mapping[str, Any]) -> str:
-    """Name the method, and refuse what changes the base or the product in a way not known here."""
-    peft_type = str(config["peft_type"])
-    if peft_type not in ("LORA", "ADALORA"):
-        raise CheckpointError(
-            f"{path}: adapters of type {peft_type} have no factors that are read here, only LORA and ADALORA."
-        )
-    for key in (
-        "layer_replication",
-        "target_parameters",
-        "use_qalora",
-        "kasa_config",
-        "arrow_config",
-        "use_bdlora",
-    ):
-        if config.get(key):
-            raise CheckpointError(f"{path}: {key} is set in {CONFIG_FILE}; what it does to the base is not known here.")
-    if peft_type == "ADALORA":
-        return "adalora"
-    start = config.get("init_lora_weights", True)
-    if isinstance(start, str):
-        method = start.lower().split("_niter_")[0]
-        if method in BASE_REDUCED:
-            if config.get("use_dora"):
-                raise CheckpointError(f"{path}: DoRA on a base changed by {method} is not known here.")
-            return method
-        if method == "loftq":
-            return "loftq"
-        if method not in (*BASE_UNCHANGED, "true", "false"):
-            raise CheckpointError(
-                f"{path}: init_lora_weights {start!r} may have changed the base in a way not known here; "
-                "compare the merged checkpoint with the base instead (glmspectra delta BASE MERGED)."
-            )
-    if config.get("use_dora"):
-        return "dora"
-    return "rslora" if config.get("use_rslora") else "lora"
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[str]]:
-    """Module -> kind -> tensor, and the names of tensors that are no factors but whole replaced ones."""
-    file = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
-    if file is None:
-        raise CheckpointError(f"{path}: {CONFIG_FILE} is there, but neither {' nor '.join(WEIGHT_FILES)}.")
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                stored = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
-        else:
-            stored = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}); was it saved whole?") from None
-    except Exception as error:  # the restricted unpickler raises its own class
-        raise CheckpointError(f"{file}: holds more than tensors, it is not opened ({type(error).__name__}).") from None
-    modules: dict[str, dict[str, torch.Tensor]] = {}
-    whole = []
-    for key, tensor in stored.items():
-        found = _PARAMETER.match(key)
-        if found and found["suffix"] != ".bias":
-            modules.setdefault(found["module"].replace(".base_layer", ""), {})[found["kind"]] = tensor
-        elif "lora_" in key and not found:
-            raise CheckpointError(f"{file}: the tensor {key!r} belongs to a variant of LoRA that is not read here.")
-        else:
-            whole.append(key.removeprefix("base_model.model.").replace(".modules_to_save.default", ""))
-    if not modules:
-        raise CheckpointError(f"{file}: no factors in it; its tensors are {_some(list(stored)) or 'none'}.")
-    return modules, sorted(whole, key=_depth)
-
-
-def _open_initial(path: Path, kind: str, initial: Path | str | None) -> Adapter:
-    places = [Path(initial)] if initial is not None else []
-    if initial is None:
-        # Inside the adapter's folder, beside it, and (checkpoint-N/LoraAdapter) beside its checkpoint.
-        places = [root / name for root in (path, path.parent, path.parent.parent) for name in INITIAL_FOLDERS]
-    found = next((place for place in places if (place / CONFIG_FILE).is_file()), None)
-    if found is None:
-        raise CheckpointError(
-            f"{path}: {kind} took its first factors out of the base, and without them the change cannot be told; "
-            f"save the adapter before training as {INITIAL_FOLDERS[0]} in this folder, or name its folder."
-        )
-    return _plain_adapter(found)
-
-
-def _kept_start(path: Path, initial: Path | str | None) -> Adapter | None:
-    """The start of a LoRA adapter, where it was kept: in its own folder, or beside the checkpoint-N it lies in."""
-    places = [Path(initial)] if initial is not None else [path / INITIAL_FOLDERS[0]]
-    if initial is None:
-        places += [f.parent / INITIAL_FOLDERS[0] for f in (path, path.parent) if f.name.startswith("checkpoint-")]
-    found = next((place for place in places if (place / CONFIG_FILE).is_file()), None)
-    if found is None:
-        if initial is not None:
-            raise RequestError(f"{initial}: no adapter here: there is no {CONFIG_FILE}.")
-        return None
-    return _plain_adapter(found)
-
-
-def _plain_adapter(path: Path) -> Adapter:
-    """An adapter as LoRA factors alone, whatever its configuration says of the base."""
-    config = _read_config(path)
-    tensors, whole = _read_tensors(path)
-    kind = "rslora" if config.get("use_rslora") else "lora"
-    return Adapter(path, config, kind, list(tensors), whole, None, tensors)
-
-
-def _less_start(
-    left: torch.Tensor, right: torch.Tensor, scale: float, start: Factors
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factors of left @ right - start: [left, -left_0] and [right; right_0], the start's scale brought to `scale`.
-
-    left (rows, r) -> (rows, r + r_0), right (r, cols) -> (r + r_0, cols).
-    """
-    start_left = start.left if start.scale == scale else start.left * (start.scale / scale)
-    return (
-        torch.cat([left, -start_left.to(left.dtype)], dim=1),
-        torch.cat([right, start.right.to(right.dtype)], dim=0),
-    )
-
-
-def _depth(name: str) -> list[tuple[int, int, str]]:
-    """Sort key: numbers in a name count as numbers, layers.2 before layers.11."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
-
-
-def _step_of(path: Path) -> int | None:
-    for folder in (path, path.parent):
-        found = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if found:
-            return int(found[1])
-    return None
-
-
-def _some(names: list[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def _opened(path: Path, config: AdapterConfig, only_factors: bool = False) -> Adapter:
+    stored = read_stored(path)
+    if only_factors:
+        for parts in stored.factors.values():
+            parts.pop("lora_magnitude_vector", None)
+    names = [f"{module}.weight" for module in sorted(stored.factors, key=natural_order)]
+    return Adapter(path, config, names, None, None, stored)

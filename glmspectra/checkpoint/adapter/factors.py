@@ -1,8 +1,9 @@
-"""What an adapter does to one base weight: two factors, and for DoRA and LoftQ the rule that needs the weight
+"""What an adapter does to one base weight: two factors, and for DoRA, KaSA and LoftQ the rule that needs the weight
 itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
@@ -10,13 +11,43 @@ from glmspectra.checkpoint.formats.round_trip import loftq_base
 from glmspectra.errors import CheckpointError, RequestError
 
 
+class BaseRule(Protocol):
+    """How a method replaces the published weight (rows, cols) before it adds its factors."""
+
+    @property
+    def method(self) -> str: ...
+
+    def apply(self, weight: torch.Tensor) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True)
 class LoftQ:
-    """How LoftQ made its base: bits 4 (NF4) or 8, rank of the residual, iterations of its algorithm 1."""
+    """A quantized copy (Li et al. 2023): bits 4 (NF4) or 8, rank of the residual, iterations of algorithm 1."""
 
     bits: int
     rank: int
     iterations: int
+    method: str = "LoftQ"
+
+    def apply(self, weight: torch.Tensor) -> torch.Tensor:
+        """The dequantized copy, float32."""
+        return loftq_base(weight, self.bits, self.rank, self.iterations)
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """The weight without its `dropped` smallest singular values (KaSA, arXiv 2412.06071)."""
+
+    dropped: int
+    method: str = "KaSA"
+
+    def apply(self, weight: torch.Tensor) -> torch.Tensor:
+        """The truncated weight, float32; raises CheckpointError where nothing would be left."""
+        kept = min(weight.shape) - self.dropped
+        if kept <= 0:
+            raise CheckpointError(f"KaSA of rank {self.dropped} leaves nothing of a weight of {tuple(weight.shape)}.")
+        u, sigma, vh = torch.linalg.svd(weight.float(), full_matrices=False)
+        return (u[:, :kept] * sigma[:kept]) @ vh[:kept]
 
 
 @dataclass(frozen=True)
@@ -27,9 +58,9 @@ class Factors:
     left (rows, k), right (k, cols), CPU. k is allotted_rank, twice that where the start of training is taken
     off (PiSSA, OLoRA: left = [B, -B0], right = [A; A0]).
     magnitude: (rows,), DoRA's m; the change then has full rank and needs the weight.
-    loftq: set where the base was replaced by LoftQ's; the change from the published weight then needs the
-    weight too.
-    transposed: the layer stores its weight as (in_features, out_features) (fan_in_fan_out, embeddings).
+    rule: set where the method replaces the base's weight; the change from the published one then needs it too.
+    transposed: the layer stores its weight as (in_features, out_features) (Conv1D, embeddings), where DoRA's norm runs
+    over the rows.
     """
 
     name: str
@@ -38,7 +69,7 @@ class Factors:
     scale: float
     allotted_rank: int
     magnitude: torch.Tensor | None = None
-    loftq: LoftQ | None = None
+    rule: BaseRule | None = None
     transposed: bool = False
 
     @property
@@ -48,7 +79,7 @@ class Factors:
     @property
     def needs_base(self) -> bool:
         """Whether the change cannot be told without the base weight."""
-        return self.magnitude is not None or self.loftq is not None
+        return self.magnitude is not None or self.rule is not None
 
     def product(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """scale * left @ right, (rows, cols): the dense form, for merging and for checks."""
@@ -57,9 +88,9 @@ class Factors:
     def merged(self, weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight that base and adapter make together, (rows, cols) in dtype.
 
-        weight: the published base weight (rows, cols); quantised ones dequantised. DoRA (Liu et al. 2024, eq.
-        5): m (W + D) / ||W + D||, the norm over each output's row. LoftQ (Li et al. 2023): Q + D with Q made
-        again from W. Raises CheckpointError when the shapes differ.
+        weight: the published base weight (rows, cols); quantized ones dequantized. DoRA (Liu et al. 2024, eq.
+        5): m (W + D) / ||W + D||, the norm over each output's row. LoftQ and KaSA: Q + D with Q made again from W.
+        Raises CheckpointError when the shapes differ.
         """
         if tuple(weight.shape) != self.shape:
             raise CheckpointError(
@@ -67,8 +98,8 @@ class Factors:
                 f"{tuple(weight.shape)}; was it trained on this base?"
             )
         merged = weight.to(dtype)
-        if self.loftq is not None:
-            merged = loftq_base(merged, self.loftq.bits, self.loftq.rank, self.loftq.iterations).to(dtype)
+        if self.rule is not None:
+            merged = self.rule.apply(merged).to(dtype)
         merged = merged + self.product(dtype)
         if self.magnitude is not None:
             over = 0 if self.transposed else 1
@@ -78,16 +109,60 @@ class Factors:
         return merged
 
     def delta(self, weight: torch.Tensor | None = None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Dense change of the published base weight, (rows, cols) in dtype; `weight` is needed for DoRA and
-        LoftQ only.
+        """Dense change of the published base weight, (rows, cols) in dtype; `weight` is needed where `needs_base`.
 
         Raises RequestError where it is needed and absent.
         """
         if not self.needs_base:
             return self.product(dtype)
         if weight is None:
-            what = "DoRA" if self.magnitude is not None else "LoftQ"
+            what = self.rule.method if self.rule is not None else "DoRA"
             raise RequestError(
                 f"{self.name}: the change that {what} makes depends on the base weight: name the base too."
             )
         return self.merged(weight, dtype) - weight.to(dtype)
+
+    def less(self, start: "Factors") -> "Factors":
+        """Factors of this change without those of its start: [left, -left_0] and [right; right_0].
+
+        left (rows, r) -> (rows, r + r_0), right (r, cols) -> (r + r_0, cols); the start's scale is brought to this one.
+
+        Raises:
+            CheckpointError: The start is of another shape.
+        """
+        if start.shape != self.shape:
+            raise CheckpointError(
+                f"{self.name}: the initial adapter changes a weight of shape {start.shape}, this one of {self.shape}; "
+                "they are of different runs."
+            )
+        left = start.left if start.scale == self.scale else start.left * (start.scale / self.scale)
+        return replace(
+            self,
+            left=torch.cat([self.left, -left.to(self.left.dtype)], dim=1),
+            right=torch.cat([self.right, start.right.to(self.right.dtype)], dim=0),
+        )
+
+    def turned(self) -> "Factors":
+        """The factors of the transposed product."""
+        return replace(self, left=self.right.T, right=self.left.T)
+
+    def forward(self, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """inputs @ (base and adapter together)^T, (n, rows) float32, as the layer computes it: by the factors.
+
+        The merged weight is not made. inputs (n, cols), weight (rows, cols). DoRA's norms come from the factors' Gram
+        matrices: ||W + s L R||^2 = ||W||^2 + 2 s <W R^T, L> + s^2 <L R R^T, L>, row by row (or column by column).
+        """
+        base = weight.float() if self.rule is None else self.rule.apply(weight.float())
+        left, right = self.left.float(), self.right.float()
+        result = inputs @ base.T + self.scale * ((inputs @ right.T) @ left.T)
+        if self.magnitude is None:
+            return result
+        wide, tall = (base.T, (right.T, left.T)) if self.transposed else (base, (left, right))
+        across = ((wide.double() @ tall[1].double().T) * tall[0].double()).sum(1)
+        square = ((tall[0].double() @ (tall[1].double() @ tall[1].double().T)) * tall[0].double()).sum(1)
+        norm = (wide.double().square().sum(1) + 2 * self.scale * across + self.scale**2 * square).clamp_min(0).sqrt()
+        factor = (self.magnitude.double() / norm).float()
+        if not self.transposed:
+            return result * factor
+        scaled = inputs * factor
+        return scaled @ base.T + self.scale * ((scaled @ right.T) @ left.T)

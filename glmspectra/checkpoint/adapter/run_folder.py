@@ -5,7 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from glmspectra.checkpoint.adapter.adapter import CONFIG_FILE, INITIAL_FOLDERS
+from glmspectra.checkpoint.adapter.config import CONFIG_FILE
+from glmspectra.checkpoint.adapter.start import INITIAL_FOLDERS
 from glmspectra.errors import CheckpointError, RequestError
 
 FINAL_ADAPTER = "final_adapter"  # where a run keeps its last state

@@ -1,39 +1,54 @@
 """Base and adapter into one checkpoint, in the base's original precision, one tensor in memory at a time.
 
-Never into a 4-bit base: quantising the sum again throws away about as much as the adapter holds. A base that
-is stored quantised is dequantised first, and the merged checkpoint is in half precision.
+Never into a 4-bit base: quantizing the sum again throws away about as much as the adapter holds. A base that is stored
+quantized is dequantized first, and the merged checkpoint is in half precision. What was written is read back and held
+against base and adapter before the folder takes its name.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from glmspectra.checkpoint import Checkpoint, open_checkpoint
-from glmspectra.checkpoint.adapter.adapter import INITIAL_FOLDER, Adapter, open_adapter
-from glmspectra.checkpoint.adapter.factors import Factors
+from glmspectra.checkpoint.adapter.adapter import Adapter, open_adapter
+from glmspectra.checkpoint.adapter.change import TensorChange
+from glmspectra.checkpoint.adapter.layout import EMBEDDING, BaseLayout
+from glmspectra.checkpoint.names import OUTPUT, place_of
+from glmspectra.checkpoint.reader import Checkpoint, open_checkpoint
+from glmspectra.checkpoint.writing.shards import Planned, plan_shards, write_shard
 from glmspectra.embedded import locate_model
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.files import atomic_folder, check_target
 
 SHARD_BYTES = 2 << 30
 NOT_COPIED = (".safetensors", ".bin", ".gguf", ".index.json", ".pt", ".pth", ".h5", ".msgpack")
+CHECK_INPUTS = 4  # random inputs of each changed layer
+VOCABULARY_KEYS = ("vocab_size", "padded_vocab_size")
 
 
 @dataclass
 class Merged:
     """What a merge did.
 
-    changed: weights that the adapter changed. whole: tensors that it replaced. dtype: of the changed weights
-    as written. dequantized: weights of the base that were stored quantised. lost: name and share of the
-    weight whose change lost most to rounding in dtype, |stored - exact|_F / |change|_F.
+    Attributes:
+        out, base, adapter: The three folders.
+        kind: The adapter's method.
+        changed: Matrices that factors were added to. whole: Tensors that were replaced or partly replaced.
+        untied: Tensors that were tied to another one and now stand on their own.
+        dtype: Of the changed weights as written.
+        dequantized: Weights of the base that were stored quantized.
+        lost: Name and share of the weight whose change lost most to rounding in dtype, |stored - exact|_F / |change|_F.
+        checked: Name and relative error of the changed tensor that is farthest from base and adapter on random inputs.
+        vocabulary: Rows of the embedding before and after, where the adapter extended it.
+        nbytes, files: What was written.
     """
 
     out: str
@@ -42,28 +57,42 @@ class Merged:
     kind: str
     changed: int = 0
     whole: int = 0
+    untied: list[str] = field(default_factory=list)
     dtype: str = ""
     dequantized: int = 0
     lost: tuple[str, float] = ("", 0.0)
+    checked: tuple[str, float] = ("", 0.0)
+    vocabulary: tuple[int, int] | None = None
     nbytes: int = 0
     files: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
+        """The same as a dictionary for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
+        """What a person is told."""
         base = (
-            "the base was stored quantised and was dequantised first, then the adapter added"
+            "the base was stored quantized and was dequantized first, then the adapter added"
             if self.dequantized
-            else ("the adapter was added to the base's original weights, not to a quantised copy")
+            else "the adapter was added to the base's original weights, not to a quantized copy"
         )
-        return [
+        lines = [
             f"{self.kind} adapter of {self.changed} matrices merged into {self.base}: {base}.",
             f"Written to {self.out}: {self.nbytes / 2**20:,.1f} MiB of {self.dtype} in {len(self.files)} file"
             f"{'s' if len(self.files) > 1 else ''}.",
             f"Rounding to {self.dtype} took at most {self.lost[1]:.2%} of a matrix's change"
             f"{f' ({self.lost[0]})' if self.lost[0] else ''}.",
+            f"Read back and held against base and adapter on {CHECK_INPUTS} random inputs of each changed layer: "
+            f"at most {self.checked[1]:.1e} apart.",
         ]
+        if self.whole:
+            lines.append(f"Replaced as a whole or in part, as they were trained: {self.whole} tensors.")
+        if self.untied:
+            lines.append(f"{', '.join(self.untied)}: no longer tied, as trained; config.json says so.")
+        if self.vocabulary:
+            lines.append(f"The vocabulary has {self.vocabulary[1]} entries now, {self.vocabulary[0]} in the base.")
+        return lines
 
 
 def merge(
@@ -74,15 +103,20 @@ def merge(
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> Merged:
-    """Write base + adapter to the folder `out`, whole or not at all.
+    """Write base + adapter to the folder `out`, whole or not at all, and check it.
 
-    dtype: of the floating-point tensors that are written; None keeps each as it is stored (quantised ones
-    become the configuration's type, float16 without one). LoRA with patterns, rsLoRA, DoRA, PiSSA, OLoRA,
-    LoftQ and AdaLoRA (pruned or not) merge alike. progress(done, all) is called after each tensor.
+    Args:
+        base: A model's folder or file, or "nano".
+        adapter: A PEFT adapter's folder; every method that `open_adapter` reads.
+        out: The new folder.
+        dtype: Of the floating-point tensors that are written; None keeps each as it is stored (quantized ones become
+            the configuration's type, float16 without one).
+        shard_bytes: Largest file, in bytes; a larger tensor has a file of its own.
+        progress: Called with (done, all) after each tensor.
 
     Raises:
         RequestError: base or adapter is not there, or `out` is.
-        CheckpointError: the adapter is of another base, or either cannot be read.
+        CheckpointError: The adapter is of another base, either cannot be read, or the result is not base + adapter.
     """
     place = locate_model(base)
     folder = place if place.is_dir() else place.parent
@@ -90,146 +124,228 @@ def merge(
         raise RequestError(f"--out {out} is the base model's own folder; name another.")
     check_target(out, "--out")
     opened = open_adapter(Path(adapter))
-    start = _start(opened)
     with open_checkpoint(place) as checkpoint:
         if checkpoint.form == "gguf":
             raise RequestError(
-                f"{place}: a GGUF file holds quantised weights under other names; merge into the folder it was made "
+                f"{place}: a GGUF file holds quantized weights under other names; merge into the folder it was made "
                 "from, or load and save it by transformers first."
             )
-        report = Merged(str(out), str(place), str(adapter), opened.kind)
-        names = opened.base_names(list(checkpoint.tensors))
-        changes = {base_name: name for name, base_name in names.items()}
-        whole = _whole_tensors(opened, checkpoint)
-        tensors = _tensors(checkpoint, opened, start, changes, whole, dtype, report, progress)
+        work = _Merge(checkpoint, opened, dtype, Merged(str(out), str(place), str(adapter), opened.kind))
         with atomic_folder(out) as staging:
-            _write_shards(staging, tensors, shard_bytes, report)
-            _copy_rest(folder, staging, checkpoint, report)
-    return report
+            work.write(staging, shard_bytes, progress)
+            work.check(staging)
+            _copy_rest(folder, Path(adapter), staging, work)
+    return work.report
 
 
-def _start(adapter: Adapter) -> Adapter | None:
-    """The factors that a LoftQ-like start gave: they make up for a 4-bit base, and the original precision has
-    no such error, so only what training changed since is merged. None for other starts."""
-    folder = adapter.path / INITIAL_FOLDER
-    if adapter.kind in ("lora", "rslora") and (folder / "adapter_config.json").is_file():
-        return open_adapter(folder)
-    return None
+class _Merge:
+    """One merge: which tensors are written, and what each is."""
 
-
-def _tensors(
-    checkpoint: Checkpoint,
-    adapter: Adapter,
-    start: Adapter | None,
-    changes: dict[str, str],
-    whole: dict[str, torch.Tensor],
-    dtype: torch.dtype | None,
-    report: Merged,
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[tuple[str, torch.Tensor]]:
-    fallback = getattr(torch, str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float16"))
-    for done, (name, record) in enumerate(checkpoint.tensors.items(), 1):
-        stored = checkpoint.read(name)
-        target = fallback if record.quantization else stored.dtype
-        target = dtype if dtype is not None and stored.is_floating_point() else target
-        report.dequantized += record.quantization is not None
-        if name in whole:
-            result = whole[name].to(target)
-            report.whole += 1
-        elif name in changes:
-            factors = adapter.factors(changes[name])
-            result = _changed(stored, factors, start, changes[name], target, report)
-        else:
-            result = stored.to(target, copy=True)
-        yield name, result.contiguous()
-        checkpoint.release(name)
-        if progress is not None:
-            progress(done, len(checkpoint.tensors))
-
-
-def _changed(
-    stored: torch.Tensor, factors: Factors, start: Adapter | None, name: str, target: torch.dtype, report: Merged
-) -> torch.Tensor:
-    exact = factors.merged(stored)
-    if start is not None:
-        exact -= start.factors(name).product()
-    if not torch.isfinite(exact).all():
-        raise CheckpointError(
-            f"{name}: base and adapter together give values that are not finite; the adapter is broken."
+    def __init__(self, checkpoint: Checkpoint, adapter: Adapter, dtype: torch.dtype | None, report: Merged):
+        self.checkpoint, self.dtype, self.report = checkpoint, dtype, report
+        found = adapter.changes(BaseLayout.of(checkpoint))
+        self.changes = dict(found.tensors)
+        for name, source in found.untied.items():
+            self.changes.setdefault(name, TensorChange(name, source, str(adapter.path)))
+        report.untied = sorted(found.untied)
+        report.vocabulary = _vocabulary(checkpoint, self.changes)
+        report.changed = sum(change.factors is not None for change in self.changes.values())
+        report.whole = sum(
+            change.replaced is not None or change.rows is not None or change.added is not None
+            for change in self.changes.values()
         )
-    result = exact.to(target)
-    change = torch.linalg.matrix_norm(exact - stored.float())
-    lost = float(torch.linalg.matrix_norm(result.float() - exact) / change) if change > 0 else 0.0
-    report.lost = max(report.lost, (factors.name, lost), key=lambda item: item[1])
-    report.changed += 1
-    report.dtype = str(target).removeprefix("torch.")
-    return result
+        for name, change in self.changes.items():
+            _check_shape(checkpoint, name, change, report.vocabulary)
+        self.planned = [self._planned(name) for name in (*checkpoint.tensors, *self._new())]
+
+    def _new(self) -> list[str]:
+        return [name for name in self.changes if name not in self.checkpoint.tensors]
+
+    def _source(self, name: str) -> str:
+        return self.changes[name].source if name in self.changes else name
+
+    def _planned(self, name: str) -> Planned:
+        record = self.checkpoint.tensors[self._source(name)]
+        config = self.checkpoint.config
+        stored = getattr(torch, record.dtype)
+        if record.quantization:
+            stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float16"))
+            self.report.dequantized += 1
+        target = self.dtype if self.dtype is not None and record.floating else stored
+        change = self.changes.get(name)
+        shape = tuple(change.replaced.shape) if change is not None and change.replaced is not None else record.shape
+        count = 1
+        for size in shape:
+            count *= size
+        return Planned(name, tuple(shape), target, count * target.itemsize)
+
+    def write(self, folder: Path, shard_bytes: int, progress: Callable[[int, int], None] | None) -> None:
+        """All tensors into shards of at most `shard_bytes`, with their index."""
+        shards = plan_shards(self.planned, shard_bytes)
+        types = {planned.name: planned.dtype for planned in self.planned}
+        done = 0
+
+        def release(name: str) -> None:
+            nonlocal done
+            self.checkpoint.release(self._source(name))
+            done += 1
+            if progress is not None:
+                progress(done, len(self.planned))
+
+        if len(shards) == 1:
+            names = ["model.safetensors"]
+        else:
+            names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        for name, shard in zip(names, shards, strict=True):
+            write_shard(folder / name, shard, partial(self._result, types), release)
+        self.report.files = names
+        self.report.nbytes = sum(planned.nbytes for planned in self.planned)
+        if len(shards) > 1:
+            weight_map = {planned.name: name for name, shard in zip(names, shards, strict=True) for planned in shard}
+            index = {"metadata": {"total_size": self.report.nbytes}, "weight_map": weight_map}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _result(self, types: Mapping[str, torch.dtype], name: str) -> torch.Tensor:
+        stored = self.checkpoint.read(self._source(name))
+        change = self.changes.get(name)
+        if change is None:
+            return stored.to(types[name])
+        exact = change.merged(stored)
+        if not torch.isfinite(exact).all():
+            raise CheckpointError(
+                f"{name}: base and adapter together give values that are not finite; the adapter is broken."
+            )
+        result = exact.to(types[name])
+        if change.factors is not None:
+            before = stored if change.replaced is None else change.replaced
+            size = float(torch.linalg.matrix_norm(exact - before.float()))
+            lost = float(torch.linalg.matrix_norm(result.float() - exact)) / size if size > 0 else 0.0
+            self.report.lost = max(self.report.lost, (name, lost), key=lambda item: item[1])
+            self.report.dtype = str(types[name]).removeprefix("torch.")
+        return result
+
+    def check(self, folder: Path) -> None:
+        """Read the written folder back: what the adapter leaves alone is the base's to the bit, and every changed layer
+        gives on random inputs what base and adapter give.
+
+        The second is computed as the layer computes it, by the factors; the merged weight is not made again.
+
+        Raises:
+            CheckpointError: A tensor is not what it should be.
+        """
+        generator = torch.Generator().manual_seed(0)
+        with open_checkpoint(folder) as written:
+            if written.tensors.keys() != {planned.name for planned in self.planned}:
+                raise CheckpointError(f"{folder}: does not hold the tensors that were written: check the disk.")
+            for planned in self.planned:
+                found, source = written.read(planned.name), self._source(planned.name)
+                stored = self.checkpoint.read(source)
+                change = self.changes.get(planned.name)
+                if change is None:
+                    same = found.dtype == planned.dtype and _same(found, stored.to(planned.dtype))
+                    error, limit = (0.0 if same else 1.0), 0.0
+                else:
+                    error = _distance(change, found.float(), stored, generator)
+                    limit = 1e-4 + 4 * torch.finfo(planned.dtype).eps
+                    self.report.checked = max(self.report.checked, (planned.name, error), key=lambda item: item[1])
+                if not error <= limit:
+                    raise CheckpointError(
+                        f"{planned.name}: what was written is not base and adapter together ({error:.1e} apart on "
+                        "random inputs, relative); nothing is kept. Check the disk, and report it if it happens again."
+                    )
+                written.release(planned.name)
+                self.checkpoint.release(source)
 
 
-def _whole_tensors(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Tensors that the adapter holds in full (modules_to_save, biases), by the base's names."""
-    if not adapter.whole:
-        return {}
-    file = adapter.path / "adapter_model.safetensors"
-    stored = load_file(file) if file.is_file() else torch.load(adapter.path / "adapter_model.bin", weights_only=True)
-    found = {}
-    for name in adapter.whole:
-        value = next((tensor for key, tensor in stored.items() if _plain(key) == name), None)
-        fits = [base for base in checkpoint.tensors if base == name or base.endswith(f".{name}")]
-        if value is None or len(fits) != 1:
-            raise CheckpointError(f"{adapter.path}: holds {name} in full, which the base does not have under one name.")
-        found[fits[0]] = value
-    return found
+def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return torch.equal(first.reshape(-1).view(torch.uint8), second.contiguous().reshape(-1).view(torch.uint8))
 
 
-def _plain(key: str) -> str:
-    return key.removeprefix("base_model.model.").replace(".modules_to_save.default", "").replace(".base_layer", "")
-
-
-def _write_shards(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]], shard_bytes: int, report: Merged) -> None:
-    """Write tensors as they come into shards of at most `shard_bytes` (one larger tensor has a shard of its
-    own)."""
-    shards: list[dict[str, int]] = []
-    pending: dict[str, torch.Tensor] = {}
-    size = 0
-
-    def flush() -> None:
-        nonlocal pending, size
-        if pending:
-            save_file(pending, folder / f"part-{len(shards)}", metadata={"format": "pt"})
-            shards.append({name: tensor.nbytes for name, tensor in pending.items()})
-            pending, size = {}, 0
-
-    for name, tensor in tensors:
-        if size + tensor.nbytes > shard_bytes:
-            flush()
-        pending[name] = tensor
-        size += tensor.nbytes
-    flush()
-    report.nbytes = sum(sum(shard.values()) for shard in shards)
-    if len(shards) == 1:
-        names = ["model.safetensors"]
+def _distance(change: TensorChange, found: torch.Tensor, stored: torch.Tensor, generator: torch.Generator) -> float:
+    """Largest |found x - (base and adapter) x| over random x, relative to the largest |(base and adapter) x|."""
+    before = (stored if change.replaced is None else change.replaced).float()
+    if change.factors is None:
+        expected, got = change.merged(stored), found
     else:
-        names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-        weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        index = {"metadata": {"total_size": report.nbytes}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    for number, name in enumerate(names):
-        (folder / f"part-{number}").rename(folder / name)
-    report.files = names
+        inputs = torch.randn(CHECK_INPUTS, before.shape[1], generator=generator)
+        expected, got = change.factors.forward(inputs, before), inputs @ found.T
+        if change.rows is not None:
+            tokens, rows = change.rows
+            expected = expected.index_copy(1, tokens, inputs @ rows.float().T)
+    size = float(expected.abs().max()) if expected.numel() else 0.0
+    return float((got - expected).abs().max()) / size if size > 0 else float((got != expected).any())
 
 
-def _copy_rest(source: Path, target: Path, checkpoint: Checkpoint, report: Merged) -> None:
-    """Configuration (without what says that the base was quantised), tokenizer and the like."""
+def _vocabulary(checkpoint: Checkpoint, changes: Mapping[str, TensorChange]) -> tuple[int, int] | None:
+    """Rows of the embedding before and after, where the adapter extended it; the output layer must follow.
+
+    Raises:
+        CheckpointError: Embedding and output layer differ afterwards.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+    for name in {*checkpoint.tensors, *changes}:
+        if not EMBEDDING.search(name) and place_of(name).zone != OUTPUT:
+            continue
+        change = changes.get(name)
+        before = checkpoint.tensors[change.source if change is not None else name].shape
+        after = change.replaced.shape if change is not None and change.replaced is not None else before
+        if len(before) and len(after):
+            sizes[name] = (before[0], after[0])
+    grown = {name: size for name, size in sizes.items() if size[0] != size[1]}
+    if not grown:
+        return None
+    name, (before, after) = next(iter(grown.items()))
+    for other, size in sizes.items():
+        if size[0] == before and size[1] != after:
+            raise CheckpointError(
+                f"the adapter extends {name} from {before} to {after} tokens and leaves {other} at {size[1]}: such a "
+                "model cannot be loaded. Train both (modules_to_save), or tie them."
+            )
+    if not any(config.get(key) == before for config in _configs(checkpoint.config) for key in VOCABULARY_KEYS):
+        raise CheckpointError(
+            f"the adapter extends {name} from {before} to {after} tokens, and no key of config.json says {before}."
+        )
+    return before, after
+
+
+def _check_shape(checkpoint: Checkpoint, name: str, change: TensorChange, vocabulary: tuple[int, int] | None) -> None:
+    if change.replaced is None:
+        return
+    before, after = checkpoint.tensors[change.source].shape, tuple(change.replaced.shape)
+    if before != after and (vocabulary is None or (before[0], after[0]) != vocabulary or before[1:] != after[1:]):
+        raise CheckpointError(
+            f"{change.origin}: holds {name} with shape {list(after)}, the base with {list(before)}; was it trained on "
+            "this base?"
+        )
+
+
+def _configs(config: dict[str, Any]) -> list[dict[str, Any]]:
+    return [config, *(value for value in config.values() if isinstance(value, dict))]
+
+
+def _copy_rest(source: Path, adapter: Path, target: Path, work: _Merge) -> None:
+    """Configuration (without what says that the base was quantized), tokenizer and the like."""
+    report = work.report
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name != "config.json" and not path.name.endswith(NOT_COPIED):
             if path.suffix == ".py" or path.name == "trainer_state.json":
                 continue  # code of the original model, the native one needs none; steps of the base's own training
             shutil.copyfile(path, target / path.name)
-    of_storage = ("quantization_config", "compression_config", "auto_map")
-    config = {key: value for key, value in checkpoint.config.items() if key not in of_storage}
+    if report.vocabulary:
+        for path in sorted(adapter.iterdir()):  # the tokenizer that was extended with the vocabulary
+            if path.is_file() and re.match(r"(tokenizer|special_tokens|added_tokens|vocab|merges)", path.name):
+                shutil.copyfile(path, target / path.name)
+    left_out = ("quantization_config", "compression_config", "auto_map")
+    config: dict[str, Any] = {key: value for key, value in work.checkpoint.config.items() if key not in left_out}
+    config = json.loads(json.dumps(config))
     if "quantization_bit" in config:
         config["quantization_bit"] = 0
     if report.dtype:
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = report.dtype
+    for inner in _configs(config):
+        if report.untied and (inner is config or "tie_word_embeddings" in inner):
+            inner["tie_word_embeddings"] = False
+        for key in VOCABULARY_KEYS if report.vocabulary else ():
+            if report.vocabulary and inner.get(key) == report.vocabulary[0]:
+                inner[key] = report.vocabulary[1]
     (target / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

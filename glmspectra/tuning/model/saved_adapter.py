@@ -9,7 +9,7 @@ from peft import PeftModel, PeftModelForCausalLM, get_peft_model_state_dict
 from peft.utils import load_peft_weights
 from transformers import PreTrainedModel
 
-from glmspectra.checkpoint.adapter.adapter import WEIGHT_FILES
+from glmspectra.checkpoint.adapter.stored import WEIGHT_FILES
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.tuning.model.four_bit import keep_layout
 from glmspectra.tuning.model.loading import LOADING_ERRORS, first_line

@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, set_seed
 
-from glmspectra.checkpoint.adapter.adapter import INITIAL_FOLDER
+from glmspectra.checkpoint.adapter.start import INITIAL_FOLDER
 from glmspectra.device import choose_device
 from glmspectra.errors import ConfigError, RequestError, TrainingError
 from glmspectra.files import atomic_folder, exclusive, remove_leftovers

@@ -1,0 +1,70 @@
+"""What an adapter does to one tensor of a base."""
+
+from dataclasses import dataclass
+
+import torch
+
+from glmspectra.checkpoint.adapter.factors import Factors
+from glmspectra.errors import CheckpointError
+
+
+@dataclass
+class TensorChange:
+    """The change of one tensor; at least one of the four is set, and they apply in this order.
+
+    Attributes:
+        name: In the merged checkpoint.
+        source: The base's tensor that it comes from; another one where a tied tensor is not stored itself.
+        origin: The adapter, for messages.
+        adapter_name: The adapter's name of it, where it has factors.
+        replaced: What takes the tensor's place.
+        factors: Low-rank change of it, the way round that the base stores it.
+        rows: Numbers of tokens and the rows (tokens, width) that take theirs.
+        added: What is added, for a bias.
+    """
+
+    name: str
+    source: str
+    origin: str
+    adapter_name: str = ""
+    replaced: torch.Tensor | None = None
+    factors: Factors | None = None
+    rows: tuple[torch.Tensor, torch.Tensor] | None = None
+    added: torch.Tensor | None = None
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether the change is known from factors alone, without the base's weight."""
+        alone = self.replaced is None and self.rows is None and self.added is None
+        return alone and self.factors is not None and not self.factors.needs_base
+
+    @property
+    def only_rows(self) -> bool:
+        """Whether nothing but single tokens was trained."""
+        return self.rows is not None and self.replaced is None and self.factors is None
+
+    def merged(self, weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The tensor that base and adapter make together, in dtype.
+
+        weight: the published base's (dequantized), of any shape where it is replaced.
+
+        Raises:
+            CheckpointError: The shapes do not fit.
+        """
+        result = weight if self.replaced is None else self.replaced
+        result = result.to(dtype) if self.factors is None else self.factors.merged(result, dtype)
+        if self.rows is not None:
+            result = self._with_rows(result)
+        if self.added is not None:
+            result = result + self.added.to(dtype)
+        return result
+
+    def _with_rows(self, result: torch.Tensor) -> torch.Tensor:
+        assert self.rows is not None
+        tokens, rows = self.rows
+        if int(tokens.max()) >= result.shape[0] or int(tokens.min()) < 0 or rows.shape[1:] != result.shape[1:]:
+            raise CheckpointError(
+                f"{self.origin}: trains token {int(tokens.max())} with rows of {list(rows.shape[1:])} numbers, and "
+                f"{self.name} has shape {list(result.shape)}."
+            )
+        return result.index_copy(0, tokens, rows.to(result.dtype))

@@ -1,0 +1,122 @@
+"""The tensors of an adapter's file by what they are: factors of modules, rows of tokens, and whole tensors."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from glmspectra.checkpoint.adapter.config import CONFIG_FILE
+from glmspectra.errors import CheckpointError
+
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_PREFIX = "base_model.model."
+
+# <module>.<part>[.<name of the adapter>][.weight|.bias]
+_PART = re.compile(
+    r"^(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_E|lora_diag|lora_embedding_A|lora_embedding_B"
+    r"|lora_magnitude_vector|ranknum)(?:\.(?!weight$|bias$)[^.]+)?(?P<suffix>\.weight|\.bias)?$"
+)
+_ROWS = re.compile(r"^(?P<module>.+?)\.(?:token_adapter\.)?trainable_tokens_delta(?:\.[^.]+)?$")
+# Kept by PEFT for training or for loading only: VeLoRA's projections, MonteCLoRA's noise, the untrained copies.
+_WITHOUT_EFFECT = re.compile(
+    r"\.(?:lora_velora_\w+|lora_monteclora_sampler|original_module|trainable_tokens_original)\.?"
+)
+_SAVED = re.compile(r"\.modules_to_save(?:\.[^.]+(?=\.[^.]+$))?(?=\.)")
+# LoRA in the forms of other programs.
+_FOREIGN = (
+    (re.compile(r"\.lora_(?:down|up)\.|^lora_(?:unet|te\d?|prior)_"), "Kohya's sd-scripts (lora_down, lora_up)"),
+    (re.compile(r"\.lora\.(?:down|up)\.|_lora\.(?:down|up)\."), "diffusers' first versions (lora.down, lora.up)"),
+    (re.compile(r"\.hada_w\d|\.lokr_w\d"), "LyCORIS (hada, lokr)"),
+)
+
+
+@dataclass
+class StoredAdapter:
+    """factors: module -> part -> tensor, such as lora_A (rank, in) and lora_B (out, rank). rows: module -> the trained
+    rows of its embedding (tokens, width). whole: base name -> a tensor that replaces the base's; under it PEFT loads
+    biases and, beside factors of an embedding, the weight that they belong to.
+    """
+
+    factors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
+    whole: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def read_stored(path: Path) -> StoredAdapter:
+    """The tensors of the adapter in this folder; they are megabytes and are read at once.
+
+    Raises:
+        CheckpointError: There is no file of weights, it cannot be read, or it holds a tensor that is not known here.
+    """
+    file = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
+    if file is None:
+        raise CheckpointError(f"{path}: {CONFIG_FILE} is there, but neither {' nor '.join(WEIGHT_FILES)}.")
+    stored = _load(file)
+    if form := foreign_form(stored):
+        raise CheckpointError(f"{file}: is LoRA in the form of {form}; convert it to PEFT's form first.")
+    found = StoredAdapter()
+    for key, tensor in stored.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{file}: {key} holds {str(tensor.dtype).removeprefix('torch.')}, no floating point.")
+        _sort_in(file, found, key, tensor)
+    if not found.factors:
+        raise CheckpointError(f"{file}: no factors in it; its tensors are {shortened(list(stored)) or 'none'}.")
+    return found
+
+
+def foreign_form(keys: Iterable[str]) -> str | None:
+    """The program whose form of LoRA these names are in, where it is one that is known and not read."""
+    return next((name for key in keys for pattern, name in _FOREIGN if pattern.search(key)), None)
+
+
+def _sort_in(file: Path, found: StoredAdapter, key: str, tensor: torch.Tensor) -> None:
+    name = key.removeprefix(_PREFIX)
+    if _WITHOUT_EFFECT.search(name):
+        return
+    part = _PART.match(name)
+    rows = _ROWS.match(name)
+    if part:
+        kind = part["part"] + (".bias" if part["suffix"] == ".bias" else "")
+        if kind not in ("lora_B.bias",) and kind.endswith(".bias"):
+            raise CheckpointError(f"{file}: the tensor {key!r} belongs to a variant of LoRA that is not read here.")
+        _put(file, found.factors.setdefault(_plain(part["module"]), {}), kind, tensor, key)
+    elif rows:
+        _put(file, found.rows, _plain(rows["module"]), tensor, key)
+    elif "lora_" in name or "trainable_tokens" in name:
+        raise CheckpointError(f"{file}: the tensor {key!r} belongs to a variant of LoRA that is not read here.")
+    else:
+        _put(file, found.whole, _plain(_SAVED.sub("", name).replace(".token_adapter", "")), tensor, key)
+
+
+def _put(file: Path, table: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, key: str) -> None:
+    if name in table:
+        raise CheckpointError(f"{file}: {key} is there twice, under two names; which one counts cannot be told.")
+    table[name] = tensor
+
+
+def _plain(name: str) -> str:
+    """The name that the base's file has: PEFT puts `base_layer` between a wrapped module and its tensors."""
+    return re.sub(r"\.base_layer(?=\.|$)", "", name)
+
+
+def _load(file: Path) -> Mapping[str, torch.Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as opened:
+                return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
+        stored = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}); was it saved whole?") from None
+    except Exception as error:  # the restricted unpickler raises its own class
+        raise CheckpointError(f"{file}: holds more than tensors, it is not opened ({type(error).__name__}).") from None
+    if not isinstance(stored, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in stored.values()):
+        raise CheckpointError(f"{file}: holds no table of tensors.")
+    return stored
+
+
+def shortened(names: list[str], limit: int = 4) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
