@@ -13,10 +13,11 @@ import pandas as pd
 
 from glmspectra.errors import RequestError, StoreError
 from glmspectra.figures import payload
+from glmspectra.figures.answers import cards
 from glmspectra.figures.findings import Evidence, Finding, find
 from glmspectra.figures.rank_tables import RANK_TABLE, budget_of, check_columns
 from glmspectra.figures.tables import RunTables, Tables, has, in_layers, layers_of, pick, whole_matrices
-from glmspectra.figures.training_log import TrainingRun, read_runs
+from glmspectra.figures.training_log import TrainingRun, read_runs, read_samples
 from glmspectra.figures.words import number
 from glmspectra.figures.writing import Cell, Grid, Page, plain, relative_home, write_page
 from glmspectra.language import Words, both
@@ -287,6 +288,7 @@ def write_training_report(
     name = runs[0].name
     title = both("page-title-training", name=name) if len(runs) == 1 else both("page-title-trainings", count=len(runs))
     findings = find(evidence)
+    answers, asked = cards(read_samples(runs[0])) if len(runs) == 1 else ([], "")
     page = Page(
         "training",
         title,
@@ -294,6 +296,8 @@ def write_training_report(
         findings=findings,
         payload=payload_of(evidence),
         runs=runs_grid(runs),
+        answers=answers,
+        asked=asked,
         summary=summary_of("training", ", ".join(run.name for run in runs), evidence, findings),
     )
     path = write_page(Path(out), page)

@@ -3,7 +3,6 @@
 Only JSON is read. `training_args.bin` is a pickle and is never opened.
 """
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -13,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from glmspectra.errors import RequestError, StoreError
+from glmspectra.errors import RequestError
 from glmspectra.figures.tables import place
+from glmspectra.store.trainer_state import LogEntry, read_rank_lines, read_sample_lines, read_trainer_state
+
+SAMPLES_FILE = "eval_samples.jsonl"
 
 # Names under which trainers log the speed, newest first; the first one present is drawn.
 TOKEN_RATES = (
@@ -79,15 +81,7 @@ def read_training(folder: Path, name: str | None = None) -> TrainingRun:
     Raises RequestError when there is no trainer_state.json, StoreError when a file cannot be read.
     """
     state_path = find_state(Path(folder))
-    try:
-        state = json.loads(state_path.read_text(encoding="utf-8"))
-        log = state["log_history"]
-        entries = [_entry(record) for record in log if "step" in record]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{state_path} is not a trainer's state with a log_history ({type(error).__name__}: {error}): "
-            "copy it again from the training folder."
-        ) from error
+    entries = [_entry(entry) for entry in read_trainer_state(state_path).log_history if entry.step is not None]
     columns = [
         "step",
         "epoch",
@@ -110,52 +104,49 @@ def read_training(folder: Path, name: str | None = None) -> TrainingRun:
     return TrainingRun(label, home, history, ranks)
 
 
-def _entry(record: dict) -> dict[str, float]:
-    def number(*names: str) -> float:
-        for name in names:
-            value = record.get(name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
-        return math.nan
-
-    eval_loss = number("eval_loss")
+def _entry(logged: LogEntry) -> dict[str, float | None]:
+    eval_loss = math.nan if logged.eval_loss is None else logged.eval_loss
     return {
-        "step": float(record["step"]),
-        "epoch": number("epoch"),
-        "loss": number("loss"),
-        "learning_rate": number("learning_rate"),
-        "grad_norm": number("grad_norm"),
+        "step": logged.step,
+        "epoch": logged.epoch,
+        "loss": logged.loss,
+        "learning_rate": logged.learning_rate,
+        "grad_norm": logged.grad_norm,
         "eval_loss": eval_loss,
         # A loss above 700 has no finite exp in float64; it is drawn as a gap, as NaN is.
         "eval_perplexity": math.exp(eval_loss) if eval_loss < 700 else math.nan,
-        "logged_perplexity": number("eval_perplexity"),
-        "tokens_per_second": number(*TOKEN_RATES),
+        "logged_perplexity": logged.eval_perplexity,
+        "tokens_per_second": logged.number(*TOKEN_RATES),
     }
 
 
 def read_rank_history(path: Path) -> pd.DataFrame:
     """Ranks over time: columns step, module, layer, matrix, rank. A last line cut off by a crash is left out.
 
-    Lines are {"step": N, "ranks": {module: rank}}. Raises StoreError when another line is not of that form.
+    Raises:
+        StoreError: Another line is not {"step": N, "ranks": {module: rank}}.
     """
-    rows = []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            step, ranks = int(record["step"]), record["ranks"]
-            rows += [(step, module, *place(module), int(rank)) for module, rank in ranks.items()]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if number == len(lines):
-                break
-            raise StoreError(
-                f"{path}, line {number}: not a line of step and ranks ({error}): remove it or train again."
-            ) from error
+    lines = read_rank_lines(path)
+    rows = [(line.step, module, *place(module), rank) for line in lines for module, rank in line.ranks.items()]
     table = pd.DataFrame(rows, columns=["step", "module", "layer", "matrix", "rank"])
     # A resumed run writes some steps twice; the later line is what the final adapter saw.
     return table.drop_duplicates(["step", "module"], keep="last").sort_values("step", kind="stable", ignore_index=True)
+
+
+def read_samples(run: TrainingRun) -> list[dict[str, str]]:
+    """Answers at the run's last evaluation: {"context", "reference", "tuned"}; none where none were generated.
+
+    Raises:
+        StoreError: The file holds another line.
+    """
+    path = run.folder / SAMPLES_FILE
+    lines = read_sample_lines(path) if path.is_file() else []
+    last = max((line.step for line in lines), default=0)
+    return [
+        {"context": line.context, "reference": line.reference, "tuned": line.answer}
+        for line in lines
+        if line.step == last
+    ]
 
 
 def read_runs(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[TrainingRun]:

@@ -125,11 +125,42 @@ def test_what_is_no_training_folder_is_one_sentence(tmp_path):
     ):
         read_training(tmp_path)
     (tmp_path / "trainer_state.json").write_text('{"log_history": 3}')
-    with pytest.raises(StoreError, match=r"trainer_state\.json is not a trainer's state .*: copy it again"):
+    with pytest.raises(StoreError, match=r"trainer_state\.json: log_history: input should be a valid list \(found 3\)"):
         read_training(tmp_path)
     (tmp_path / "trainer_state.json").write_text('{"log_hist')
-    with pytest.raises(StoreError, match=r"trainer_state\.json is not a trainer's state"):
+    with pytest.raises(StoreError, match=r"trainer_state\.json is not JSON \(line 1, column 2"):
         read_training(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"log_history": [{"step": "1"}]}', r"log_history\.0\.step: input should be a valid integer"),
+        ('{"log_history": [{"step": 1, "loss": true}]}', r"log_history\.0\.loss: input should be a valid number"),
+        ('{"log_history": [{"step": -1}]}', r"log_history\.0\.step: input should be greater than or equal to 0"),
+        ('{"log_history": [{"step": 1, "loss": 1' + "0" * 5000 + "}]}", "more than 4,300 digits"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[]", "holds no JSON object"),
+    ],
+)
+def test_wrong_types_in_a_state_are_named(tmp_path, text, sentence):
+    (tmp_path / "trainer_state.json").write_text(text)
+    with pytest.raises(StoreError, match=sentence):
+        read_training(tmp_path)
+
+
+def test_answers_of_the_last_evaluation_stand_on_the_page(tmp_path):
+    folder = training_folder(tmp_path / "run")
+    lines = [
+        {"step": step, "context": f"头晕怎么办{index}", "reference": "多休息", "answer": f"第{step}步的回答{index}"}
+        for step in (5, 10)
+        for index in range(2)
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / "eval_samples.jsonl").write_text(text + '{"step": 15, "con', encoding="utf-8")
+    page = write_training_report([folder], tmp_path / "out").read_text(encoding="utf-8")
+    assert "第10步的回答1" in page
+    assert "第5步的回答1" not in page
 
 
 def test_nan_in_a_log_is_a_gap(tmp_path):
