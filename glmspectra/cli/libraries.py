@@ -93,7 +93,7 @@ class _LibraryLog(logging.Handler):
         self.handle(logging.LogRecord("warnings", logging.WARNING, filename, lineno, text, None, None))
 
     def _write(self) -> None:
-        if self.path is None or not self.path.parent.is_dir():
+        if not self.waiting or self.path is None or not self.path.parent.is_dir():
             return
         with suppress(OSError), self.path.open("a", encoding="utf-8", errors="replace") as file:
             file.write("".join(f"{text}\n" for text in self.waiting))

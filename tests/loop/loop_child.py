@@ -117,7 +117,7 @@ def kept_stages(out: Path) -> list[str]:
 
 def warm_up() -> None:
     """Import what the stages import as they go."""
-    for name in ("tuning.training", "tuning.evaluation", "figures", "loop.story", "sweep.delta"):
+    for name in ("tuning.training.run", "tuning.inference.evaluation", "figures", "loop.story", "sweep.delta"):
         importlib.import_module(f"glmspectra.{name}")
 
 

@@ -69,8 +69,8 @@ def choose_start(settings: Settings, record: RunRecord, allow_changed: bool = Fa
         )
     if found is not None and settings.train.save_only_model:
         raise RequestError(
-            f"{found} was saved without the optimizer's state (save_only_model), so the run cannot go on from it: begin "
-            "anew with --overwrite."
+            f"{found} was saved without the optimizer's state (save_only_model), so the run cannot go on from it: "
+            "begin anew with --overwrite."
         )
     where = f"the run goes on from {found}." if found else f"{output} holds no checkpoint yet: the run begins anew."
     return Start(found, notes=[*notes, *damaged, where])
