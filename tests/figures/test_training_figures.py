@@ -192,7 +192,7 @@ def test_ranks_over_time(tmp_path):
     assert total[0].tolist() == [0, 2 * (8 + 7 + 6)]
     lines = (folder / "rank_history.jsonl").read_text().splitlines()
     (folder / "rank_history.jsonl").write_text("\n".join(['{"step": 1}', *lines]))
-    with pytest.raises(StoreError, match=r"rank_history\.jsonl, line 1: not a line of step and ranks"):
+    with pytest.raises(StoreError, match=r"rank_history\.jsonl, line 1: ranks: field required"):
         read_training(folder)
 
 

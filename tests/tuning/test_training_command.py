@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from glmspectra.cli.failures import interruption
 from glmspectra.cli.libraries import library_log
-from glmspectra.cli.main import interrupted, main
+from glmspectra.cli.main import main
 from glmspectra.errors import ConfigError
 from tests.tuning.tiny_run import make_run, write_args, write_data, write_model
 
@@ -111,7 +112,7 @@ def test_what_libraries_say_is_kept_in_a_file_once_its_folder_is_there(tmp_path,
 
 
 def test_the_words_at_an_interruption_are_those_of_the_command():
-    assert "goes on from the last checkpoint" in interrupted(["train", "--args", "args_file"])
-    assert "goes on from there" in interrupted(["svd", "--layers", "all"])
+    assert "goes on from the last checkpoint" in interruption(["train", "--args", "args_file"])
+    assert "goes on from there" in interruption(["svd", "--layers", "all"])
     for line in (["evaluate"], ["chat", "a"], ["train", "--dry-run"], ["train", "--find-lr"]):
-        assert interrupted(line) == "interrupted: nothing was written yet; the same command begins anew."
+        assert interruption(line) == "interrupted: nothing was written yet; the same command begins anew."
