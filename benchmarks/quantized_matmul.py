@@ -1,9 +1,9 @@
 """Products with ChatGLM2's packed weights: are the kernels right, and how much of the memory's bandwidth do they reach?
 
 For each of the four weights of a ChatGLM2-6B layer, 4 and 8 bits, and several numbers of tokens: the error against
-float64, the time of the Triton kernels, of the torch path and of the plain product with the full weight, and the bytes
-of packed weight read a second beside what a device-to-device copy reaches on the same card. With bitsandbytes, its NF4
-product stands beside them.
+float64, the time of our layer, of the torch path and of the plain product with the full weight, and the bytes of weight
+read a second beside what a device-to-device copy reaches on the same card. For one token, our kernel for the full
+weight, our NF4 product and bitsandbytes' own, and torch's int4 product (`_weight_int4pack_mm`, tinygemm).
 
     python benchmarks/quantized_matmul.py                    # CUDA, all of it, about a minute
     python benchmarks/quantized_matmul.py --device cpu       # the torch path only
@@ -24,6 +24,7 @@ import torch
 from torch.nn import functional
 
 from glmspectra.chatglm2 import quantization
+from glmspectra.chatglm2.kernels import one_token_kernels
 from glmspectra.checkpoint.formats.chatglm_int import dequantize_rows, quantize_rows
 
 SHAPES = {
@@ -40,8 +41,8 @@ FLUSH_BYTES = 1 << 30
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
-    parser.add_argument("--tokens", default="1,2,8,16,64,256")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float16", "bfloat16", "float32"])
+    parser.add_argument("--tokens", default="1,2,16,256")
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
@@ -50,18 +51,18 @@ def main() -> int:
     clock = Clock(device, options.runs)
     copied = clock.bandwidth()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    kernels = quantization.kernels_for(torch.empty(0, device=device))
+    kernels = quantization.packed_weight_kernels(torch.empty(0, device=device))
     print(
         f"{name}, {options.dtype}; a copy moves {copied / 1e9:.0f} GB/s; Triton kernels: {'yes' if kernels else 'no'}"
     )
     print(
-        f"{'matrix':17}{'bits':>5}{'tokens':>7}{'error':>10}{'us':>9}{'torch us':>10}{'full us':>9}"
-        f"{'nf4 us':>9}{'GB/s':>7}{'of copy':>9}"
+        f"{'matrix':17}{'bits':>5}{'tokens':>7}{'error':>10}{'us':>9}{'torch us':>10}{'full us':>9}{'GB/s':>7}"
+        f"{'of copy':>9}"
     )
-    rows = []
+    rows, one_token = [], []
     for matrix, shape in SHAPES.items():
         full = torch.randn(shape, device=device, dtype=dtype) * 0.02
-        nf4 = _nf4_product(full)
+        one_token.append({"matrix": matrix} | _one_token(full, clock))
         for bits in (4, 8):
             packed, scale = quantize_rows(full, bits)
             exact = dequantize_rows(packed, scale, bits, torch.float64)
@@ -71,10 +72,10 @@ def main() -> int:
             layer.weight_scale = torch.nn.Parameter(scale, requires_grad=False)
             for tokens in map(int, options.tokens.split(",")):
                 x = torch.randn(tokens, shape[1], device=device, dtype=dtype)
-                rows.append(_row(matrix, bits, x, layer, full, exact, nf4 if bits == 4 else None, clock, copied))
+                rows.append(_row(matrix, bits, x, layer, full, exact, clock, copied))
                 print(_line(rows[-1]), flush=True)
             del exact
-    _decoding(rows)
+    _decoding(rows, one_token)
     agreement = _cpm_agreement(device)
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
@@ -84,6 +85,7 @@ def main() -> int:
                     "dtype": options.dtype,
                     "copy_bytes_per_second": copied,
                     "rows": rows,
+                    "one_token": one_token,
                     "cpm": agreement,
                 },
                 file,
@@ -102,7 +104,6 @@ def _row(
     layer: quantization.QuantizedLinear,
     full: torch.Tensor,
     exact: torch.Tensor,
-    nf4: Callable[[torch.Tensor], torch.Tensor] | None,
     clock: "Clock",
     copied: float,
 ) -> dict[str, Any]:
@@ -119,7 +120,6 @@ def _row(
             "seconds": seconds,
             "torch_seconds": torch_path,
             "full_seconds": clock.seconds(lambda: functional.linear(x, full)),
-            "nf4_seconds": clock.seconds(lambda: nf4(x)) if nf4 else None,
             "bytes_per_second": layer.weight.nbytes / seconds,
         }
     row["share_of_copy"] = row["bytes_per_second"] / copied
@@ -134,16 +134,19 @@ def _in_torch(x: torch.Tensor, layer: quantization.QuantizedLinear) -> torch.Ten
 
 
 def _line(row: dict[str, Any]) -> str:
-    nf4 = f"{row['nf4_seconds'] * 1e6:9.1f}" if row["nf4_seconds"] else f"{'-':>9}"
     return (
         f"{row['matrix']:17}{row['bits']:5}{row['tokens']:7}{row['error']:10.1e}{row['seconds'] * 1e6:9.1f}"
-        f"{row['torch_seconds'] * 1e6:10.1f}{row['full_seconds'] * 1e6:9.1f}{nf4}"
+        f"{row['torch_seconds'] * 1e6:10.1f}{row['full_seconds'] * 1e6:9.1f}"
         f"{row['bytes_per_second'] / 1e9:7.0f}{row['share_of_copy']:9.0%}"
     )
 
 
-def _decoding(rows: list[dict[str, Any]]) -> None:
+def _decoding(rows: list[dict[str, Any]], one_token: list[dict[str, Any]]) -> None:
     """What the linear layers of 28 layers take for one token."""
+    for way in [name for name in one_token[0] if name != "matrix"]:
+        total = 28 * sum(row[way] for row in one_token)
+        each = ", ".join(f"{row[way] * 1e6:.1f}" for row in one_token)
+        print(f"28 layers, one token, {way}: {total * 1e3:.2f} ms ({each} us)")
     for bits in (4, 8):
         mine = [row for row in rows if row["bits"] == bits and row["tokens"] == 1]
         if len(mine) == len(SHAPES):
@@ -158,18 +161,32 @@ def _check_widening(packed: torch.Tensor, scale: torch.Tensor, bits: int, dtype:
         raise SystemExit(f"widening {bits} bits to {dtype} differs from the torch path by up to {most:.3g}")
 
 
-def _nf4_product(full: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def _one_token(full: torch.Tensor, clock: "Clock") -> dict[str, float]:
+    """Seconds of one token's product with this weight, by way; those that run here."""
+    x = torch.randn(1, full.shape[1], device=full.device, dtype=full.dtype)
+    ways: dict[str, Callable[[], Any]] = {"full weight, torch": lambda: functional.linear(x, full)}
+    kernels = one_token_kernels(x, full.shape[1])
+    if kernels is not None:
+        ways["full weight, ours"] = lambda: kernels.plain_product(x, full, None)
+    if full.is_cuda and full.dtype == torch.bfloat16:
+        codes = torch.randint(0, 255, (full.shape[0], full.shape[1] // 2), device=full.device, dtype=torch.uint8)
+        tiles = torch.ops.aten._convert_weight_to_int4pack(codes, 8)
+        scales = torch.ones(full.shape[1] // 128, full.shape[0], 2, device=full.device, dtype=full.dtype)
+        ways["int4 in groups of 128, torch"] = lambda: torch.ops.aten._weight_int4pack_mm(x, tiles, 128, scales)
     try:
-        from bitsandbytes.nn import Linear4bit
+        from bitsandbytes import functional as bnb
+        from bitsandbytes import matmul_4bit
     except ImportError:
-        return None
-    layer = Linear4bit(full.shape[1], full.shape[0], bias=False, compute_dtype=full.dtype, quant_type="nf4")
-    layer.load_state_dict({"weight": full.cpu()})
-    return layer.to(full.device)
+        return {name: clock.seconds(way) for name, way in ways.items()}
+    packed, state = bnb.quantize_4bit(full, quant_type="nf4", blocksize=64)
+    ways["NF4, bitsandbytes"] = lambda: matmul_4bit(x, packed, quant_state=state)
+    if kernels is not None and full.dtype == torch.bfloat16:
+        ways["NF4, ours"] = lambda: kernels.nf4_product(x, packed, state.absmax, full.shape[0])
+    return {name: clock.seconds(way) for name, way in ways.items()}
 
 
 def _cpm_agreement(device: torch.device) -> dict[str, Any] | None:
-    from glmspectra.chatglm2 import cpm_reference
+    import cpm_reference
 
     if device.type != "cuda" or not cpm_reference.available():
         print("cpm-kernels: does not import here, nothing compared")

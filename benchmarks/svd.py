@@ -38,6 +38,7 @@ SHAPES = {
     "dense_4h_to_h": (4096, 13696),
 }
 POLL_SECONDS = 0.01
+TOGETHER = 28  # matrices that ours solves at once on a CUDA device
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,28 @@ class Method:
     stable: bool = False
     vectors: bool = False
     whole_in_memory: bool = False
+    together: Callable | None = None  # on a CUDA device: several weights at once, a list of spectra
 
 
 def ours(weight, device):
     from glmspectra.spectra import spectra_of
 
     return spectra_of(weight, device=device)["whole"].sigma
+
+
+def ours_together(weights, device):
+    from glmspectra.spectra import SpectraBatch, to_device
+
+    batch = SpectraBatch()
+    for weight in weights:
+        batch.add(to_device(weight, torch_device(device)))
+    return [found["whole"].sigma for found in batch.spectra()]
+
+
+def torch_device(name):
+    import torch
+
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)
 
 
 def three_lines(weight, device):
@@ -126,7 +143,8 @@ def weightwatcher_call(weight, device):
 
 BOTH, CPU, CUDA = ("cpu", "cuda"), ("cpu",), ("cuda",)
 METHODS = {
-    "ours": Method("glmspectra, exact", ours, BOTH),
+    "ours": Method("glmspectra, exact", ours, BOTH, together=ours_together),
+    "ours_alone": Method("glmspectra, exact, one at a time", ours, CUDA),
     "three_lines": Method("eigvalsh(W64.T @ W64), numpy", three_lines, CPU),
     "three_lines_torch": Method("eigvalsh(W64.T @ W64), torch", three_lines_torch, BOTH),
     "numpy64": Method("numpy svd, float64, values", numpy_values, CPU, stable=True),
@@ -172,16 +190,19 @@ def child(request: dict) -> None:
     held = {}
     if method.whole_in_memory:
         held = {(f, n): opened[f].get_tensor(n).clone() for f, n in map(tuple, request["matrices"])}
-    for position, (file, name) in enumerate(request["matrices"]):
+    matrices = [tuple(matrix) for matrix in request["matrices"]]
+    at_once = TOGETHER if method.together and device.startswith("cuda") else 1
+    for first in range(0, len(matrices), at_once):
+        group = matrices[first : first + at_once]
         start = time.perf_counter()
-        weight = held.get((file, name))
-        sigma = method.run(opened[file].get_tensor(name) if weight is None else weight, device)
-        seconds = time.perf_counter() - start
-        if position < request["keep"]:
-            np.save(
-                Path(request["folder"]) / f"{request['method']}-{position}.npy", np.asarray(sigma, dtype=np.float64)
-            )
-        print(json.dumps({"seconds": seconds}), flush=True)
+        weights = [held[file, name] if held else opened[file].get_tensor(name) for file, name in group]
+        found = method.together(weights, device) if at_once > 1 else [method.run(weights[0], device)]
+        seconds = (time.perf_counter() - start) / len(group)
+        for position, sigma in enumerate(found, start=first):
+            if position < request["keep"]:
+                kept = Path(request["folder"]) / f"{request['method']}-{position}.npy"
+                np.save(kept, np.asarray(sigma, dtype=np.float64))
+            print(json.dumps({"seconds": seconds}), flush=True)
     if device.startswith("cuda"):
         print(json.dumps({"device_bytes": torch.cuda.max_memory_reserved()}), flush=True)
 

@@ -38,12 +38,14 @@ class Setting:
     checkpointing: bool = False
     rows: bool = False  # rows of real lengths in place of full ones
     packing: bool = False
+    fused: bool = True  # the fused kernels between the products, where there are any
 
 
 SETTINGS = {
     "study": Setting("study"),
     "plain": Setting("plain"),
     "ours": Setting("ours"),
+    "ours-unfused": Setting("ours", fused=False),
     "plain-ckpt": Setting("plain", checkpointing=True),
     "ours-ckpt": Setting("ours", checkpointing=True),
     "plain-1-ckpt": Setting("plain", batch=1, checkpointing=True),
@@ -144,6 +146,10 @@ def measure(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit("there is no CUDA device; give --device cpu with --tiny")
     torch.manual_seed(0)
     data = make_rows(setting, options)
+    if not setting.fused:
+        from glmspectra.chatglm2 import layers
+
+        layers.layer_kernels = lambda tensor: None
     run = run_ours if setting.pipeline == "ours" else run_plain
     return run(setting, options, data) | {"device": device_name(options.device)}
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, StaticLayer
 
+from glmspectra.chatglm2.one_token import OneTokenProducts
 from glmspectra.chatglm2.versions import CACHE
 
 KEPT_OUTPUTS = ("output_attentions", "output_hidden_states")
@@ -53,6 +54,7 @@ class DecodeGraph:
         self.inputs: dict[str, torch.Tensor] = {}
         self.rest: dict[str, Any] = {}
         self.output: Any = None
+        self.products: OneTokenProducts | None = None
         self.address = 0  # of the cached keys: a cache that was reordered lies elsewhere
 
     def __call__(self, **inputs: Any) -> Any:
@@ -61,7 +63,9 @@ class DecodeGraph:
         if self.graph is None and not self.refused and self._is_a_step(tensors, rest):
             counts = [layer.cumulative_length.clone() for layer in rest[CACHE].layers]
             try:
-                self._record(tensors, rest)
+                self.products = OneTokenProducts(self.model)
+                with self.products.used():
+                    self._record(tensors, rest)
             except RuntimeError:
                 self.graph, self.refused = None, True
                 for layer, count in zip(rest[CACHE].layers, counts, strict=True):

@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from glmspectra.chatglm2.configuration import ChatGLMConfig
+from glmspectra.chatglm2.kernels import decode_kernels, layer_kernels
 
 
 class RotaryEmbedding(nn.Module):
@@ -65,6 +66,24 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return heads * cos + partners * sin
 
 
+def split_rotated(
+    mixed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, query_heads: int, groups: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries [b, H, s, d], keys and values [b, G, s, d] of `mixed` [b, s, H + 2 G, d], the first two turned."""
+    kernels = layer_kernels(mixed)
+    if kernels is not None and is_power_of_two(mixed.shape[-1]):
+        return kernels.split_rotated(mixed, cos, sin, query_heads, groups)
+    turned = rotate(mixed[:, :, : query_heads + groups], cos, sin)  # queries and keys in one go
+    query, key = turned.split([query_heads, groups], dim=2)
+    value = mixed[:, :, query_heads + groups :].clone()  # a view would keep the whole of `mixed` alive
+    return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+
+def is_power_of_two(size: int) -> bool:
+    """Whether Triton can hold a row of this size as one block."""
+    return size > 0 and size & (size - 1) == 0
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, [..., e] to [..., e]; in float32 and rounded once, as in the published code."""
 
@@ -79,12 +98,23 @@ class RMSNorm(nn.Module):
         normed = F.rms_norm(hidden_states.float(), self.weight.shape, self.weight.float(), self.eps)
         return normed.to(hidden_states.dtype)
 
+    def after_adding(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + y and its norm, both [..., e]."""
+        kernels = decode_kernels(x) if x.dtype == y.dtype == self.weight.dtype and not y.requires_grad else None
+        if kernels is not None:
+            return kernels.add_and_norm(x, y, self.weight, self.eps)
+        total = x + y
+        return total, self(total)
+
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
 def swiglu(gate_and_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up (Shazeer 2020, arXiv:2002.05202): [..., 2 f], gate first, to [..., f]."""
+    kernels = layer_kernels(gate_and_up)
+    if kernels is not None:
+        return kernels.swiglu(gate_and_up)
     if gate_and_up.requires_grad and torch.is_grad_enabled():
         return _SwiGLU.apply(gate_and_up)
     gate, up = gate_and_up.chunk(2, dim=-1)

@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, StaticLayer
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -38,7 +38,8 @@ from transformers.utils.output_capturing import capture_outputs
 from glmspectra.chatglm2.chat import ChatMixin
 from glmspectra.chatglm2.configuration import ChatGLMConfig
 from glmspectra.chatglm2.decode_graph import GraphedGeneration
-from glmspectra.chatglm2.layers import RMSNorm, RotaryEmbedding, rotate, swiglu
+from glmspectra.chatglm2.kernels import decode_kernels
+from glmspectra.chatglm2.layers import RMSNorm, RotaryEmbedding, is_power_of_two, split_rotated, swiglu
 from glmspectra.chatglm2.versions import CACHE
 
 
@@ -101,10 +102,10 @@ class SelfAttention(nn.Module):
         """`hidden_states` [b, s, e], `rotary` of `RotaryEmbedding`; returns [b, s, e] and weights, if there are any."""
         batch, length = hidden_states.shape[:2]
         mixed = self.query_key_value(hidden_states).view(batch, length, -1, self.head_dim)  # [b, s, H + 2G, d]
-        turned = rotate(mixed[:, :, : self.heads + self.groups], *rotary)  # queries and keys in one go
-        query = turned[:, :, : self.heads].transpose(1, 2)  # [b, H, s, d]
-        key = turned[:, :, self.heads :].transpose(1, 2)  # [b, G, s, d]
-        value = mixed[:, :, self.heads + self.groups :].transpose(1, 2)  # [b, G, s, d]
+        context = self._attend_by_kernels(mixed, rotary, attention_mask, cache)
+        if context is not None:
+            return self.dense(context.flatten(2)), None
+        query, key, value = split_rotated(mixed, *rotary, self.heads, self.groups)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)  # [b, G, k, d]
 
@@ -122,6 +123,26 @@ class SelfAttention(nn.Module):
             **kwargs,
         )
         return self.dense(context.flatten(2)), weights
+
+    def _attend_by_kernels(
+        self,
+        mixed: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        seen: torch.Tensor | None,
+        cache: Cache | None,
+    ) -> torch.Tensor | None:
+        """One token's attention [b, 1, H, d] over a static cache by the kernels for it; None where there are none."""
+        layer = cache.layers[self.layer_idx] if cache is not None and mixed.shape[1] == 1 else None
+        if type(layer) is not StaticLayer or not layer.is_initialized or self.config._attn_implementation != "sdpa":
+            return None
+        if seen is None or seen.dtype != torch.bool or seen.shape[1:] != (1, 1, layer.keys.shape[2]):
+            return None
+        kernels = decode_kernels(mixed) if is_power_of_two(self.head_dim) and self.head_dim >= 16 else None
+        if kernels is None or layer.keys.dtype != mixed.dtype:
+            return None
+        return kernels.attend_to_cache(
+            mixed, *rotary, layer.keys, layer.values, layer.cumulative_length, seen, self.scaling
+        )
 
 
 class MLP(nn.Module):
@@ -155,8 +176,9 @@ class GLMBlock(GradientCheckpointingLayer):
         attended, _ = self.self_attention(
             self.input_layernorm(hidden_states), attention_mask, rotary, cache=cache, **kwargs
         )
-        hidden_states = hidden_states + F.dropout(attended, self.hidden_dropout, self.training)
-        fed = self.mlp(self.post_attention_layernorm(hidden_states))
+        attended = F.dropout(attended, self.hidden_dropout, self.training)
+        hidden_states, normed = self.post_attention_layernorm.after_adding(hidden_states, attended)
+        fed = self.mlp(normed)
         return hidden_states + F.dropout(fed, self.hidden_dropout, self.training)
 
 

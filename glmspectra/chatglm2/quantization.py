@@ -1,13 +1,12 @@
 """ChatGLM2's own int4 and int8 weights: linear layers that hold whole numbers and one scale a row.
 
 Only weights are quantised; inputs, outputs and sums stay in the model's precision. The stored form is that of the
-published int4/int8 checkpoints (see checkpoint/packed.py), under the same names: `weight` and `weight_scale`. Where few
-tokens come, as in decoding, the product is taken straight from the packed weight: on CUDA by the Triton kernels beside
-this file, elsewhere (and without Triton) block by block in torch. Where many come, the weight is widened for the call.
+published int4/int8 checkpoints (see checkpoint/formats/chatglm_int.py), under the same names: `weight` and
+`weight_scale`. In decoding the product is taken straight from the packed weight: on CUDA by the Triton kernel for one
+token, on a CPU block by block in torch. Otherwise the weight is widened for the call.
 """
 
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,11 +14,12 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from glmspectra.chatglm2.kernels import one_token_kernels, packed_weight_kernels
 from glmspectra.checkpoint.formats.chatglm_int import BITS, dequantize_rows, quantize_rows, row_chunks
 from glmspectra.errors import RequestError
 
-# With more tokens than this the weight is widened once and multiplied by the library: the work then grows
-# beyond what reading the packed weight costs.
+# With more tokens than this a CPU widens the weight once and multiplies by the library: the work then grows beyond what
+# reading the packed weight costs. A GPU does so with more than one.
 FUSED_TOKENS = 64
 BLOCK = 1 << 18  # packed bytes that torch widens at a time: what a core's cache holds
 
@@ -111,12 +111,12 @@ class _PackedProduct(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
         ctx.save_for_backward(packed, scale)
         ctx.bits = bits
+        kernels = one_token_kernels(x, x.shape[-1])
+        if kernels is not None and not packed.numel() % 4:
+            return kernels.integer_product(x, packed, scale, bits)
         tokens = x.numel() // max(1, x.shape[-1])
-        if not 0 < tokens <= FUSED_TOKENS:
+        if x.is_cuda or not 0 < tokens <= FUSED_TOKENS:
             return functional.linear(x, widen(packed, scale, bits, x.dtype))
-        kernels = kernels_for(x)
-        if kernels is not None:
-            return kernels.product(x, packed, scale, bits)
         return product(x, packed, scale, bits)
 
     @staticmethod
@@ -150,30 +150,10 @@ def product(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, bits: in
 
 def widen(packed: torch.Tensor, scale: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tensor:
     """The weight of `dtype`, (rows, columns), from its packed form, on its own device."""
-    kernels = kernels_for(packed)
+    kernels = packed_weight_kernels(packed)
     if kernels is not None:
         return kernels.dequantize(packed, scale, bits, dtype)
     return dequantize_rows(packed, scale, bits, dtype)
-
-
-_kernels: ModuleType | None = None
-_kernels_sought = False
-
-
-def kernels_for(tensor: torch.Tensor) -> ModuleType | None:
-    """The Triton kernels, for a tensor on CUDA and where Triton is installed; None elsewhere."""
-    global _kernels, _kernels_sought
-    if not tensor.is_cuda:
-        return None
-    if not _kernels_sought:
-        try:
-            from glmspectra.chatglm2 import quantization_kernels
-
-            _kernels = quantization_kernels
-        except ImportError:
-            _kernels = None  # slower, and as right
-        _kernels_sought = True
-    return _kernels
 
 
 def quantize_model(model: Any, bits: int) -> Any:

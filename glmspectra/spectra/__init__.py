@@ -1,6 +1,7 @@
 """Numbers from one matrix: value distribution, singular values with an error bound, bulk edge, heavy tail."""
 
-from glmspectra.spectra.measure import singular_values, spectra_of
+from glmspectra.spectra.batched_eigenvalues import batch_limit
+from glmspectra.spectra.measure import SpectraBatch, singular_values, spectra_of
 from glmspectra.spectra.spectrum import SingularVectors, Spectrum
 from glmspectra.spectra.stacked_noise import NoiseBlock, entry_scales
 from glmspectra.spectra.summary import SPECTRUM_COLUMNS, summarize_spectra, summarize_spectrum
@@ -17,8 +18,10 @@ __all__ = [
     "SPECTRUM_COLUMNS",
     "NoiseBlock",
     "SingularVectors",
+    "SpectraBatch",
     "Spectrum",
     "ValueDistribution",
+    "batch_limit",
     "common_edges",
     "distribution_of",
     "entry_scales",

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from glmspectra.errors import RequestError
+from glmspectra.spectra.batched_eigenvalues import LARGEST_BATCH, batched_eigenvalues
 from glmspectra.spectra.blocks import LongView
 from glmspectra.spectra.bounds import (
     accepted,
@@ -65,11 +66,7 @@ def spectra_of(
         spectra = _exact_spectra(on_device, ranges, rtol)
     else:
         spectra = {name: _topk_spectrum(on_device, bounds, k, rtol) for name, bounds in ranges.items()}
-    if vectors:
-        spectra = {name: _with_vectors(on_device, spectrum, vectors) for name, spectrum in spectra.items()}
-    if exponent:
-        spectra = {name: _rescaled(spectrum, 2.0**exponent) for name, spectrum in spectra.items()}
-    return {name: spectra[name] for name in ranges}
+    return _finished(on_device, {name: spectra[name] for name in ranges}, exponent, vectors)
 
 
 def singular_values(weight: torch.Tensor, *, rtol: float = 1e-4, device: str | torch.device = "cpu") -> Spectrum:
@@ -111,6 +108,15 @@ def _scaled(weight: torch.Tensor) -> tuple[torch.Tensor, int]:
     return torch.ldexp(weight, torch.tensor(-exponent, device=weight.device)), exponent
 
 
+def _finished(weight: torch.Tensor, spectra: dict[str, Spectrum], exponent: int, vectors: int) -> dict[str, Spectrum]:
+    """`spectra` of the `weight` that `_scaled` gave, with vectors where asked for, of the weight as it was."""
+    if vectors:
+        spectra = {name: _with_vectors(weight, spectrum, vectors) for name, spectrum in spectra.items()}
+    if exponent:
+        spectra = {name: _rescaled(spectrum, 2.0**exponent) for name, spectrum in spectra.items()}
+    return spectra
+
+
 def _rescaled(spectrum: Spectrum, factor: float) -> Spectrum:
     vectors = spectrum.vectors and replace(spectrum.vectors, residual=spectrum.vectors.residual * factor)
     return replace(
@@ -123,25 +129,83 @@ def _rescaled(spectrum: Spectrum, factor: float) -> Spectrum:
 
 
 def _exact_spectra(weight: torch.Tensor, ranges: Mapping[str, tuple[int, int]], rtol: float) -> dict[str, Spectrum]:
-    cols = weight.shape[1]
     spectra = {}
     for name, gram in gram_matrices(weight, ranges):
-        start, stop = ranges[name]
-        if not diagonal_is_finite(gram):
-            spectra[name] = nonfinite_spectrum(stop - start, cols, start, "gram")
-            continue
-        squared_frobenius = float(gram.diagonal().sum())
-        view = LongView(weight[start:stop])
-        eigenvalues = symmetric_eigenvalues(gram)
-        sigma, bound = sigma_from_eigenvalues(eigenvalues, gram_eigenvalue_error(view.long, view.short))
-        del gram
-        sigma, bound, road = _secured(view, sigma, bound, rtol)
-        spectra[name] = Spectrum(sigma, bound, stop - start, cols, road, squared_frobenius, start)
+        part = _Part(weight, ranges[name], gram)
+        if part.finite:
+            eigenvalues = symmetric_eigenvalues(gram)
+            del gram
+            spectra[name] = part.spectrum(eigenvalues, rtol)
+        else:
+            spectra[name] = part.nonfinite()
     return spectra
 
 
+class _Part:
+    """A range of rows of a weight whose Gram matrix is made and whose eigenvalues are to come."""
+
+    def __init__(self, weight: torch.Tensor, bounds: tuple[int, int], gram: torch.Tensor):
+        self.start, stop = bounds
+        self.view = LongView(weight[self.start : stop])
+        self.finite = diagonal_is_finite(gram)
+        self.squared_frobenius = float(gram.diagonal().sum())
+
+    def spectrum(self, eigenvalues: FloatArray, rtol: float) -> Spectrum:
+        view = self.view
+        sigma, bound = sigma_from_eigenvalues(eigenvalues, gram_eigenvalue_error(view.long, view.short))
+        sigma, bound, method = _secured(view, sigma, bound, rtol)
+        return Spectrum(sigma, bound, *view.weight.shape, method, self.squared_frobenius, self.start)
+
+    def nonfinite(self) -> Spectrum:
+        return nonfinite_spectrum(*self.view.weight.shape, self.start, "gram")
+
+
+class SpectraBatch:
+    """The exact spectra of several weights on one CUDA device, whose eigenvalues are computed together.
+
+    `add` makes the Gram matrices of a weight and of its parts, which need not wait for each other; `spectra` solves
+    them, batch by batch of one size, and gives what `spectra_of` gives for each weight, in the order of adding. The
+    weights stay referenced until then, for those whose small end must be refined.
+    """
+
+    def __init__(self, rtol: float = 1e-4, vectors: int = 0):
+        self.rtol, self.vectors = rtol, vectors
+        self._weights: list[tuple[torch.Tensor, int, dict[str, tuple[int, int]]]] = []
+        self._parts: dict[tuple[int, str], _Part] = {}
+        self._grams: dict[int, dict[tuple[int, str], torch.Tensor]] = {}  # order -> (weight, part) -> Gram matrix
+
+    def add(self, weight: torch.Tensor, parts: Mapping[str, slice] | None = None) -> None:
+        """Take in a weight (rows, cols) on a CUDA device; arguments and errors are those of `spectra_of`."""
+        ranges = _checked_ranges(weight, parts)
+        weight, exponent = _scaled(weight)
+        number = len(self._weights)
+        self._weights.append((weight, exponent, ranges))
+        for name, gram in gram_matrices(weight, ranges):
+            part = self._parts[number, name] = _Part(weight, ranges[name], gram)
+            if part.finite:
+                self._grams.setdefault(gram.shape[0], {})[number, name] = gram
+
+    def spectra(self) -> list[dict[str, Spectrum]]:
+        """The spectra of each weight, 'whole' and parts; the batch holds nothing afterwards."""
+        found: dict[tuple[int, str], Spectrum] = {}
+        while self._grams:
+            _, grams = self._grams.popitem()
+            keys = list(grams)
+            for start in range(0, len(keys), LARGEST_BATCH):
+                batch = keys[start : start + LARGEST_BATCH]
+                values = batched_eigenvalues([grams.pop(key) for key in batch])
+                for key, eigenvalues in zip(batch, values, strict=True):
+                    found[key] = self._parts.pop(key).spectrum(eigenvalues, self.rtol)
+        found |= {key: part.nonfinite() for key, part in self._parts.items()}
+        weights, self._weights, self._parts = self._weights, [], {}
+        return [
+            _finished(weight, {name: found[number, name] for name in ranges}, exponent, self.vectors)
+            for number, (weight, exponent, ranges) in enumerate(weights)
+        ]
+
+
 def _secured(view: LongView, sigma: FloatArray, bound: FloatArray, rtol: float) -> tuple[FloatArray, FloatArray, str]:
-    """Values of the Gram road where they are good enough, else refined, else from W itself: (sigma, bound, road)."""
+    """Values from the Gram matrix where good enough, else refined, else from W itself: (sigma, bound, method)."""
     failing = int((~accepted(sigma, bound, rtol)).sum())
     if failing == 0:
         return sigma, bound, "gram"

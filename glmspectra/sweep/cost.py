@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 # How long an operation of the symmetric eigensolver, (4/3) n^3 of them, takes beside one of the Gram matrix: half of
 # them are matrix-vector products, bound by memory. Measured: 3424 x 2048 on two CPU cores, Gram 0.16 s and eigenvalues
-# 0.32 s; 27392 x 4096 on an H100, 0.017 s and 0.118 s.
+# 0.32 s; 27392 x 4096 on an H100, 0.017 s and, in a batch, 0.065 s.
 EIGENSOLVER_WEIGHT = 5.0
-EIGENSOLVER_WEIGHT_CUDA = 70.0
+EIGENSOLVER_WEIGHT_CUDA = 39.0
 
 # A value's share in counting, quantiles and norms, in Gram operations. Measured on two busy CPU cores: 37 ns a value
 # where an operation of the Gram matrix took 0.07 ns.

@@ -3,12 +3,22 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 
-from glmspectra.spectra import NoiseBlock, distribution_of, entry_scales, read_values, spectra_of, summarize_spectra
+from glmspectra.spectra import (
+    NoiseBlock,
+    SpectraBatch,
+    Spectrum,
+    distribution_of,
+    entry_scales,
+    read_values,
+    spectra_of,
+    summarize_spectra,
+)
 from glmspectra.store import Measurement
 from glmspectra.sweep.options import SweepOptions
 
@@ -113,42 +123,81 @@ def begin_spectrum(
     status 'nonfinite' and no spectrum; the others are measured.
     """
     start = time.perf_counter()
-    parts = part_slices(record, options)
     found = spectra_of(
         weight,
-        _without_whole(parts),
+        _without_whole(part_slices(record, options)),
         rtol=options.rtol,
         method=cast(Literal["exact", "topk"], options.method),
         k=options.top_k,
         device=weight.device,
         vectors=options.vectors,
     )
-    # Parts of unequal scale would pass for spikes of the whole: where they are not measured, their scales are.
-    blocks = noise_blocks(weight, record) if len(parts) == 1 and options.method == "exact" else []
+    blocks = _blocks_to_compare(weight, record, options)
+    computing = time.perf_counter() - start
+    return partial(_summarized, found, blocks, record, matrix, identity, options, computing)
+
+
+class SpectraTogether:
+    """The same of several matrices on one CUDA device, whose eigenvalues are computed together; exact spectra only."""
+
+    def __init__(self, identity: Identity, options: SweepOptions):
+        self._identity, self._options = identity, options
+        self._batch = SpectraBatch(options.rtol, options.vectors)
+        self._matrices: list[tuple[TensorRecord, Part, list[NoiseBlock]]] = []
+        self._seconds = 0.0
+
+    def add(self, weight: torch.Tensor, record: "TensorRecord", matrix: "Part") -> None:
+        """Make the Gram matrices of every part of `weight` (rows, cols)."""
+        start = time.perf_counter()
+        self._batch.add(weight, _without_whole(part_slices(record, self._options)))
+        self._matrices.append((record, matrix, _blocks_to_compare(weight, record, self._options)))
+        self._seconds += time.perf_counter() - start
+
+    def solve(self) -> list[Callable[[], tuple[Measurement, Vectors]]]:
+        """Compute the spectra; what `begin_spectrum` returns for each matrix, in the order of adding."""
+        start = time.perf_counter()
+        spectra = self._batch.spectra()
+        seconds = (self._seconds + time.perf_counter() - start) / max(1, len(spectra))
+        return [
+            partial(_summarized, found, blocks, record, matrix, self._identity, self._options, seconds)
+            for found, (record, matrix, blocks) in zip(spectra, self._matrices, strict=True)
+        ]
+
+
+def _summarized(
+    found: dict[str, Spectrum],
+    blocks: list[NoiseBlock],
+    record: "TensorRecord",
+    matrix: "Part",
+    identity: Identity,
+    options: SweepOptions,
+    computing: float,
+) -> tuple[Measurement, Vectors]:
+    start = time.perf_counter()
     for part, spectrum in found.items():
         if spectrum.status == "ok" and not np.isfinite(spectrum.squared_frobenius):
             found[part] = replace(spectrum, status="nonfinite")  # its squares, on which most columns stand, overflow
-    computing = time.perf_counter() - start
+    summaries = summarize_spectra(found, blocks=blocks)
+    seconds = (computing + time.perf_counter() - start) / len(found)
+    rows, sigmas, vectors = [], {}, {}
+    for part in part_slices(record, options):
+        spectrum, label = found[part], _label(part, matrix)
+        row = identity.row(record, label, spectrum.rows, seconds, spectrum.status)
+        row["method"] = spectrum.method
+        if spectrum.status == "ok":
+            row |= summaries[part]
+            sigmas[label] = (spectrum.sigma, spectrum.error_bound)
+        if spectrum.vectors is not None:
+            vectors[label] = (spectrum.vectors.left, spectrum.vectors.right)
+        rows.append(row)
+    position = identity.positions[record.name]
+    return Measurement("spectrum", "weight", None, record.name, position, rows, sigmas), vectors
 
-    def finish() -> tuple[Measurement, Vectors]:
-        start = time.perf_counter()
-        summaries = summarize_spectra(found, blocks=blocks)
-        seconds = (computing + time.perf_counter() - start) / len(parts)
-        rows, sigmas, vectors = [], {}, {}
-        for part in parts:
-            spectrum, label = found[part], _label(part, matrix)
-            row = identity.row(record, label, spectrum.rows, seconds, spectrum.status)
-            row["method"] = spectrum.method
-            if spectrum.status == "ok":
-                row |= summaries[part]
-                sigmas[label] = (spectrum.sigma, spectrum.error_bound)
-            if spectrum.vectors is not None:
-                vectors[label] = (spectrum.vectors.left, spectrum.vectors.right)
-            rows.append(row)
-        position = identity.positions[record.name]
-        return Measurement("spectrum", "weight", None, record.name, position, rows, sigmas), vectors
 
-    return finish
+def _blocks_to_compare(weight: torch.Tensor, record: "TensorRecord", options: SweepOptions) -> list[NoiseBlock]:
+    # Parts of unequal scale would pass for spikes of the whole: where they are not measured, their scales are.
+    alone = len(part_slices(record, options)) == 1
+    return noise_blocks(weight, record) if alone and options.method == "exact" else []
 
 
 def unreadable(kind: str, record: "TensorRecord", identity: Identity) -> Measurement:

@@ -19,7 +19,7 @@ from glmspectra.chatglm2.quantization import (
 )
 from glmspectra.checkpoint import open_checkpoint
 from glmspectra.checkpoint.formats.chatglm_int import dequantize_rows, quantize_rows, unpack_int4
-from glmspectra.errors import MissingExtraError, RequestError
+from glmspectra.errors import RequestError
 
 BITS = [4, 8]
 CONFIG = {
@@ -245,19 +245,13 @@ INTERPRETED = """
 import torch
 from glmspectra.chatglm2 import quantization_kernels as kernels
 from glmspectra.checkpoint.formats.chatglm_int import dequantize_rows, quantize_rows
-assert kernels.INTERPRETED
 torch.manual_seed(0)
 for bits in (4, 8):
-    for dtype, limit in ((torch.float32, 1e-6), (torch.float16, 1e-3)):
+    for dtype in (torch.float32, torch.float16):
         for rows, columns in ((37, 130), (64, 1100)):
             packed, scale = quantize_rows(torch.randn(rows, columns).to(dtype), bits)
             widened = kernels.dequantize(packed, scale, bits, dtype)
             assert torch.equal(widened, dequantize_rows(packed, scale, bits, dtype))
-            for shape in ((1, columns), (2, 3, columns), (17, columns)):
-                x = torch.randn(shape).to(dtype)
-                exact = x.double() @ dequantize_rows(packed, scale, bits).double().t()
-                error = (kernels.product(x, packed, scale, bits).double() - exact).norm() / exact.norm()
-                assert error < limit, (bits, dtype, shape, float(error))
 print("agreed")
 """
 
@@ -273,16 +267,6 @@ def test_the_kernels_under_tritons_interpreter():
         text=True,
     )
     assert done.stdout.strip() == "agreed", done.stderr[-2000:]
-
-
-def test_the_reference_says_what_it_needs():
-    if torch.cuda.is_available():
-        pytest.skip("with a GPU it may run")
-    from glmspectra.chatglm2 import cpm_reference
-
-    assert not cpm_reference.available()
-    with pytest.raises(MissingExtraError, match="cpm-kernels"):
-        cpm_reference.quantize_rows_int8(torch.zeros(2, 2))
 
 
 @pytest.mark.gpu
@@ -306,22 +290,6 @@ def test_kernels_on_a_gpu_agree_with_the_torch_path(bits, dtype, tokens):
         assert (y.double() - exact).norm() / exact.norm() < limit
         y.sum().backward()
         assert torch.allclose(x.grad.float(), reference.float().sum(0).expand_as(x), rtol=2e-2, atol=2.0)
-
-
-@pytest.mark.gpu
-def test_int8_agrees_with_cpm_kernels():
-    from glmspectra.chatglm2 import cpm_reference
-
-    if not cpm_reference.available():
-        pytest.skip("cpm-kernels does not import here")
-    torch.manual_seed(0)
-    weight = torch.randn(512, 4096, device="cuda").half()
-    values, scale = quantize_rows(weight, 8)
-    reference, reference_scale = cpm_reference.quantize_rows_int8(weight)
-    assert torch.equal(scale, reference_scale)
-    difference = (values.int() - reference.int()).abs()
-    assert difference.max() <= 1
-    assert (difference > 0).float().mean() < 1e-3  # numbers half way between two steps
 
 
 def test_the_left_column_is_in_the_high_half():

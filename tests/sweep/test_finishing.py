@@ -1,5 +1,6 @@
 """Summaries and writing of one matrix while the next is computed: in order, one at a time, and nothing lost."""
 
+import itertools
 import sys
 import threading
 
@@ -9,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glmspectra.checkpoint import open_checkpoint, select
-from glmspectra.errors import StoreError
+from glmspectra.errors import CheckpointError, StoreError
 from glmspectra.store import RunStore, read_run
 from glmspectra.sweep import SweepOptions, source_of, sweep
+from glmspectra.sweep.pipeline import batches
 from tests.sweep.small_checkpoint import matrix, write_small_checkpoint
 
 # By name: the package offers the function under the module's name.
@@ -139,3 +141,42 @@ def test_a_fused_matrix_has_an_edge_of_its_parts_with_and_without_split(tmp_path
         assert (found[split]["mp_spikes"] <= 1).all()
     np.testing.assert_allclose(found["no"]["mp_edge"], found["parts"]["mp_edge"], rtol=0.05)
     np.testing.assert_allclose(found["no"]["mp_sigma"], 0.02 * np.sqrt(5), rtol=0.1)
+
+
+def test_matrices_solved_together_are_measured_as_each_by_itself(model, tmp_path, monkeypatch):
+    """The way of a CUDA device, on a processor: batches of two, solved in a thread of their own."""
+    alone = run_sweep(model, tmp_path / "alone", values=True)
+    module = sys.modules[SWEEP]
+    monkeypatch.setattr(module, "_share_of_batch", lambda *_: 0.45)
+    together = run_sweep(model, tmp_path / "together", values=True)
+    assert together.complete
+    columns = [name for name in alone.matrices if name != "seconds"]
+    assert together.matrices[columns].equals(alone.matrices[columns])
+    assert together.singular_values.equals(alone.singular_values)
+
+
+def test_what_was_begun_before_a_file_that_cannot_be_read_is_measured(model, tmp_path, monkeypatch):
+    module = sys.modules[SWEEP]
+    monkeypatch.setattr(module, "_share_of_batch", lambda *_: 0.2)  # one batch of all
+    read = module.read_ahead
+
+    def broken(*arguments):
+        yield from itertools.islice(read(*arguments), 2)
+        raise CheckpointError("the file is cut off.")
+
+    monkeypatch.setattr(module, "read_ahead", broken)
+    with pytest.raises(CheckpointError, match="cut off"):
+        run_sweep(model, tmp_path)
+    monkeypatch.setattr(module, "read_ahead", read)
+    watch = Watch(monkeypatch)
+    run_sweep(model, tmp_path)
+    assert watch.written == NAMES[2:]
+
+
+def test_batches_are_of_nearly_equal_weight():
+    assert batches([1.0] * 3) == [1, 1, 1]
+    assert batches([1 / 32] * 112) == [28] * 4
+    assert batches([]) == []
+    sizes = batches([0.1, 0.5, 0.1, 0.9, 0.3, 0.3, 0.3])
+    assert sum(sizes) == 7
+    assert len(sizes) == 3

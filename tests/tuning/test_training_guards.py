@@ -23,7 +23,7 @@ from glmspectra.tuning.model.schedule import resolve_schedule
 from glmspectra.tuning.model.targets import check_pattern, resolve_names, resolve_targets
 from glmspectra.tuning.settings.load import load_settings
 from glmspectra.tuning.training.checkpoints import prune
-from glmspectra.tuning.training.divergence import Explosion, ExplosionWatch, first_non_finite
+from glmspectra.tuning.training.divergence import Explosion, ExplosionWatch, StepMeasure
 from glmspectra.tuning.training.run import build_run, train
 from tests.tuning.tiny_run import make_run, write_args, write_data, write_model
 
@@ -159,15 +159,39 @@ def test_lora_computes_in_the_type_of_the_base_with_float32_parameters(llama):
     names = [name for name, _ in wrapped.named_parameters()]
     assert follow_input_dtype(wrapped, "default") == 4
     assert [name for name, _ in wrapped.named_parameters()] == names
-    seen = []
-    for module in wrapped.modules():
-        if isinstance(module, InputTypedLinear):
-            assert module.weight.dtype == torch.float32
-            module.register_forward_hook(lambda _, args, output: seen.append((args[0].dtype, output.dtype)))
+    factors = [module for module in wrapped.modules() if isinstance(module, InputTypedLinear)]
+    assert len(factors) == 8
+    assert all(module.weight.dtype == torch.float32 for module in factors)
     wrapped(input_ids=torch.arange(8)[None]).logits.float().square().sum().backward()
-    assert seen == [(torch.bfloat16, torch.bfloat16)] * 8
     gradients = [p.grad for n, p in wrapped.named_parameters() if "lora_B" in n]
     assert all(gradient.dtype == torch.float32 and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_joined_lora_products_are_pefts_own(llama, dtype):
+    config = LoraConfig(r=4, lora_alpha=7, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    wrapped = get_peft_model(llama.to(dtype), config)
+    ids = torch.arange(12).view(2, 6)
+
+    def answer():
+        wrapped.zero_grad()
+        logits = wrapped(input_ids=ids).logits.float()
+        logits.square().mean().backward()
+        return [logits.detach(), *(p.grad.clone() for p in wrapped.parameters() if p.requires_grad)]
+
+    due = answer()
+    with wrapped.disable_adapter():
+        bare = wrapped(input_ids=ids).logits
+    assert follow_input_dtype(wrapped, "default") == 4
+    limit = 1e-5 if dtype == torch.float32 else 3e-2
+    for found, expected in zip(answer(), due, strict=True):
+        assert (found - expected).norm() <= limit * expected.norm()
+    with wrapped.disable_adapter():
+        assert torch.equal(wrapped(input_ids=ids).logits, bare)  # the base's own output is not written over
+    wrapped.merge_adapter()
+    merged = wrapped(input_ids=ids).logits.float()
+    wrapped.unmerge_adapter()
+    assert (merged - due[0]).norm() <= limit * due[0].norm()
 
 
 # 4 bits
@@ -232,32 +256,46 @@ def test_gradients_through_a_four_bit_base_survive_an_evaluation(tmp_path, data)
 def test_first_non_finite_names_the_module_nearest_to_the_output():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     model(torch.ones(1, 2)).sum().backward()
-    assert first_non_finite(model) is None
+    loss = torch.tensor(1.5)
+    assert StepMeasure(3, loss, model).first_non_finite() is None
     model[0].weight.grad[0, 0] = torch.nan
     model[1].bias.grad[0] = torch.inf
-    name, bad, total = first_non_finite(model)
-    assert (name, bad, total) == ("1.bias", 2, 6)
+    measure = StepMeasure(3, loss, model)
+    model.zero_grad()  # as the trainer does before it looks
+    assert measure.first_non_finite() == ("1.bias", 2, 6)
+    assert measure.loss == 1.5
 
 
-def test_a_gradient_that_is_not_finite_stops_with_the_module_and_the_last_checkpoint(tmp_path, model, data):
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("spoilt", [4, 5])
+def test_a_gradient_that_is_not_finite_stops_with_the_module_and_the_last_checkpoint(
+    tmp_path, model, data, later, spoilt
+):
     run = make_run(tmp_path, model, data, train={"save_steps": 2})
+    run.trainer._look_later = later  # as on a GPU; what went wrong in step 4 is still seen before step 4 is saved
     layer = run.model.base_model.model.transformer.encoder.layers[0].self_attention.query_key_value
     calls = []
 
     def spoil(gradient):
         calls.append(1)
-        return gradient * (torch.nan if len(calls) == 4 else 1.0)
+        return gradient * (torch.nan if len(calls) == spoilt else 1.0)
 
     layer.lora_B["LoraAdapter"].weight.register_hook(spoil)
     with pytest.raises(TrainingError) as error:
         train(run)
     message = str(error.value)
-    assert "gradient of transformer.encoder.layers.0.self_attention.query_key_value is not finite at step 4" in message
-    assert message.endswith(f"the last good checkpoint is {run.output_dir / 'checkpoint-2'}.")
+    assert (
+        f"gradient of transformer.encoder.layers.0.self_attention.query_key_value is not finite at step {spoilt}"
+        in message
+    )
+    last = 2 if spoilt == 4 else 4
+    assert message.endswith(f"the last good checkpoint is {run.output_dir / f'checkpoint-{last}'}.")
 
 
-def test_a_loss_that_is_not_finite_stops(tmp_path, model, data):
+@pytest.mark.parametrize("later", [False, True])
+def test_a_loss_that_is_not_finite_stops(tmp_path, model, data, later):
     run = make_run(tmp_path, model, data)
+    run.trainer._look_later = later
     with torch.no_grad():
         run.model.base_model.model.transformer.encoder.final_layernorm.weight.fill_(torch.nan)
     with pytest.raises(TrainingError, match=r"the loss is nan at step 1; no checkpoint had been saved\."):

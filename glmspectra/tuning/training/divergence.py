@@ -10,23 +10,49 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 
-def first_non_finite(model: nn.Module) -> tuple[str, int, int] | None:
-    """(module name, number of bad tensors, number of all) when a trainable parameter's gradient is not
-    finite, else None.
+class StepMeasure:
+    """The loss of a micro-batch and the norms of its gradients, on their way from the device to the processor.
 
-    The module is the bad one nearest to the output, which backward reaches first: what lies before it is bad
-    because it is. One reduction and one synchronisation when all is well.
+    Nothing waits for the device until `loss` or `first_non_finite` is asked for: asked a step later, the numbers are
+    there, and the device has never stood idle for them.
     """
-    named = [(name, p.grad) for name, p in model.named_parameters() if p.requires_grad and p.grad is not None]
-    if not named:
-        return None
-    norms = torch.stack(torch._foreach_norm([gradient for _, gradient in named]))
-    if torch.isfinite(norms.sum()):
-        return None
-    bad = [name for (name, gradient), norm in zip(named, norms, strict=True) if not torch.isfinite(norm)]
-    if not bad:  # each is finite and their sum overflowed; nothing is wrong with any one of them
-        return None
-    return _module(bad[-1]), len(bad), len(named)
+
+    def __init__(self, step: int, loss: torch.Tensor, model: nn.Module | None):
+        """`step` counts from 1; `model`: whose gradients are complete, or None where more micro-batches follow."""
+        self.step = step
+        self.complete = model is not None
+        parameters = [] if model is None else [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        gradients = [(name, p.grad) for name, p in parameters if p.grad is not None]
+        self._names = [name for name, _ in gradients]
+        norms = torch._foreach_norm([gradient for _, gradient in gradients]) if gradients else []
+        values = torch.stack([loss.detach().float(), *(norm.float().to(loss.device) for norm in norms)])
+        self._arrived: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._values = values
+
+    @property
+    def loss(self) -> float:
+        return self._received()[0]
+
+    def first_non_finite(self) -> tuple[str, int, int] | None:
+        """(module name, number of bad tensors, number of all) when a gradient is not finite, else None.
+
+        The module is the bad one nearest to the output, which backward reaches first: what lies before it is bad
+        because it is.
+        """
+        norms = self._received()[1:]
+        bad = [name for name, norm in zip(self._names, norms, strict=True) if not math.isfinite(norm)]
+        return (_module(bad[-1]), len(bad), len(norms)) if bad else None
+
+    def _received(self) -> list[float]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values.tolist()
 
 
 def _module(parameter: str) -> str:

@@ -26,7 +26,7 @@ from glmspectra.tuning.data.batching import REAL_TOKENS
 from glmspectra.tuning.model import adalora
 from glmspectra.tuning.model.four_bit import check_layout
 from glmspectra.tuning.training.checkpoints import checkpoints, prune, write_sums
-from glmspectra.tuning.training.divergence import Explosion, ExplosionWatch, first_non_finite
+from glmspectra.tuning.training.divergence import Explosion, ExplosionWatch, StepMeasure
 from glmspectra.tuning.training.model_card import write_card
 from glmspectra.tuning.training.sampling import EpochSampler
 from glmspectra.tuning.training.throughput import Throughput
@@ -76,11 +76,15 @@ class AdapterTrainer(Trainer):
         self.watch_anew()
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the number of tokens itself
         self._orthogonality = 0.0
+        self._look_later = self.args.device.type == "cuda"
+        # A loss that is not finite ends the run, so that none needs to be filtered, and waited for, at every step.
+        self.args.logging_nan_inf_filter = False
         self._started_from: Path | None = None
 
     def watch_anew(self) -> None:
         """Forget the losses so far, for a training that begins from the start again."""
         self.explosion = ExplosionWatch(self.token_loss.causal_lm.config.vocab_size)
+        self._unchecked: list[StepMeasure] = []
 
     # Data
 
@@ -125,36 +129,60 @@ class AdapterTrainer(Trainer):
         return (loss, {"nll": losses.nll}) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """One micro-batch forward and backward; the plain loss is returned. Stops at what is not finite."""
+        """One micro-batch forward and backward; the plain loss is returned. Stops at what is not finite.
+
+        On a GPU that is looked at one micro-batch later, when the numbers have arrived by themselves, but always before
+        anything is logged, evaluated or saved.
+        """
         loss = super().training_step(model, inputs, num_items_in_batch) - self._orthogonality
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; {self._last_good()} Lower "
-                "learning_rate, or look at the batch."
-            )
-        if self.accelerator.sync_gradients:
-            self._check_gradients()
-            if self.explosion.exploded(loss.item()):
-                raise TrainingError(
-                    f"the loss has exploded: {self.explosion.recent:.2f} on average over the last "
-                    f"{self.explosion.window} steps up to step {self.state.global_step + 1}, after "
-                    f"{self.explosion.lowest:.2f} before; {self._last_good()} Lower learning_rate or raise "
-                    "warmup_steps."
-                )
+        complete = self.model if self.accelerator.sync_gradients else None
+        self._unchecked.append(StepMeasure(self.state.global_step + 1, loss, complete))
+        self._check_steps(waiting=1 if self._look_later and self._loss_scale() is None else 0)
         return loss
 
-    def _check_gradients(self) -> None:
-        found = first_non_finite(self.model)
-        if found is None:
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self._check_steps()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._check_steps()
+        return super()._finalize_training(*args, **kwargs)
+
+    def _check_steps(self, waiting: int = 0) -> None:
+        """Stop at the first step that went wrong, of all but the last `waiting` micro-batches."""
+        while len(self._unchecked) > waiting:
+            self._check_step(self._unchecked.pop(0))
+
+    def _check_step(self, done: StepMeasure) -> None:
+        if not math.isfinite(done.loss):
+            raise TrainingError(
+                f"the loss is {done.loss} at step {done.step}; {self._last_good()} Lower learning_rate, or look at the "
+                "batch."
+            )
+        if not done.complete:
             return
-        name, bad, total = found
+        found = done.first_non_finite()
+        scale = self._loss_scale()
+        # A gradient above float16's range at this loss scale: the step is skipped and the scale halved.
+        overflow = scale is not None and scale >= 1.0
+        if found is not None and not overflow:
+            name, bad, total = found
+            raise TrainingError(
+                f"the gradient of {name} is not finite at step {done.step} (so are those of {bad} of {total} adapter "
+                f"tensors; backward reached this one first); {self._last_good()}"
+            )
+        if self.explosion.exploded(done.loss):
+            raise TrainingError(
+                f"the loss has exploded: {self.explosion.recent:.2f} on average over the last "
+                f"{self.explosion.window} steps up to step {done.step}, after {self.explosion.lowest:.2f} before; "
+                f"{self._last_good()} Lower learning_rate or raise warmup_steps."
+            )
+
+    def _loss_scale(self) -> float | None:
+        """float16's loss scale, None without one."""
         scaler = getattr(self.accelerator, "scaler", None)
-        if scaler is not None and scaler.is_enabled() and scaler.get_scale() >= 1.0:
-            return  # float16 overflow at this loss scale: the step is skipped and the scale halved
-        raise TrainingError(
-            f"the gradient of {name} is not finite at step {self.state.global_step + 1} (so are those of {bad} of "
-            f"{total} adapter tensors; backward reached this one first); {self._last_good()}"
-        )
+        return scaler.get_scale() if scaler is not None and scaler.is_enabled() else None
 
     def _last_good(self) -> str:
         found = checkpoints(Path(self.args.output_dir))
