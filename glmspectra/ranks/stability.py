@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from glmspectra.errors import RequestError
 from glmspectra.ranks.budget import Budget
@@ -78,6 +77,8 @@ def _spearman(first: list[int], second: list[int]) -> float:
         return 1.0
     if len(set(first)) == 1 or len(set(second)) == 1:
         return 0.0
+    from scipy.stats import spearmanr  # a second of importing, and not all answers need it
+
     return float(spearmanr(first, second).statistic)
 
 

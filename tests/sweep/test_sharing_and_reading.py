@@ -49,7 +49,8 @@ def test_cost_grows_with_the_longer_side_and_the_cube_of_the_shorter():
     assert spectrum_cost([(8192, 8192)]) == pytest.approx(8 * spectrum_cost([(4096, 4096)]))
     tall_by_square = [spectrum_cost([(27392, 4096)], d) / spectrum_cost([(4096, 4096)], d) for d in ("cpu", "cuda:0")]
     assert tall_by_square[0] > 2
-    assert tall_by_square[1] < 1.2, "on a CUDA device the eigensolver is nearly all of it"
+    # Measured on an H100, Gram matrix and batched eigenvalues: 0.017 + 0.065 s against 0.0025 + 0.065 s.
+    assert tall_by_square[1] == pytest.approx(0.082 / 0.0675, rel=0.02)
     assert value_cost([(10, 10), (20, 10)]) == value_cost([(30, 10)])
 
 

@@ -1,5 +1,6 @@
 """Numbers of each matrix by depth: shares, ranks, energy ranks, edges, norms and outliers, a line a matrix type."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy.stats import norm
 
 from glmspectra.figures.svg import style
 from glmspectra.figures.svg.layers import slug
@@ -31,7 +31,7 @@ class Measure:
 
 def _beyond(k: int) -> float:
     """Share of a normal distribution beyond k standard deviations, both sides."""
-    return float(2 * norm.sf(k))
+    return math.erfc(k / math.sqrt(2))
 
 
 TOP12 = (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from peft import PeftModel
-from scipy import stats
+from scipy import special
 
 from glmspectra.device import choose_device
 from glmspectra.errors import RequestError
@@ -86,7 +86,7 @@ def paired_interval(before: np.ndarray, after: np.ndarray, confidence: float = 0
     rows, mean = len(difference), float(difference.mean())
     if rows < 2:
         return {"mean": mean, "low": math.nan, "high": math.nan, "rows": rows}
-    half = float(stats.t.ppf(0.5 + confidence / 2, rows - 1) * difference.std(ddof=1) / math.sqrt(rows))
+    half = float(special.stdtrit(rows - 1, 0.5 + confidence / 2) * difference.std(ddof=1) / math.sqrt(rows))
     return {"mean": mean, "low": mean - half, "high": mean + half, "rows": rows}
 
 
