@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-quick test-oldest coverage lint docs
+.PHONY: demo test test-quick test-oldest coverage lint docs gallery
 
 demo: $(STAMP)
 	$(BIN)/glmspectra demo
@@ -12,6 +12,10 @@ demo: $(STAMP)
 # Two processes of one thread each: on two cores more threads would only wait for each other.
 PYTEST_OPTIONS ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_OPTIONS)
+
+# Pages of four models and a training log, and pictures of them for the README.
+gallery: $(STAMP)
+	$(BIN)/python scripts/gallery.py
 
 test: $(STAMP)
 	$(PYTEST)

@@ -50,6 +50,13 @@ def _shared_beginning(texts: Sequence[str]) -> str:
     return first[:count]
 
 
+def _shared_ending(texts: Sequence[str]) -> str:
+    """What all of the texts end with after a space or a mark, such as 'Answer:'."""
+    ending = _shared_beginning([text[::-1] for text in texts])[::-1]
+    cut = re.search(r"[\s。？！?!.]\s*(?=\S)", ending)
+    return ending[cut.end() :] if cut else ""
+
+
 def cards(samples: Sequence[dict[str, str]]) -> tuple[list[Answer], str]:
     """Cards of samples (context, reference, and any of MODELS), and what all questions begin with.
 
@@ -59,11 +66,12 @@ def cards(samples: Sequence[dict[str, str]]) -> tuple[list[Answer], str]:
     shared = _shared_beginning(questions) if len(questions) > 1 else ""
     if len(shared) < LEAST_PROMPT or any(len(question) == len(shared) for question in questions):
         shared = ""
+    ending = _shared_ending(questions) if shared else ""
     found = []
     for sample, question in zip(samples, questions, strict=True):
         reference = str(sample.get("reference", ""))
         told = [
             Told(model, *pieces(reference, str(sample[model]))) for model in MODELS if sample.get(model) is not None
         ]
-        found.append(Answer(question[len(shared) :].strip(), reference, told))
+        found.append(Answer(question[len(shared) : len(question) - len(ending)].strip(), reference, told))
     return found, shared.strip()

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from glmspectra.errors import RequestError, StoreError
 from glmspectra.figures import payload
@@ -79,8 +81,8 @@ def read_further(path: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+        return pq.ParquetFile(path).read().to_pandas()
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(
             f"{path} cannot be read as a table ({error}): remove it, or run the command that writes it again."
         ) from error
@@ -166,7 +168,8 @@ def payload_of(evidence: Evidence, budget_curve: pd.DataFrame | None = None) -> 
     if len(evidence.ranks):
         delta = evidence.rows("delta")
         given = payload.ranks_set(evidence.ranks, delta if len(delta) else None)
-        sets.insert(0 if "delta" not in evidence.sets else 1, given)
+        # On a loop's page and that of `suggest-rank` the ranks are what it is about.
+        sets.insert(1 if "delta" in evidence.sets and not evidence.scores.losses else 0, given)
         costs = costs_of(evidence)
         found["criteria"] = payload.criteria_of(evidence.ranks, costs)
         if budget_curve is not None and len(budget_curve):

@@ -47,7 +47,7 @@ function drawSimilarity(host) {
         marks: [Plot.cell(cells, { x: "j", y: "i", fill: (cell) => d3.interpolateCividis(cell.value) }), tip(cells, { x: "j", y: "i", title: (cell) => `φ(${cell.i}, ${cell.j}) = ${digits(cell.value, 3)}` })],
       }));
     });
-    host.replaceChildren(h("div", { className: "figures three" }, drawn.map((one) => one.element)), h("p", { className: "note" }, t("ui-similarity-caption"),
+    host.replaceChildren(h("div", { className: "figures four" }, drawn.map((one) => one.element)), h("p", { className: "note" }, t("ui-similarity-caption"),
       h("span", { className: "ramp" }, " 0", h("i", { style: `background:linear-gradient(to right,${d3.range(0, 1.01, 0.1).map(d3.interpolateCividis).join(",")})` }), "1")));
   };
   listeners.push(build);

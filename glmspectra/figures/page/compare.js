@@ -1,7 +1,11 @@
 // Several runs on the same axes by relative depth, the difference of two as a map, and losses with their intervals.
 function drawCompared(host) {
   const runs = data.compared;
-  const state = { measure: address.query.get("measure"), matrix: address.query.get("matrix"), off: new Set() };
+  // What the first finding is about is shown first.
+  const link = document.querySelector('.findings a[href^="#compared?"]');
+  const told = new URLSearchParams(link ? link.getAttribute("href").split("?")[1] : "");
+  const state = { off: new Set() };
+  for (const key of ["measure", "matrix"]) state[key] = address.query.get(key) ?? told.get(key);
   const build = () => {
     const measures = unique(runs.flatMap((run) => measuresOf(run))).filter((name) => runs.filter((run) => run.values[name]).length > 1);
     const column = (name) => runs.find((run) => run.columns[name]).columns[name];
@@ -10,7 +14,7 @@ function drawCompared(host) {
     const matrices = [...shared, ""];
     if (!matrices.includes(state.matrix)) state.matrix = matrices[0];
     const again = (key) => (value) => { state[key] = value; remember({ measure: state.measure, matrix: state.matrix }); build(); };
-    const told = column(state.measure), factor = told.share ? 100 : 1;
+    const described = column(state.measure), factor = described.share ? 100 : 1;
     const series = runs.map((run, place) => {
       const rows = rowsOf(run, "whole").filter((row) => !state.matrix || run.rows.matrix[row] === state.matrix);
       const layers = unique(rows.map((row) => run.rows.layer[row])).sort((a, b) => a - b), last = layers[layers.length - 1] || 1;
@@ -22,18 +26,19 @@ function drawCompared(host) {
     });
     let drawn = null;
     const key = legend(series.map((one) => one.name), series.map((one) => one.style), () => drawn.draw(), state.off);
-    const values = finite(series.flatMap((one) => one.points.map((p) => p.y))), log = Boolean(told.log) && d3.min(values) > 0 && d3.max(values) > 5 * d3.min(values);
-    drawn = figure(`${capital(inLanguage(told.label))}${state.matrix ? `: ${state.matrix}` : ""}`, (width) => {
+    const values = finite(series.flatMap((one) => one.points.map((p) => p.y))), log = Boolean(described.log) && d3.min(values) > 0 && d3.max(values) > 5 * d3.min(values);
+    drawn = figure(`${capital(inLanguage(described.label))}${state.matrix ? `: ${state.matrix}` : ""}`, (width) => {
       const on = series.filter((one) => key.on(one.name)), points = on.flatMap((one) => one.points).filter((p) => p.y !== null);
-      return axes({ width, height: 300, left: 62, x: { label: t("ui-relative-depth"), domain: [-1, 101] }, y: { label: unitOf(told) || " ", log, domain: around(values, log, { zero: !told.signed }) },
+      return axes({ width, height: 300, left: 62, x: { label: t("ui-relative-depth"), domain: [-1, 101] }, y: { label: unitOf(described) || " ", log, domain: around(values, log, { zero: !described.signed }) },
         marks: [...lines(on), tip(points, { x: "x", y: "y", title: (p) => `${p.series}, ${t("ui-layer")} ${p.layer}\n${digits(p.y)}` })] });
-    }, inLanguage(told.meaning));
-    const map = differenceMap(runs, state.measure, told);
+    }, inLanguage(described.meaning));
+    const map = differenceMap(runs, state.measure, described);
     host.replaceChildren(h("div", { className: "tools" },
       select(t("ui-measure"), measures.map((name) => [name, capital(inLanguage(column(name).label))]), state.measure, again("measure")),
       select(t("ui-matrix-choice"), matrices.map((name) => [name, name || t("ui-all-matrices")]), state.matrix, again("matrix"))), key.element, drawn.element, map);
   };
   listeners.push(build);
+  return (changes) => { Object.assign(state, changes); build(); };
 }
 // Second run minus first, of matrices that both have; of a measure of ratios the change in percent.
 function differenceMap(runs, measure, column) {

@@ -4,7 +4,7 @@ function coloursOf(column, values) {
   const low = d3.min(told), high = d3.max(told);
   if (column.signed && low < 0) {
     const reach = Math.max(Math.abs(low), Math.abs(high)) || 1;
-    return { of: (value) => d3.interpolatePuOr(1 - (value + reach) / (2 * reach)), low: -reach, high: reach, ramp: (share) => d3.interpolatePuOr(1 - share) };
+    return { diverging: true, of: (value) => d3.interpolatePuOr(1 - (value + reach) / (2 * reach)), low: -reach, high: reach, ramp: (share) => d3.interpolatePuOr(1 - share) };
   }
   const log = column.log && low > 0 && high > 4 * low;
   const share = log ? (value) => Math.log(value / low) / Math.log(high / low || 2) : (value) => (value - low) / (high - low || 1);
@@ -31,7 +31,7 @@ function drawMap(host) {
       h("span", { className: "ramp" }, shown(colours.low, column),
         h("i", { style: `background:linear-gradient(to right,${d3.range(0, 1.01, 0.1).map((share) => colours.ramp(share)).join(",")})` }), shown(colours.high, column)),
       rows.some((row) => out.has(row)) ? h("span", { className: "ramp" }, h("span", { className: "out-key" }), t("ui-stands-out")) : null);
-    const caption = `${inLanguage(column.meaning)} ${t(colours.log ? "ui-map-caption-log" : "ui-map-caption")}`;
+    const caption = `${inLanguage(column.meaning)} ${t(colours.diverging ? "ui-map-caption-signed" : colours.log ? "ui-map-caption-log" : "ui-map-caption")}`;
     drawn = figure(capital(axisOf(column)), (width) => mapSvg(width, set, rows, values, column, colours, out), caption);
     host.replaceChildren(tools, drawn.element);
   };

@@ -43,7 +43,7 @@ function drawPanel(host) {
         select(t("ui-matrix-choice"), same.map((one) => [placeOf(set, one), seriesOf(set, one)]), shownPlace, (place) => openPanel(place)),
         check(t("ui-log-axes"), state.log, (value) => { state.log = value; build(); })),
       h("p", { className: "note" }, set.rows.name[row]),
-      h("div", { className: "figures" }, panelFigures(shownPlace, state).map((one) => one.element)),
+      h("div", { className: "figures three" }, panelFigures(shownPlace, state).map((one) => one.element)),
       ...sets.map((one) => numbersOf(one, rowAt(one, shownPlace))),
     );
     for (const one of everyFigure()) if (host.contains(one.element)) one.ready();

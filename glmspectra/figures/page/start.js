@@ -16,6 +16,7 @@ function follow() {
   const asked = Object.fromEntries(["map", "set"].filter((key) => address.query.has(key)).map((key) => [key === "map" ? "measure" : key, address.query.get(key)]));
   if (Object.keys(asked).length && changers.map) changers.map(asked);
   if (address.query.has("depth") && changers.depth) changers.depth({ first: address.query.get("depth") });
+  if (address.place === "compared" && changers.compared) changers.compared({ measure: address.query.get("measure"), matrix: address.query.get("matrix") });
   if (address.place === "table" && address.query.has("f") && changers.table) changers.table({ filter: address.query.get("f") });
   if (parsePlace(address.place)) openPanel(address.place, true);
   else document.getElementById(address.place)?.scrollIntoView();

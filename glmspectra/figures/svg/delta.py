@@ -80,7 +80,7 @@ def draw_delta_spectra(spectra: Spectra, delta: pd.DataFrame | None = None) -> F
                 va="top",
                 fontsize=7,
                 color="#20242a",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2},
+                bbox=style.HALO,
             )
     first = axes[0]
     floors = [value for value in (_floor(delta, name) for name in names) if value > smallest / FLOOR_REACH]

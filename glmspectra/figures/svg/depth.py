@@ -66,8 +66,8 @@ OUTLIERS = (
     Measure("share_beyond_6_sigma", "Entries beyond 6 std"),
     Measure("excess_kurtosis", "Excess kurtosis", 0.0, "normal distribution"),
     Measure("abs_max_in_std", "Largest entry, in std"),
-    Measure("row_peak", "Largest row norm over the median"),
-    Measure("column_peak", "Largest column norm over the median"),
+    Measure("row_peak", "Largest / median row norm"),
+    Measure("column_peak", "Largest / median column norm"),
 )
 
 

@@ -23,15 +23,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from glmspectra.files import write_text
 
-# Okabe & Ito's palette, without its yellow (too pale in print) and ordered so that neighbours differ in lightness too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9", "#000000")
+# Contrast to white at least 3 (WCAG 1.4.11), distance of each two at least 40 (CIE76) for normal, protan and deutan
+# eyes (Machado et al. 2009): found by a search over the colours that are dark enough. The pages have the same.
+COLOURS = ("#0080ff", "#b28600", "#400000", "#468c69", "#000066", "#00698c", "#0000ff")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h")
 DASHES = ("-", (0, (5, 1.5)), (0, (4, 1.2, 1, 1.2)), (0, (1, 1.1)), (0, (8, 1.5)))
 GREY = "#5f6670"
 PALE = "#d5d9de"
 
-# Behind words that may meet a line.
-HALO = {"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.8}
+# Words that may meet a line: nothing is laid behind them, since that would hide data.
+HALO = {"facecolor": "none", "edgecolor": "none", "pad": 0}
 
 # For one line per layer: cividis keeps its order in grey print and for every kind of colour blindness.
 DEPTH_MAP = "cividis"
@@ -206,7 +207,10 @@ def log_axis(ax: Axes, which: str, ticks: int = 5) -> None:
     elif decades < 2.6:
         steps = (1.0, 3.0)
     axis.set_major_locator(LogLocator(base=10, subs=steps, numticks=ticks + 1 if decades >= 2.6 else 24))
-    axis.set_minor_locator(NullLocator())
+    # Unlabelled ticks between the labels show that the axis is logarithmic.
+    axis.set_minor_locator(
+        LogLocator(base=10, subs=tuple(range(2, 10)), numticks=100) if decades < 4 else NullLocator()
+    )
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
     axis.set_minor_formatter(NullFormatter())
 

@@ -51,6 +51,7 @@ ui-no-layers = No matrix of this run lies in a layer: see the table.
 ui-layer-matrix = Layer { $layer }, { $matrix }
 ui-map-caption = Light is high. Choose a cell to open its matrix; a gray cell was not measured.
 ui-map-caption-log = Light is high, on a logarithmic scale. Choose a cell to open its matrix; a gray cell was not measured.
+ui-map-caption-signed = Violet is above 0, orange below. Choose a cell to open its matrix; a gray cell was not measured.
 ui-map-label = Map of { $measure }: arrow keys move, Enter opens a matrix
 ui-panel-none = Choose a cell of the map or a row of the table.
 ui-layer-before = Layer before

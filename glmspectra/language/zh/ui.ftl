@@ -51,6 +51,7 @@ ui-no-layers = 本次测量的矩阵都不在层中：见数据表。
 ui-layer-matrix = 第 { $layer } 层 { $matrix }
 ui-map-caption = 浅色为高。选择一格打开该矩阵；灰色为未测量。
 ui-map-caption-log = 浅色为高，对数刻度。选择一格打开该矩阵；灰色为未测量。
+ui-map-caption-signed = 紫色大于 0，橙色小于 0。选择一格打开该矩阵；灰色为未测量。
 ui-map-label = { $measure }总图：方向键移动，回车打开矩阵
 ui-panel-none = 请在总图中选一格，或在数据表中选一行。
 ui-layer-before = 上一层
