@@ -81,7 +81,8 @@ def read_further(path: Path) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     try:
-        return pq.ParquetFile(path).read().to_pandas()
+        with path.open("rb") as file:
+            return pq.ParquetFile(file).read().to_pandas()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(
             f"{path} cannot be read as a table ({error}): remove it, or run the command that writes it again."
