@@ -72,6 +72,8 @@ def read(path, columns=None):
         ),
         ({"question": "q", "answer": "a"}, (Q, A), "question and answer"),
         ({"问题": "q", "答案": "a"}, (Q, A), "问题 and 答案"),
+        ({"Question": "q", "Answer": "a"}, (Q, A), "Question and Answer"),
+        ({"question": "q", "context": "c", "answer": "a"}, (("user", "q\nc"), A), "question, context and answer"),
         ({"content": "q", "summary": "a"}, (Q, A), "content and summary"),
         ({"conversations": SHARE}, (Q, A), "conversations"),
         (
@@ -89,7 +91,7 @@ def test_forms_are_read_as_they_are(tmp_path, row, turns, form):
     (found,), lines = read(write(tmp_path / "rows.jsonl", [row]))
     assert isinstance(found, Row), found
     assert found.turns == turns
-    assert lines == [f"rows.jsonl: 1 rows of {form}"]
+    assert lines == [f"rows.jsonl: 1 row of {form}"]
     (tmp_path / "rows.json").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
     assert [item.turns for item in read_file(tmp_path / "rows.json", Columns())] == [turns]  # one object is one row
 
@@ -97,7 +99,26 @@ def test_forms_are_read_as_they_are(tmp_path, row, turns, form):
 def test_columns_that_are_not_read_are_named_once(tmp_path):
     rows = [{"question": "q", "answer": "a", "id": 1, "source": "web"}, {"question": "r", "answer": "b", "id": 2}]
     _, lines = read(write(tmp_path / "rows.jsonl", rows))
-    assert lines[1:] == ["rows.jsonl: columns that are not read: id (2 rows), source (1 rows)"]
+    assert lines[1:] == ["rows.jsonl: columns that are not read: id (2 rows), source (1 row)"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "q", "response": "a", "history": [["b"]]}, "round 1 of history is no pair of question and answer"),
+        ({"prompt": "q", "response": "a", "history": "b"}, "history is no list of rounds"),
+        ({"prompt": "q", "response": "a", "history": [["b", None]]}, "round 1 of history holds what is no text"),
+        ({"conversations": SHARE, "tools": "clock"}, "tools is no list of tools"),
+        ({"conversations": [{"role": "system", "content": "s"}, *SHARE], "system": "t"},
+         "a system column and a system turn; keep one"),
+        ({"context": "q"}, "no target"),
+        ({"target": "a"}, "no context"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_half_right_are_named(tmp_path, row, reason):
+    good = {"context": "q", "target": "a"}
+    (bad, _), _ = read(write(tmp_path / "rows.jsonl", [row, good]))
+    assert bad.reason == reason
 
 
 def test_what_openai_says_is_not_learnt_is_not_learnt(tmp_path):
@@ -107,7 +128,7 @@ def test_what_openai_says_is_not_learnt_is_not_learnt(tmp_path):
         turns[1][key], turns[3][key] = off, on
         (row,), lines = read(write(tmp_path / "rows.jsonl", [{"messages": turns}]))
         assert (row.turns, row.silent) == (tuple(talk), (1,))
-        assert lines[1] == "rows.jsonl: 1 answers are read and not learnt (weight, loss or train says so)"
+        assert lines[1] == "rows.jsonl: 1 answer read and not learnt, as weight, loss or train says"
         tokenizer = character_tokenizer(TEMPLATE)
         example = Encoder(tokenizer, "chat", 100, "error").encode(row)
         assert tokenizer.decode([label for label in example.labels if label != IGNORED]) == "b<|end|>"
@@ -249,7 +270,7 @@ def test_the_delimiter_is_found(tmp_path, delimiter, said):
     path.write_text(f'question{delimiter}answer\n"a, b; c"{delimiter}"d\ne"\n')
     (row,), lines = read(path)
     assert row.turns == (("user", "a, b; c"), ("assistant", "d\ne"))
-    assert lines == ["a.csv: 1 rows of question and answer" + said]
+    assert lines == ["a.csv: 1 row of question and answer" + said]
 
 
 def test_a_broken_line_of_a_csv_does_not_end_it(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 
 from glmspectra.errors import DataError, RequestError
 from glmspectra.json_files import parse_json
-from glmspectra.tuning.data.recognize import FileFacts, parse_question, parse_row
+from glmspectra.tuning.data.recognize import FileFacts, is_recognized, parse_question, parse_row
 from glmspectra.tuning.data.rows import BadRow, Columns, Row
 from glmspectra.tuning.data.text_file import COMPRESSED_SUFFIXES, LONGEST_LINE, TextFile, bad_bytes
 
@@ -118,19 +118,11 @@ def _parsed(path: Path, values: Values, columns: Columns, facts: FileFacts, pars
         yield row
     if not facts.rows:
         raise DataError(f"{path}: holds no rows.")
-    if not facts.forms and first is not None and not _named(columns, first):
+    if not facts.forms and first is not None and not is_recognized(map(str, first), columns):
         raise DataError(
             f"{path}: no question and answer are recognized among its columns {', '.join(map(str, first))}; say which "
             "they are: --columns context=COLUMN,target=COLUMN, or messages=COLUMN for conversations."
         )
-
-
-def _named(columns: Columns, value: Mapping[str, Any]) -> bool:
-    """Whether a row has the columns that are asked for, or that are recognized: then its content is at fault."""
-    facts = FileFacts("")
-    filled = dict.fromkeys(value, "a")
-    parse_row("", 0, filled, columns, facts)
-    return bool(facts.forms) or any(name in value for name in ("messages", "conversations", columns.messages))
 
 
 def _suffix(path: Path) -> str:
@@ -253,9 +245,7 @@ def _delimiter(header: str, expected: str) -> str:
     def fields(delimiter: str) -> list[str]:
         return next(csv.reader([header.removeprefix("\ufeff").rstrip("\r\n")], delimiter=delimiter), [])
 
-    known = [
-        mark for mark in DELIMITERS if isinstance(parse_row("", 0, dict.fromkeys(fields(mark), "a"), Columns()), Row)
-    ]
+    known = [mark for mark in DELIMITERS if is_recognized(fields(mark), Columns())]
     if expected in known or (not known and len(fields(expected)) > 1):
         return expected
     return known[0] if known else max(DELIMITERS, key=lambda mark: len(fields(mark)))

@@ -12,7 +12,7 @@ A form counts for a row when its columns are there. Columns that `Columns` names
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ PAIRS = (
     ("问题", "答案"), ("问题", "回答"), ("问", "答"), ("提问", "回答"), ("输入", "输出"), ("指令", "输出"),
 )  # fmt: skip
 # Columns beside question and answer: what each is, by the names in use.
-INPUT = {"instruction": ("input", "context"), "指令": ("输入",)}
+INPUT = {"instruction": ("input", "context"), "question": ("context",), "指令": ("输入",)}
 EXTRAS = {"system": ("system", "system_prompt"), "history": ("history",), "tools": ("tools",)}
 
 
@@ -49,23 +49,37 @@ class FileFacts:
 
     def lines(self) -> list[str]:
         forms = ", ".join(
-            f"{count:,} rows of {form}" if len(self.forms) > 1 else form for form, count in self.forms.most_common()
+            f"{counted(count, 'row')} of {form}" if len(self.forms) > 1 else form
+            for form, count in self.forms.most_common()
         )
         how = "".join(f"; {text}" for text in self.how)
-        lines = [f"{self.file}: {self.rows:,} rows of {forms or 'no form that is known'}{how}"]
+        lines = [f"{self.file}: {counted(self.rows, 'row')} of {forms or 'no form that is known'}{how}"]
         if self.unread:
-            named = ", ".join(f"{name} ({count:,} rows)" for name, count in self.unread.most_common())
+            named = ", ".join(f"{name} ({counted(count, 'row')})" for name, count in self.unread.most_common())
             lines.append(f"{self.file}: columns that are not read: {named}")
         if self.unanswered:
             lines.append(
-                f"{self.file}: {self.unanswered:,} conversations end without an answer; what follows the last answer "
-                "is left out"
+                f"{self.file}: {counted(self.unanswered, 'conversation')} without an answer at the end; what follows "
+                "the last answer is left out"
             )
         if self.silent:
-            lines.append(
-                f"{self.file}: {self.silent:,} answers are read and not learnt (weight, loss or train says so)"
-            )
+            answers = counted(self.silent, "answer")
+            lines.append(f"{self.file}: {answers} read and not learnt, as weight, loss or train says")
         return lines
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: 1 row, 1,200 rows."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def is_recognized(names: Iterable[str], columns: Columns) -> bool:
+    """Whether columns of these names hold a question and an answer, or a conversation."""
+    known = _lowered(dict.fromkeys(names))
+    asked = [name for name in (columns.messages, columns.context, columns.target) if name]
+    if asked:
+        return any(name in known.values() for name in asked)
+    return any(name in known for name in MESSAGES) or any(a in known and b in known for a, b in PAIRS)
 
 
 def parse_row(file: str, line: int, value: Any, columns: Columns, facts: FileFacts | None = None) -> Row | BadRow:
@@ -135,16 +149,25 @@ def _read(value: Mapping[str, Any], columns: Columns, used: dict[str, str], answ
 
 
 def _messages_column(value: Mapping[str, Any]) -> str | None:
-    named = [name for name in MESSAGES if not _empty(value.get(name))]
-    return next(iter(named), next((name for name in MESSAGES if name in value and not _pair_columns(value)), None))
+    known = _lowered(value)
+    there = [known[name] for name in MESSAGES if name in known]
+    filled = [name for name in there if not _empty(value[name])]
+    return next(iter(filled or ([] if _pair_columns(value) else there)), None)
 
 
 def _pair_columns(value: Mapping[str, Any], answered: bool = True) -> tuple[str, str] | None:
     """The question's and the answer's column; of forms whose columns are there, one that holds an answer."""
-    there = [pair for pair in PAIRS if pair[0] in value and (pair[1] in value or not answered)]
-    filled = [pair for pair in there if pair[1] in value and not _empty(value[pair[1]])]
-    half = [pair for pair in PAIRS if pair[0] in value or pair[1] in value]  # then the fault names what is missing
-    return next(iter(filled or there or half), None)
+    known = _lowered(value)
+    there = [pair for pair in PAIRS if pair[0] in known and (pair[1] in known or not answered)]
+    filled = [pair for pair in there if pair[1] in known and not _empty(value[known[pair[1]]])]
+    half = [pair for pair in PAIRS if pair[0] in known or pair[1] in known]  # then the fault names what is missing
+    found = next(iter(filled or there or half), None)
+    return None if found is None else (known.get(found[0], found[0]), known.get(found[1], found[1]))
+
+
+def _lowered(value: Mapping[str, Any]) -> dict[str, str]:
+    """The names of columns by their small letters: "Question" is known as question is."""
+    return {str(name).strip().lower(): str(name) for name in value}
 
 
 def _read_pair(
@@ -161,8 +184,10 @@ def _read_pair(
         )
     question = _text(value, context)
     used["context"] = context
-    names = (columns.input,) if columns.input else INPUT.get(context, ())
-    extra = next((name for name in names if name in value and name != target), None)
+    known = _lowered(value)
+    names = (columns.input,) if columns.input else INPUT.get(context.strip().lower(), ())
+    extra = next((known.get(name, name) for name in names if known.get(name, name) in value), None)
+    extra = None if extra in (context, target) else extra
     if extra is not None:
         used["input"] = extra
         if not _empty(value[extra]):
@@ -193,7 +218,8 @@ def _text(value: Mapping[str, Any], name: str) -> str:
 def _extra(value: Mapping[str, Any], columns: Columns, name: str, used: dict[str, str]) -> Any:
     """The value of a column beside question and answer, None where it is absent or empty."""
     asked = getattr(columns, name)
-    column = asked or next((known for known in EXTRAS[name] if known in value), None)
+    known = _lowered(value)
+    column = asked or next((known[word] for word in EXTRAS[name] if word in known), None)
     if column is None:
         return None
     if asked and asked not in value:

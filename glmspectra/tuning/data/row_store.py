@@ -24,7 +24,7 @@ class RowStore(Sequence[Row]):
 
     def __init__(self, rows: Iterable[Row] = (), folder: Path | None = None):
         self.folder = folder
-        self._file = tempfile.SpooledTemporaryFile(IN_MEMORY, dir=folder)  # noqa: SIM115 (gone with the store)
+        self._file = tempfile.SpooledTemporaryFile(IN_MEMORY, dir=None if folder is None else str(folder))  # noqa: SIM115 (gone with the store)
         self._ends = array.array("q", [0])
         self._chosen: Sequence[int] | None = None
         self.keys: list[bytes] = []

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from glmspectra.errors import DataError, RequestError
 from glmspectra.tuning.data.rows import BadRow
@@ -111,7 +111,7 @@ class TextFile:
 
     def _bytes(self) -> IO[bytes]:
         if self.compression == "gzip":
-            return gzip.open(self.path)
+            return cast(IO[bytes], gzip.open(self.path))
         if self.compression == "bzip2":
             return bz2.open(self.path)
         if self.compression == "xz":

@@ -28,7 +28,9 @@ class DataSource(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     path: str
-    weight: float = Field(1.0, gt=0, le=1000, description="How often each row stands in one pass over the data.")
+    weight: float = Field(
+        default=1.0, gt=0, le=1000, description="How often each row stands in one pass over the data."
+    )
     columns: ColumnNames | None = None
     template: Template = "auto"
 
@@ -44,7 +46,7 @@ class FinetuneArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    dataset_path: str | list[str | DataSource] = _key(
+    dataset_path: str | Annotated[list[str | DataSource], Field(min_length=1)] = _key(
         ...,
         _SOURCES,
         "JSONL, JSON, CSV, Parquet, or a folder: a saved DatasetDict, or train.* and valid.*; several as a list.",

@@ -13,7 +13,7 @@ choices equal to those of the installed library.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,7 +25,7 @@ def _entry(status: Status) -> Callable[..., Any]:
     def field(default: Any, takes: str, meaning: str, also: tuple[Any, ...] = (), **constraints: Any) -> Any:
         """A field: its default, what it takes, what it means (or why it is refused), values beside the default that
         are what is done anyway, and bounds."""
-        extra = {"allowed": takes, "status": status, "also": list(also)}
+        extra: Json = {"allowed": takes, "status": status, "also": list(also)}
         return Field(default, description=meaning, json_schema_extra=extra, **constraints)
 
     return field
@@ -97,10 +97,10 @@ class TrainArgs(BaseModel):
     learning_rate: float = done(
         5e-5, "a number of at least 0", "Largest learning rate; --find-lr says which fits.", ge=0
     )
-    lr_scheduler_type: Schedule = done("linear", "one of " + ", ".join(Schedule.__args__), "How the rate falls.")
+    lr_scheduler_type: Schedule = done("linear", "one of " + ", ".join(get_args(Schedule)), "How the rate falls.")
     lr_scheduler_kwargs: Json | None = done(None, OBJECT_OR_NULL, 'Options of the schedule, such as {"min_lr": 1e-6}.')
     warmup_steps: float = done(0, STEPS, "Steps in which the rate rises from 0.", ge=0)
-    optim: Optimizer = done("adamw_torch_fused", "one of " + ", ".join(Optimizer.__args__), "The optimizer.")
+    optim: Optimizer = done("adamw_torch_fused", "one of " + ", ".join(get_args(Optimizer)), "The optimizer.")
     optim_args: str | None = done(None, 'a text such as "a=1,b=2", or null', "Options of the optimizer.")
     optim_target_modules: str | list[str] | None = refused(
         None, "null", "It is for optimizers that project gradients of whole matrices (GaLore, APOLLO)."
