@@ -1,22 +1,14 @@
 """`glmspectra suggest-rank`: ranks for every matrix under a budget, as files `train` takes."""
 
-import hashlib
-import json
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from glmspectra.cli.console import finish, stderr
+from glmspectra.cli.console import finish, note, stderr
 from glmspectra.cli.options import Device, Json, Model, Quiet
 from glmspectra.cli.selection_options import NoReport, OutRoot
 from glmspectra.cli.train import ArgsFolder
-
-if TYPE_CHECKING:
-    from glmspectra.checkpoint import Checkpoint
-    from glmspectra.ranks.outcome import RankRequest
-    from glmspectra.store import Run, RunStore
 
 RANKS_FILE = Path("args_file/ranks.json")
 
@@ -37,7 +29,8 @@ def suggest_rank(
         typer.Option(
             "--pilot",
             min=2,
-            help="Train a pilot of this many steps first, by the settings in --args, at three times the mean rank.",
+            help="Train a pilot of this many steps first, by the settings in --args, at three times the mean rank; "
+            "without --criterion the loss of the pilot cut to each allocation on held-out rows chooses one.",
             show_default=False,
         ),
     ] = None,
@@ -49,7 +42,7 @@ def suggest_rank(
         typer.Option(
             "--criterion",
             help="How ranks are told (see --list); type:NAME pools NAME over layers, mixture:NAME=0.7,NAME=0.3 mixes. "
-            "Absent: delta-threshold with --delta, else effective-rank.",
+            "Absent: chosen by a test with --pilot, delta-threshold with --delta, else effective-rank.",
             show_default=False,
         ),
     ] = None,
@@ -131,9 +124,11 @@ def suggest_rank(
         _list(as_json)
         return
     from glmspectra.cli.libraries import hush
+    from glmspectra.cli.model_choice import choose_model
     from glmspectra.errors import RequestError
+    from glmspectra.loop.suggestion import Sources, suggest_for_model
     from glmspectra.ranks import Limits
-    from glmspectra.ranks.outcome import RankRequest, suggest_ranks
+    from glmspectra.ranks.outcome import RankRequest
     from glmspectra.ranks.peft_form import scale_of
 
     if pilot is not None or gradients is not None:
@@ -154,22 +149,14 @@ def suggest_rank(
         rslora or own_rslora,
         [kind.strip() for kind in export.split(",") if kind.strip()],
     )
-    more = _More(quantized, gradients, args, targets)
-    path, base = _base(model, bool(delta) and pilot is None, more, root, device, quiet)
-    places = list(delta or [])
-    if pilot is not None and base is not None:
-        places += _pilots(path, base, request, pilot, pilot_seeds, args, root, device, quiet)
-    deltas = [_delta_run(path, place, root, device, quiet) for place in places]
-    outcome = suggest_ranks(base, deltas, request)
-    tables = base.folder if base is not None else deltas[0].folder
-    files = outcome.write(ranks or root / RANKS_FILE, tables, request)
-    index = None
-    if not no_report:
-        from glmspectra.figures import write_overview, write_report
-
-        index = write_report(tables, root / "reports" / tables.name)
-        write_overview(root / "reports")
-    said = outcome.lines()
+    sources = Sources(
+        choose_model(model), root, delta or (), pilot, pilot_seeds, args, quantized, gradients, device, quiet
+    )
+    found = suggest_for_model(sources, request)
+    note(found.left_out, quiet)
+    files = found.outcome.write(ranks or root / RANKS_FILE, found.tables, request)
+    index = None if no_report else _report(root, found.tables)
+    said = [*(found.portfolio.lines() if found.portfolio else []), *found.outcome.lines()]
     said += [
         f"ranks:  {files['ranks_file']} (glmspectra train --ranks {files['ranks_file']})",
         f"table:  {files['table']}",
@@ -177,8 +164,17 @@ def suggest_rank(
     said += [f"export: {name}" for name in files["exports"]]
     said += [f"report: {index}"] if index else []
     if not as_json and not quiet:
-        _print_table(outcome.suggestions)
-    finish(outcome.facts() | files | {"report": str(index) if index else None}, said, as_json)
+        _print_table(found.outcome.suggestions)
+    told = {"portfolio": found.portfolio.as_dict() if found.portfolio else None, "report": index}
+    finish(found.outcome.facts() | files | told, said, as_json)
+
+
+def _report(root: Path, tables: Path) -> str:
+    from glmspectra.figures import write_overview, write_report
+
+    index = write_report(tables, root / "reports" / tables.name)
+    write_overview(root / "reports")
+    return str(index)
 
 
 def _list(as_json: bool) -> None:
@@ -187,102 +183,6 @@ def _list(as_json: bool) -> None:
     found = {name: {"kind": c.kind, "needs": c.needs, "source": c.source} for name, c in CRITERIA.items()}
     said = [f"{name} ({c['kind']}, from {c['needs'] or 'nothing'}): {c['source']}" for name, c in found.items()]
     finish(found, said, as_json)
-
-
-@dataclass(frozen=True)
-class _More:
-    """What is to be measured of the base before ranks are told."""
-
-    quantized: str | None
-    gradients: int | None
-    args: Path
-    targets: str | None
-
-
-def _base(
-    model: Path | None, has_delta: bool, more: _More, root: Path, device: str, quiet: bool
-) -> "tuple[Path, Run | None]":
-    """The model's path and its tables; None where it is not measured and a delta is there instead."""
-    from glmspectra.checkpoint import open_checkpoint
-    from glmspectra.checkpoint.selection import left_out_sentence
-    from glmspectra.cli.console import note
-    from glmspectra.cli.measuring import TABLES_FOLDER
-    from glmspectra.cli.model_choice import choose_model
-    from glmspectra.errors import RequestError
-    from glmspectra.store import RunStore, read_run
-    from glmspectra.sweep import source_of
-
-    path = choose_model(model)
-    with open_checkpoint(path) as checkpoint:
-        note(left_out_sentence(checkpoint), quiet)
-        store = RunStore.of(root / TABLES_FOLDER, source_of(checkpoint))
-        _measure_more(checkpoint, path, store, more, device, quiet)
-    base = read_run(store.folder) if (store.folder / "manifest.json").is_file() else None
-    if base is not None and not (base.matrices["quantity"] == "weight").any():
-        base = None
-    if base is None and not has_delta:
-        raise RequestError(
-            f"{path} is not measured yet (no {store.folder}): run `glmspectra svd --layers all"
-            f"{f' --model {path}' if model else ''}{f' --out {root}' if root != Path() else ''}` first, or name an "
-            "adapter with --delta."
-        )
-    return path, base
-
-
-def _pilots(
-    model: Path,
-    base: "Run",
-    request: "RankRequest",
-    steps: int,
-    seeds: int,
-    args: Path,
-    root: Path,
-    device: str,
-    quiet: bool,
-) -> list[Path]:
-    """Train the pilots under root/runs/pilots; their folders. Finished ones of the same kind are not run again.
-
-    Of the same kind: same base, steps, budget, targets and settings files, by the folder's name.
-    """
-    from glmspectra.loop import run_pilots
-    from glmspectra.ranks.outcome import evidence_and_budget
-
-    evidence, budget = evidence_and_budget(base, [], replace(request, criterion=None, step=None))
-    settings = [path.read_text(encoding="utf-8") for path in sorted(args.glob("*_args.json"))]
-    facts = [steps, budget.parameters, [target.name for target in evidence.targets], settings]
-    kind = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
-    out = root / "runs" / "pilots" / f"{base.folder.name}-{steps}-steps-{kind}"
-    return run_pilots(out, model, args, evidence, budget, steps, seeds, device=device, quiet=quiet)
-
-
-def _measure_more(
-    checkpoint: "Checkpoint", path: Path, store: "RunStore", more: _More, device: str, quiet: bool
-) -> None:
-    """The error of quantisation and the loss gradient of the targets, where they are asked for."""
-    from glmspectra.checkpoint import select
-
-    if more.quantized is not None:
-        from glmspectra.sweep.quantization import sweep_quantization_error
-
-        records = select(checkpoint, "all", more.targets)
-        sweep_quantization_error(checkpoint, records, more.quantized, store, device=device, quiet=quiet)
-    if more.gradients is not None:
-        from glmspectra.loop.gradients import measure_gradients
-        from glmspectra.tuning.settings.load import load_settings
-
-        settings = load_settings(more.args, [f"finetune.model_path={json.dumps(str(path))}"])
-        measure_gradients(settings, checkpoint, select(checkpoint, "all", more.targets), more.gradients, store, device)
-
-
-def _delta_run(model: Path, place: Path, root: Path, device: str, quiet: bool) -> "Run":
-    from glmspectra.cli.measuring import TABLES_FOLDER
-    from glmspectra.store import read_run
-    from glmspectra.sweep.delta import measure_change
-    from glmspectra.sweep.delta_plan import DeltaOptions
-
-    if (place / "manifest.json").is_file():
-        return read_run(place)
-    return measure_change(model, place, root / TABLES_FOLDER, DeltaOptions(device=device, quiet=quiet))[0]
 
 
 def _print_table(suggestions: dict) -> None:

@@ -10,7 +10,7 @@ from glmspectra.ranks import Budget, Evidence, pilot_rank
 from glmspectra.ranks.peft_form import DEFAULT_SCALE, target_modules
 from glmspectra.tuning.settings.load import Settings, load_settings
 
-ADAPTER_FILE = "adapter_config.json"
+ADAPTER_FOLDER = "final_adapter"  # of a pilot
 
 
 def run_pilots(
@@ -52,7 +52,7 @@ def pilot_overrides(
         "finetune.model_path": str(model),
         "finetune.method": "qlora" if settings.quantized else "lora",
         "finetune.seed": seed,
-        "finetune.final_model_path": str(folder / "final_adapter"),
+        "finetune.final_model_path": str(folder / ADAPTER_FOLDER),
         "lora.r": rank,
         "lora.lora_alpha": DEFAULT_SCALE * rank,
         "lora.use_rslora": False,  # whose rule the alpha above does not follow

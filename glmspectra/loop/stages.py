@@ -13,6 +13,7 @@ from glmspectra.errors import StoreError
 from glmspectra.json_files import read_object, write_json
 from glmspectra.loop.options import LoopOptions
 from glmspectra.loop.pilot import as_overrides, run_pilots, train_once
+from glmspectra.loop.suggestion import TABLES
 from glmspectra.ranks import ranks_file
 from glmspectra.ranks.outcome import Outcome, RankRequest, evidence_and_budget, suggest_ranks
 from glmspectra.ranks.peft_form import scale_of
@@ -20,7 +21,7 @@ from glmspectra.store import Run, read_run
 
 Results = dict[str, dict[str, Any]]
 
-TABLES, REPORTS = "param_matrix", "reports"
+REPORTS = "reports"
 
 
 def measure_weights(options: LoopOptions, results: Results) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def train_pilots(options: LoopOptions, results: Results) -> dict[str, Any]:
 
 def measure_pilots(options: LoopOptions, results: Results) -> dict[str, Any]:
     """Exact spectra of what each pilot changed, from its small factors."""
-    runs = [measure_change(options, Path(folder)) for folder in results["pilot"]["folders"]]
+    runs = [_change(options, Path(folder)) for folder in results["pilot"]["folders"]]
     return {"tables": [str(run.folder) for run in runs]}
 
 
@@ -116,7 +117,7 @@ def evaluate_both(options: LoopOptions, results: Results) -> dict[str, Any]:
 
 def measure_trained(options: LoopOptions, results: Results) -> dict[str, Any]:
     """Spectra of what the training changed, and the ranks they would suggest next time."""
-    run = measure_change(options, Path(results["train"]["output_dir"]), against_base=True)
+    run = _change(options, Path(results["train"]["output_dir"]), against_base=True)
     request = _request(options)
     outcome = suggest_ranks(_base(results), [run], request)
     files = outcome.write(options.out / "args_file" / "ranks_next.json", run.folder, request)
@@ -157,13 +158,13 @@ STAGES: dict[str, Callable[[LoopOptions, Results], dict[str, Any]]] = {
 }
 
 
-def measure_change(options: LoopOptions, tuned: Path, against_base: bool = False) -> Run:
+def _change(options: LoopOptions, tuned: Path, against_base: bool = False) -> Run:
     """Delta spectra of a training folder into the loop's tables."""
-    from glmspectra.sweep.delta import measure_change as measure
+    from glmspectra.sweep.delta import measure_change
     from glmspectra.sweep.delta_plan import DeltaOptions
 
     asked = DeltaOptions(against_base=against_base, device=options.device, quiet=options.quiet)
-    return measure(options.model, tuned, options.out / TABLES, asked)[0]
+    return measure_change(options.model, tuned, options.out / TABLES, asked)[0]
 
 
 def _base(results: Results) -> Run:

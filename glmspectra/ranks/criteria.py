@@ -6,7 +6,7 @@ A criterion reads `Evidence` and answers for each target with one of three thing
 - 'threshold': an array, the size of each direction; all over one global size are kept;
 - 'score': one number; ranks are shared out in proportion to it.
 
-No rule from base weights beat uniform ranks on both models of our study (`measured`), and published ones
+No rule from base weights beat uniform ranks on both models of our study (`study_gains`), and published ones
 contradict each other (some give more rank to what others give less); `suggest` therefore always has the
 controls beside.
 """
@@ -243,10 +243,28 @@ def gradient_importance(evidence: Evidence, option: str | None) -> Answer:
 def delta_threshold(evidence: Evidence, option: str | None) -> Answer:
     """Keep every direction whose sigma_i of delta-W, of a pilot's adapter or of full fine-tuning, is over one
     global threshold that the budget sets. Ours; better than uniform in our study at three budgets on two
-    models with a task far from them, and never worse on one near (`measured`). Several pilots are averaged
+    models with a task far from them, and never worse on one near (`study_gains`). Several pilots are averaged
     value by value.
     """
     return evidence.spectra("delta", absent_is_zero=True)
+
+
+@criterion("delta-fan", "threshold", "delta")
+def delta_fan(evidence: Evidence, option: str | None) -> Answer:
+    """sigma_i of delta-W times sqrt(cols / rows), one global threshold: the size that muP gives an update
+    (Yang et al. 2023), since plain ones grow with the square root of the rows. Not confirmed by our study.
+    """
+    sizes = evidence.spectra("delta", absent_is_zero=True)
+    return {t.name: sizes[t.name] * (t.cols / t.rows) ** 0.5 for t in evidence.targets}
+
+
+@criterion("delta-relative", "threshold", "delta")
+def delta_relative(evidence: Evidence, option: str | None) -> Answer:
+    """sigma_i of delta-W over the largest singular value of the base's weight, one global threshold. Not
+    confirmed by our study.
+    """
+    sizes, base = evidence.spectra("delta", absent_is_zero=True), evidence.spectra("weight")
+    return {name: sigma / base[name][0] if base[name][0] > 0 else 0 * sigma for name, sigma in sizes.items()}
 
 
 @criterion("delta-energy", "gain", "delta")

@@ -10,9 +10,9 @@ from glmspectra.ranks.budget import BYTES_PER_PARAMETER
 from glmspectra.ranks.criteria import find
 from glmspectra.ranks.evidence import Evidence
 from glmspectra.ranks.exports import export
-from glmspectra.ranks.measured import sentence
 from glmspectra.ranks.peft_form import DEFAULT_SCALE, ranks_file
 from glmspectra.ranks.stability import Stability
+from glmspectra.ranks.study_gains import sentence
 from glmspectra.ranks.suggest import (
     UNIFORM_WITHIN,
     Suggestion,

@@ -44,7 +44,7 @@ from rank_study.statistics import EqualLoss, holm
 from rank_study.table import against_type, costs, losses_of, markdown, saving, screened
 from rank_study.table import rows as table_rows
 
-from glmspectra.ranks import measured
+from glmspectra.ranks import study_gains
 
 GRID = ((4e-3, 1.2), (8e-3, 1.1), (1.6e-2, 1.3))  # rate and loss: the best is inside
 
@@ -336,10 +336,10 @@ def test_arms_are_compared_with_the_kind_alone_in_a_family_of_their_own():
 
 def test_what_suggest_rank_says_of_a_gain_is_what_the_lines_say():
     lines = read_lines(Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "ranks.jsonl")
-    assert list(measured.SETTINGS) == list(SETTINGS)
-    for name, gains in measured.GAINS.items():
+    assert list(study_gains.SETTINGS) == list(SETTINGS)
+    for name, gains in study_gains.GAINS.items():
         arm = name.replace("type:delta-threshold", "type-alone")
-        for setting, gain in zip(measured.SETTINGS, gains, strict=True):
+        for setting, gain in zip(study_gains.SETTINGS, gains, strict=True):
             found = [row for row in table_rows(lines) if (row["base"], row["task"], row["arm"]) == (*setting, arm)]
             gained = sorted(-row["paired"].mean for row in found)
             assert len(found) == 3

@@ -104,8 +104,16 @@ def test_a_pilot_is_trained_measured_and_not_trained_twice(here, capsys):
         "--budget=like:r=2",
         "--no-report",
     ]
+    tested = run(capsys, *asked)
+    portfolio = tested["portfolio"]
+    assert tested["criterion"] == portfolio["chosen"]
+    assert portfolio["pilot_steps"] == 8
+    losses = {trial["criterion"]: trial["loss"] for trial in portfolio["trials"]}
+    assert {"uniform", "delta-threshold", "type:delta-threshold", "effective-rank"} <= set(losses)
+    assert list(losses.values()) == sorted(losses.values())
+    asked.append("--criterion=delta-threshold")
     first = run(capsys, *asked)
-    assert first["criterion"] == "delta-threshold"
+    assert first["portfolio"] is None
     assert first["deltas"] == 2
     assert set(first["stability"]) == {"pilots", "steps of a pilot"}
     adapters = sorted(here.glob("runs/pilots/*/seed-*/final_adapter/adapter_config.json"))

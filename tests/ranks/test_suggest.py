@@ -20,9 +20,9 @@ from glmspectra.ranks import (
     suggest_all,
 )
 from glmspectra.ranks.criteria import energy_rank, rank_for_share
-from glmspectra.ranks.measured import sentence
 from glmspectra.ranks.outcome import RankRequest
 from glmspectra.ranks.report import against_uniform, curve_table, facts, lines, long_table
+from glmspectra.ranks.study_gains import sentence
 from glmspectra.ranks.suggest import kept_energy, needed_parameters
 from tests.ranks.made_evidence import BASE, base_run, delta_run, make_run, weight_names
 

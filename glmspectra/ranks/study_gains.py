@@ -45,6 +45,7 @@ def sentence(criterion: str) -> str:
         for gain, where in zip(GAINS[name], SETTINGS.values(), strict=True)
     ]
     return (
-        f"What it gains, by our study, in nats a token below uniform's loss over three budgets: {', '.join(parts)}. A "
-        f"learning rate twice or half the best cost 0.002 to 0.16 there: tune that first, and {BESIDE}."
+        f"What it gains, by our study, in nats a token below uniform's loss over three budgets: {', '.join(parts)}. "
+        "Keep alpha in proportion to the rank, as the file has it: with one alpha for all the first gain is gone. "
+        f"A learning rate twice or half the best cost 0.002 to 0.16 there: tune that first, and {BESIDE}."
     )
