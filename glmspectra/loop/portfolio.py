@@ -167,11 +167,11 @@ class _Pilot:
                 module = name.removeprefix("base_model.model.")
                 down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
                 found = factor_spectrum(up.detach().float().cpu(), down.detach().float().cpu(), vectors=True)
-                root = torch.from_numpy(found.sigma).sqrt()
-                if found.left_vectors is None or found.right_vectors is None:
-                    continue
-                self.layers[module] = layer
-                self.directions[module] = found.left_vectors * root, (found.right_vectors * root).T
+                if found.vectors is not None:
+                    root = torch.from_numpy(found.sigma).sqrt()
+                    left, right = (torch.from_numpy(side) for side in (found.vectors.left, found.vectors.right))
+                    self.layers[module] = layer
+                    self.directions[module] = left * root, (right * root).T
 
     @torch.no_grad()
     def cut(self, ranks: Mapping[str, int]) -> None:
@@ -182,11 +182,7 @@ class _Pilot:
         for module, layer in self.layers.items():
             up, down = self.directions[module]
             rank = ranks.get(module, 0)
-            for parameter, value in ((layer.lora_B["default"].weight, up), (layer.lora_A["default"].weight, down)):
-                kept = torch.zeros_like(value)
-                if parameter is layer.lora_B["default"].weight:
-                    kept[:, :rank] = value[:, :rank]
-                else:
-                    kept[:rank] = value[:rank]
-                parameter.zero_()
-                parameter[: kept.shape[0], : kept.shape[1]] = kept.to(parameter)
+            for parameter in (layer.lora_B["default"].weight, layer.lora_A["default"].weight):
+                parameter.zero_()  # a narrow matrix has fewer directions than the pilot's rank
+            layer.lora_B["default"].weight[:, :rank] = up[:, :rank].to(layer.lora_B["default"].weight)
+            layer.lora_A["default"].weight[:rank] = down[:rank].to(layer.lora_A["default"].weight)
