@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from glmspectra.checkpoint import open_checkpoint, select
+from glmspectra.checkpoint.selection import left_out
 from glmspectra.errors import CheckpointError
 
 WRITTEN = Path(__file__).parent / "written"
@@ -17,7 +18,7 @@ NAME = "model.layers.0.mlp.up_proj.weight"
 FILES = sorted(path.stem for path in WRITTEN.glob("*.safetensors"))
 REFUSED = {"quanto_int4"}
 # Largest relative difference of a singular value to the largest one. The library computes in bfloat16 where it says so.
-ROUNDED = {"compressed_nvfp4": 2**-7, "compressed_mxfp4": 2**-7, "compressed_mxfp8": 2**-7}
+ROUNDED = {"compressed_nvfp4": 2**-7}
 # Singular values to float32's rounding of (q - z) * s, which libraries do in one order or another.
 EXACT = 2e-7
 
@@ -196,3 +197,85 @@ def test_a_folder_of_modelscope_is_read_like_any_other(tmp_path):
     moved = shutil.move(folder, tmp_path / "model_name___v1")
     with open_checkpoint(moved) as checkpoint:
         assert torch.allclose(checkpoint.read(NAME), expected)
+
+
+def e2m1(byte_rows):
+    """Numbers of packed bytes by their definition: a sign, two bits of exponent with bias 1, one of mantissa."""
+    found = []
+    for row in byte_rows:
+        numbers = []
+        for byte in row:
+            for nibble in (byte & 15, byte >> 4):
+                sign, exponent, mantissa = -1 if nibble & 8 else 1, (nibble >> 1) & 3, nibble & 1
+                numbers.append(sign * (mantissa / 2 if exponent == 0 else 2 ** (exponent - 1) * (1 + mantissa / 2)))
+        found.append(numbers)
+    return torch.tensor(found)
+
+
+def test_modelopt_against_the_published_rule(tmp_path):
+    """NVFP4 with a second scale that multiplies, MXFP4 and fp8 of a tensor, with scales of inputs beside them."""
+    generator = torch.Generator().manual_seed(0)
+    packed = torch.randint(0, 256, (16, 32), dtype=torch.uint8, generator=generator)
+    fine = (torch.rand(16, 4, generator=generator) * 100).to(torch.float8_e4m3fn)
+    exponents = torch.randint(110, 130, (16, 2), dtype=torch.uint8, generator=generator)
+    eight = torch.randn(16, 64, generator=generator).to(torch.float8_e4m3fn)
+    q, k, v = (f"model.layers.0.self_attn.{letter}_proj." for letter in "qkv")
+    stored = {
+        q + "weight": packed,
+        q + "weight_scale": fine,
+        q + "weight_scale_2": torch.tensor(0.002),
+        q + "input_scale": torch.tensor(0.5),
+        k + "weight": packed.clone(),
+        k + "weight_scale": exponents,
+        v + "weight": eight,
+        v + "weight_scale": torch.tensor(0.03),
+        "model.layers.0.self_attn.k_scale": torch.ones(3, 3),
+    }
+    save_file(stored, tmp_path / "model.safetensors")
+    config = {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    numbers = e2m1(packed.tolist())
+    expected = {
+        q: numbers * (fine.float() * 0.002).repeat_interleave(16, 1),
+        k: numbers * (2.0 ** (exponents.int() - 127)).repeat_interleave(32, 1),
+        v: eight.float() * 0.03,
+    }
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert [record.name for record in select(checkpoint, matrices="all")] == [f"{name}weight" for name in expected]
+        assert [checkpoint.tensors[f"{name}weight"].quantization for name in expected] == ["nvfp4", "mxfp4", "fp8"]
+        for name, tensor in expected.items():
+            assert torch.allclose(checkpoint.read(f"{name}weight"), tensor, rtol=1e-6, atol=0)
+        assert list(left_out(checkpoint)) == ["model.layers.0.self_attn.k_scale"]
+
+
+def test_kinds_of_torch(tmp_path):
+    """What torch quantised is what torch dequantises; sparse and nested tensors and further dictionaries are named."""
+    torch.manual_seed(0)
+    plain = torch.randn(8, 6)
+    tensors = {
+        "model.layers.0.mlp.up_proj.weight": torch.quantize_per_tensor(plain, 0.05, 3, torch.qint8),
+        "model.layers.1.mlp.up_proj.weight": plain.to_sparse(),
+        "model.layers.2.mlp.up_proj.weight": plain,
+    }
+    torch.save({"model": tensors | {"ema": {"up_proj": plain}}, "teacher": {"w": plain}}, tmp_path / "model.pt")
+    with open_checkpoint(tmp_path / "model.pt") as checkpoint:
+        found = checkpoint.read("model.layers.0.mlp.up_proj.weight")
+        assert torch.equal(found, tensors["model.layers.0.mlp.up_proj.weight"].dequantize())
+        with pytest.raises(CheckpointError, match="sparse_coo tensor"):
+            checkpoint.read("model.layers.1.mlp.up_proj.weight")
+        assert torch.equal(checkpoint.read("model.layers.2.mlp.up_proj.weight"), plain)
+        assert set(left_out(checkpoint)) == {"ema", "teacher"}
+
+
+def test_a_type_that_torch_has_not_leaves_the_other_tensors(tmp_path):
+    entries = {
+        "a.weight": {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64]},
+        "b.weight": {"dtype": "F6_E2M3", "shape": [4, 4], "data_offsets": [64, 76]},
+    }
+    header = json.dumps(entries).encode()
+    content = len(header).to_bytes(8, "little") + header + torch.eye(4).numpy().tobytes() + bytes(12)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert torch.equal(checkpoint.read("a.weight"), torch.eye(4))
+        with pytest.raises(CheckpointError, match="F6_E2M3, a type that torch has not"):
+            checkpoint.read("b.weight")
