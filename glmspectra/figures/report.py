@@ -223,13 +223,12 @@ def run_facts(run: RunTables) -> tuple[list[tuple[Words, str]], list[Words]]:
     if finished:
         facts["time"] = finished[-1][:16].replace("T", " ") + " UTC"
     warnings = [both("page-incomplete")] if manifest.get("complete") is False else []
-    broken = matrices[matrices["status"] == "nonfinite"] if "status" in matrices else matrices.iloc[:0]
-    if len(broken):
-        names = list(dict.fromkeys(broken["name"]))
+    for status in ("nonfinite", "unreadable") if "status" in matrices else ():
+        names = list(dict.fromkeys(matrices.loc[matrices["status"] == status, "name"]))
         shown = Words.same(", ".join(names[:5]))
         if len(names) > 5:
             shown = both("page-more", names=shown, count=len(names) - 5)
-        warnings.append(both("page-nonfinite", names=shown))
+        warnings += [both(f"page-{status}", names=shown)] if names else []
     return [(both(f"page-fact-{name}"), value) for name, value in facts.items()], warnings
 
 

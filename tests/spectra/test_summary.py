@@ -113,3 +113,16 @@ def test_the_coarsest_parts_that_tile_the_whole_are_used():
     expected = summarize_spectrum(spectra["whole"], [spectra["a"], spectra["b"]])
     assert rows["whole"] == expected
     assert rows["a"] == summarize_spectrum(spectra["a"])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_a_value_below_its_own_error_bound_is_no_spike_and_no_rank(scale):
+    """A matrix of ones has one singular value; the others come out as some 1e-31 within a bound of 1e-14."""
+    spectrum = spectra_of(torch.full((8, 8), scale, dtype=torch.float64))["whole"]
+    assert (spectrum.sigma[1:] <= spectrum.error_bound[1:]).all()
+    row = summarize_spectrum(spectrum)
+    assert (row["mp_spikes"], row["gavish_donoho_rank"]) == (1, 1)
+    assert row["condition_number"] == np.inf
+    assert row["spectral_norm"] == pytest.approx(8 * scale, rel=1e-12)
+    full = torch.diag(torch.arange(1.0, 9.0, dtype=torch.float64)) * scale
+    assert summarize_spectrum(spectra_of(full)["whole"])["condition_number"] == pytest.approx(8, rel=1e-9)
