@@ -223,12 +223,13 @@ def run_facts(run: RunTables) -> tuple[list[tuple[Words, str]], list[Words]]:
     if finished:
         facts["time"] = finished[-1][:16].replace("T", " ") + " UTC"
     warnings = [both("page-incomplete")] if manifest.get("complete") is False else []
-    for status in ("nonfinite", "unreadable") if "status" in matrices else ():
+    said = {"nonfinite": "page-nonfinite", "unreadable": "page-unreadable"} if "status" in matrices else {}
+    for status, message in said.items():
         names = list(dict.fromkeys(matrices.loc[matrices["status"] == status, "name"]))
         shown = Words.same(", ".join(names[:5]))
         if len(names) > 5:
             shown = both("page-more", names=shown, count=len(names) - 5)
-        warnings += [both(f"page-{status}", names=shown)] if names else []
+        warnings += [both(message, names=shown)] if names else []
     return [(both(f"page-fact-{name}"), value) for name, value in facts.items()], warnings
 
 
