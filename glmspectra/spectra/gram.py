@@ -30,9 +30,16 @@ def add_gram(gram: torch.Tensor, block: torch.Tensor) -> None:
     blas.dsyrk(1.0, array if trans else array.T, beta=1.0, c=gram.numpy().T, trans=trans, lower=0, overwrite_c=1)
 
 
-def _gram_of(weight: torch.Tensor) -> torch.Tensor:
-    view = LongView(weight)
-    gram = torch.zeros((view.short, view.short), dtype=torch.float64, device=weight.device)
+def full_gram(view: LongView) -> torch.Tensor:
+    """A^T A of shape (short, short), float64, both triangles, on the weight's device."""
+    gram = _gram_of(view)
+    if not gram.is_cuda:  # only the lower triangle is written there
+        gram = gram.tril() + gram.tril(-1).T
+    return gram
+
+
+def _gram_of(view: LongView) -> torch.Tensor:
+    gram = torch.zeros((view.short, view.short), dtype=torch.float64, device=view.device)
     for _, _, block in view.blocks():
         add_gram(gram, block)
     return gram
@@ -49,7 +56,7 @@ def gram_matrices(weight: torch.Tensor, ranges: Mapping[str, tuple[int, int]]) -
     by_size = sorted(ranges.items(), key=lambda item: item[1][1] - item[1][0])
     if rows < cols:
         # Wide: the Gram matrix of a range of rows is the diagonal block of the whole's.
-        whole = _gram_of(weight)
+        whole = _gram_of(LongView(weight))
         last = len(by_size) - 1
         for position, (name, (start, stop)) in enumerate(by_size):
             block = whole[start:stop, start:stop]
@@ -58,7 +65,7 @@ def gram_matrices(weight: torch.Tensor, ranges: Mapping[str, tuple[int, int]]) -
 
     for name, (start, stop) in by_size:
         if stop - start < cols:
-            yield name, _gram_of(weight[start:stop])
+            yield name, _gram_of(LongView(weight[start:stop]))
 
     tall = [(name, bounds) for name, bounds in by_size if bounds[1] - bounds[0] >= cols]
     cuts = sorted({row for _, bounds in tall for row in bounds})

@@ -7,8 +7,8 @@ With n the smaller side of W, everything follows from n x n products. Written fo
     G' = (W + D)^T (W + D) = G + (W^T L) R + R^T (L^T W) + R^T (L^T L) R     for D = L R of rank r
     U'^T U = Sigma'^-1 V'^T (W + D)^T W V Sigma^-1,    (W + D)^T W = G + R^T (L^T W)
 
-so G' is a rank-2r update of the stored G. A Gram matrix squares: an eigenvalue is good to eps * sigma_1^2,
-thus sigma_i to about eps * sigma_1^2 / (2 sigma_i) in float64, which `error_bound` states.
+so G' is a rank-2r update of the stored G. Values and their error bounds are those of every Gram matrix here
+(`gram.py`, `bounds.py`).
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,10 @@ import numpy as np
 import torch
 
 from glmspectra.errors import RequestError
+from glmspectra.spectra.blocks import LongView
+from glmspectra.spectra.bounds import gram_eigenvalue_error, sigma_from_eigenvalues
+from glmspectra.spectra.gram import diagonal_is_finite, full_gram
+from glmspectra.spectra.transfer import to_device
 
 INTRUDER_DIRECTIONS = 10  # k of the paper's main figures
 INTRUDER_EPSILON = 0.5  # its main threshold; lower finds fewer intruders, higher finds more and more false ones
@@ -42,34 +46,26 @@ class GramOfWeight:
         return self.rows < self.cols
 
 
-def gram_of_weight(weight: torch.Tensor, chunk: int = 1024, device: str | torch.device = "cpu") -> GramOfWeight:
-    """Gram matrix over the smaller side, summed in float64 `chunk` rows (or columns) at a time, and its
-    eigenvectors.
+def gram_of_weight(weight: torch.Tensor, device: str | torch.device = "cpu") -> GramOfWeight:
+    """Gram matrix over the smaller side, summed in float64 by blocks, and its eigenvectors.
 
     weight (rows, cols), any float type. Raises RequestError when it is not a finite matrix.
     """
     if weight.ndim != 2:
         raise RequestError(f"a matrix is needed, not a tensor of shape {tuple(weight.shape)}.")
-    rows, cols = weight.shape
-    tall = weight if rows >= cols else weight.T
-    gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=device)
-    for start in range(0, tall.shape[0], chunk):
-        block = tall[start : start + chunk].to(device=device, dtype=torch.float64)
-        gram += block.T @ block
-    if not torch.isfinite(gram).all():
+    view = LongView(to_device(weight, torch.device(device)))
+    gram = full_gram(view)
+    if not diagonal_is_finite(gram):
         raise RequestError("the weight holds NaN or infinity: it has no spectrum.")
-    sigma, vectors, bound = _eigen(gram)
-    return GramOfWeight(gram, sigma, vectors, bound, rows, cols)
+    sigma, vectors, bound = _eigen(gram, gram_eigenvalue_error(view.long, view.short))
+    return GramOfWeight(gram, sigma, vectors, bound, *weight.shape)
 
 
-def _eigen(gram: torch.Tensor) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
+def _eigen(gram: torch.Tensor, relative_error: float) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
+    """Singular values, descending, eigenvectors in their order, and error bounds, from a full Gram matrix."""
     values, vectors = torch.linalg.eigh(gram)
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-    sigma = values.sqrt().cpu().numpy()
-    error = gram.shape[0] ** 0.5 * np.finfo(np.float64).eps * (sigma[0] ** 2 if sigma.size else 0.0)
-    # sigma' - sigma = (lambda' - lambda) / (sigma' + sigma), and at most sqrt(error) where sigma is near 0.
-    bound = np.minimum(error / np.maximum(sigma, 1e-300), np.sqrt(error))
-    return sigma, vectors, bound
+    sigma, bound = sigma_from_eigenvalues(values.cpu().numpy(), relative_error)
+    return sigma, vectors.flip(1), bound
 
 
 @dataclass(frozen=True)
@@ -108,14 +104,17 @@ def merged_spectrum(
     left, right = scale * left.to(device, torch.float64), right.to(device, torch.float64)
     if base.transposed:
         left, right = right.T, left.T
-    cross = torch.zeros(left.shape[1], base.gram.shape[0], dtype=torch.float64, device=device)
-    for start in range(0, left.shape[0], 1024):
-        rows = slice(start, start + 1024)
-        block = weight[:, rows].T if base.transposed else weight[rows]
-        cross += left[rows].T @ block.to(device=device, dtype=torch.float64)
-    update = right.T @ cross  # D^T W
-    gram = base.gram + update + update.T + right.T @ (left.T @ left) @ right
-    sigma, vectors, bound = _eigen((gram + gram.T) / 2)
+    view = LongView(to_device(weight, device))
+    update = right.T @ view.transposed_times(left).T  # D^T W
+    inner = left.T @ left
+    gram = base.gram + update + update.T + right.T @ inner @ right
+    # Each term is rounded in proportion to its own size, bounded by (sigma_1 + ||D||)^2, and not to the size of their
+    # sum, in which they may cancel.
+    frobenius = float((inner * (right @ right.T)).sum().clamp_min(0).sqrt())
+    terms = (float(base.sigma[0]) + frobenius) ** 2
+    largest = max(float(torch.linalg.matrix_norm(gram, ord=torch.inf)), np.finfo(np.float64).tiny)
+    error = gram_eigenvalue_error(view.long, view.short) * max(1.0, terms / largest)
+    sigma, vectors, bound = _eigen((gram + gram.T) / 2, error)
     k = min(directions, len(sigma))
     if base.transposed:
         # Eigenvectors of W W^T are the left singular vectors themselves.
@@ -151,10 +150,10 @@ def merged_spectrum_dense(
     if base.transposed:
         cosine = other.vectors[:, :k].T @ base.vectors
     else:
+        blocks = zip(LongView(merged).blocks(), LongView(weight).blocks(), strict=True)
         product = torch.zeros_like(base.gram)
-        for start in range(0, weight.shape[0], 1024):
-            rows = slice(start, start + 1024)
-            product += merged[rows].to(base.gram).T @ weight[rows].to(base.gram)
+        for (_, _, of_merged), (_, _, of_weight) in blocks:
+            product += of_merged.to(base.gram.device).T @ of_weight.to(base.gram.device)
         cosine = _left_cosines(base, product, other.sigma, other.vectors, k)
     best = cosine.abs().max(dim=1).values.clamp_max(1.0).cpu().numpy() if k else np.zeros(0)
     return MergedSpectrum(other.sigma, other.error_bound, best)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from glmspectra.errors import RequestError
+from glmspectra.spectra import spectra_of
 from glmspectra.spectra.intruders import gram_of_weight, merged_spectrum, merged_spectrum_dense
 
 
@@ -31,8 +32,9 @@ def test_gram_products_give_what_two_full_svds_give(shape):
     left = torch.randn(shape[0], 4, dtype=torch.float64, generator=generator)
     right = torch.randn(4, shape[1], dtype=torch.float64, generator=generator)
     sigma, cosine = two_full_svds(weight, weight + 0.5 * left @ right)
-    found = merged_spectrum(gram_of_weight(weight, chunk=17), weight, left, right, 0.5)
+    found = merged_spectrum(gram_of_weight(weight), weight, left, right, 0.5)
     np.testing.assert_allclose(found.sigma, sigma, rtol=1e-9)
+    assert (np.abs(found.sigma - sigma) <= found.error_bound).all()
     np.testing.assert_allclose(found.best_cosine, cosine, atol=1e-9)
     dense = merged_spectrum_dense(gram_of_weight(weight), weight, weight + 0.5 * left @ right)
     np.testing.assert_allclose(dense.best_cosine, cosine, atol=1e-9)
@@ -82,3 +84,20 @@ def test_no_change_changes_nothing_and_weyl_holds():
 def test_a_weight_that_is_not_finite_is_refused():
     with pytest.raises(RequestError, match="NaN or infinity"):
         gram_of_weight(torch.full((4, 3), float("nan")))
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 96)])
+def test_the_error_bound_is_that_of_the_sweep(shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    base, swept = gram_of_weight(weight), spectra_of(weight)["whole"]
+    np.testing.assert_allclose(base.error_bound, swept.error_bound, rtol=0.05)  # itself rounded
+
+
+def test_a_change_that_cancels_the_weight_is_bounded_by_what_cancelled():
+    """W + D is tiny beside W: rounding is in proportion to W, and the bound says so."""
+    weight, u, sigma, v = weight_of(96, 64)
+    left, right = -(u * sigma), v.T * (1 - 1e-7)
+    found = merged_spectrum(gram_of_weight(weight), weight, left, right)
+    due = torch.linalg.svdvals(weight + left @ right).numpy()
+    assert (np.abs(found.sigma - due) <= found.error_bound).all()
+    assert found.error_bound[0] > due[0], "nothing is left to tell"
