@@ -30,6 +30,8 @@ _FIXED: dict[str, tuple[Any, str]] = {
     "tie_word_embeddings": (False, "input embedding and output layer are two matrices"),
 }
 
+MOST_LAYERS = 10_000  # a damaged number must not keep the machine busy with making layers
+
 _SIZES = (
     "num_layers",
     "padded_vocab_size",
@@ -144,6 +146,8 @@ class ChatGLMConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} in the ChatGLM configuration must be a whole number above 0, not {value!r}.")
+        if self.num_layers > MOST_LAYERS:
+            raise ConfigError(f"num_layers in the ChatGLM configuration is above {MOST_LAYERS:,}: it is damaged.")
         for name, (needed, why) in _FIXED.items():
             if getattr(self, name) is not needed:
                 raise ConfigError(

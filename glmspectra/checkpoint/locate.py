@@ -68,7 +68,7 @@ def locate(path: Path) -> Located:
         if (path / single).is_file():
             return Located(path, form, (path / single,))
     for suffix, form in SUFFIXES.items():
-        files = sorted(p for p in path.glob(f"*{suffix}") if not NOT_WEIGHTS.match(p.name))
+        files = sorted(p for p in path.glob(f"*{suffix}") if p.is_file() and not NOT_WEIGHTS.match(p.name))
         if files:
             _check_numbered(path, files)
             if form == "gguf" and len(files) > 1 and not all(SHARD.match(p.name) for p in files):

@@ -36,7 +36,8 @@ class Processes:
         if self.count == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with _all_alive():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def from_all(self, value: Value) -> list[Value]:
@@ -44,7 +45,8 @@ class Processes:
         if self.count == 1:
             return [value]
         values: list = [None] * self.count
-        dist.all_gather_object(values, value)
+        with _all_alive():
+            dist.all_gather_object(values, value)
         return values
 
     def by_first(self, work: Callable[[], Value]) -> Value:
@@ -82,6 +84,19 @@ class Processes:
 
 
 @contextmanager
+def _all_alive() -> Iterator[None]:
+    """Say in one sentence what torch says of a process that is gone: its connection is closed, or never came."""
+    try:
+        yield
+    except RuntimeError as error:  # dist.DistBackendError is one
+        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise GlmspectraError(
+            f"another process of this command ended before its work was done ({said}): what was finished is kept; see "
+            "what that process said, and run the same command again."
+        ) from error
+
+
+@contextmanager
 def joined_processes() -> Iterator[Processes]:
     """The processes of this sweep: those of torchrun (WORLD_SIZE in the environment), else this one alone."""
     launch = read_launch()
@@ -90,7 +105,8 @@ def joined_processes() -> Iterator[Processes]:
         return
     ours = not dist.is_initialized()
     if ours:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        with _all_alive():
+            dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), launch.local_rank)
     finally:

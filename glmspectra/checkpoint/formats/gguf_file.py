@@ -180,13 +180,20 @@ def _config(reader: Any) -> dict[str, Any]:
     architecture = reader.get_field("general.architecture")
     if architecture is None:
         return {}
-    name = architecture.contents()
+    name = _contents(architecture, "general.architecture")
     config: dict[str, Any] = {"model_type": name}
     for key, word in CONFIG_WORDS.items():
         field = reader.get_field(f"{name}.{key}")
         if field is not None:
-            config[word] = field.contents()
+            config[word] = _contents(field, key)
     return config
+
+
+def _contents(field: Any, key: str) -> Any:
+    try:
+        return field.contents()
+    except (ValueError, IndexError, TypeError, OverflowError) as error:  # UnicodeDecodeError is a ValueError
+        raise CheckpointError(f"The key {key} of the GGUF header is damaged ({error}): fetch the file again.") from None
 
 
 def dequantize(blocks: torch.Tensor, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
