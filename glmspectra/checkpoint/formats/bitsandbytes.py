@@ -20,6 +20,7 @@ from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlik
 from glmspectra.errors import CheckpointError
 
 STATE_PREFIX = ".quant_state.bitsandbytes__"
+MAXIMUM_STATE = 1 << 16  # bytes; some 200 are usual
 STATE_SUFFIXES = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 
 
@@ -54,6 +55,8 @@ def _four_bits(name: str, state_name: str, files: Files) -> Logical:
     needed = [name + suffix for suffix in STATE_SUFFIXES]
     parts = [name, *(part for part in needed if part in files.stored), state_name]
     try:
+        if math.prod(files.stored[state_name].shape) > MAXIMUM_STATE:
+            raise CheckpointError(f"the quantisation state of {name} is larger than any that bitsandbytes writes")
         state = parse_state(name, files.read(state_name))
     except CheckpointError as error:
         return files.weight(files.stored[name].shape, "bitsandbytes", parts, fault=str(error))
@@ -111,7 +114,7 @@ def parse_state(name: str, raw: torch.Tensor) -> State4bit:
         if parsed.blocksize < 1 or min(parsed.shape, default=0) < 0 or (parsed.nested_blocksize or 1) < 1:
             raise ValueError("a size that cannot be")
         return parsed
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"the quantisation state of {name} cannot be read ({type(error).__name__}: {error}): save the model again"
         ) from None

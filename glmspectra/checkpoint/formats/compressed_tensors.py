@@ -43,7 +43,7 @@ def recognise_packed(name: str, files: Files) -> Logical | None:
     weight = name.removesuffix("_packed")
     scale, zero, size = weight + "_scale", weight + "_zero_point", weight + "_shape"
     parts = [name] + [part for part in (scale, size, zero, weight + "_g_idx") if part in files.stored]
-    shape = tuple(int(n) for n in files.read(size)) if files.shape(size) == (2,) else ()
+    shape = tuple(int(n) for n in files.numbers(size)) if size in files.stored else ()
     found = _bits(shape, files.stored[name].shape, files)
     label = f"int{found}" if found else "packed int"
     block = _block(shape, [weight, *parts[1:]], files) if found and scale in files.stored else None

@@ -38,8 +38,8 @@ def recognise(name: str, files: Files) -> Logical | None:
     if absent:
         fault = f"it is packed by HQQ and {module}{absent[0]} is missing; fetch the model again"
         return files.weight(entry.shape, "hqq", parts, fault=fault)
-    bits, axis = _bits(module, files), files.number(module + "axis")
-    shape = tuple(int(n) for n in files.read(module + "shape"))
+    bits, axis = round(files.number(module + "nbits"), 2), int(files.number(module + "axis"))
+    shape = tuple(int(n) for n in files.numbers(module + "shape"))
     label = f"hqq:{bits:g}bit"
     quantised = [
         word for word in ("quant_scale", "quant_zero") if module + word in files.stored and files.number(module + word)
@@ -69,10 +69,6 @@ def recognise(name: str, files: Files) -> Logical | None:
         return result.reshape(shape)
 
     return files.weight(shape, label, parts, dequantize)
-
-
-def _bits(module: str, files: Files) -> float:
-    return round(float(files.read(module + "nbits").reshape(-1)[0]), 2)
 
 
 def _grouped_rows(shape: tuple[int, ...], scale: tuple[int, ...], axis: int) -> int:

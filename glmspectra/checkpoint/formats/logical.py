@@ -1,5 +1,6 @@
 """A weight as the model means it, and the stored tensors that a format makes it of."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -70,9 +71,18 @@ class Files:
         entry = self.stored.get(name)
         return None if entry is None else entry.shape
 
-    def number(self, name: str) -> int:
-        """A whole number that is stored as a tensor of one element."""
-        return int(self.read(name).reshape(-1)[0])
+    def numbers(self, name: str, most: int = 16) -> list[float]:
+        """Numbers that are stored as a small tensor; none of one that is larger, or holds NaN or infinity."""
+        entry = self.stored[name]
+        if math.prod(entry.shape) > most or not entry.dtype.startswith(("int", "uint", "float", "bfloat")):
+            return []
+        found = [float(number) for number in self.read(name).reshape(-1).tolist()]
+        return found if all(math.isfinite(number) for number in found) else []
+
+    def number(self, name: str) -> float:
+        """A number that is stored as a tensor of one element; -1 where there is no such one."""
+        found = self.numbers(name)
+        return found[0] if len(found) == 1 else -1
 
     def weight(
         self,

@@ -97,7 +97,7 @@ class Sparsity(BaseModel):
     """compressed-tensors' `sparsity_config`: weights that are stored dense, whatever was pruned of them."""
 
     model_config = ConfigDict(extra="forbid")
-    format: Literal["dense"]
+    format: Literal["dense"] = "dense"
     global_sparsity: float | None = None
     sparsity_structure: str | None = None
     targets: list[str] | None = None
