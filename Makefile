@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-quick test-oldest coverage lint docs gallery
+.PHONY: demo metamathqa test test-quick test-oldest coverage lint docs gallery
 
 demo: $(STAMP)
 	$(BIN)/glmspectra demo
@@ -31,6 +31,18 @@ test-oldest: $(OLDEST)/.installed
 # Line and branch coverage; of child processes too.
 coverage: $(STAMP)
 	$(PYTEST) -m "not slow" --cov=glmspectra --cov-branch --cov-report=term:skip-covered
+
+# Ranks from a pilot as an entry of PEFT's comparison (docs/trainers.md): needs MODEL, DATA and PEFT.
+METAMATHQA = $(PEFT)/method_comparison/MetaMathQA/experiments/lora/llama-3.2-3B-rank32-pattern
+metamathqa: $(STAMP)
+	$(BIN)/glmspectra svd --model $(MODEL) --layers all --matrices q_proj,v_proj --no-values --out runs/metamathqa
+	$(BIN)/glmspectra init runs/metamathqa --preset lora
+	$(BIN)/python -c "import json, sys; p, d = sys.argv[1:]; s = json.load(open(p)); s['dataset_path'] = d; \
+		json.dump(s, open(p, 'w'), indent=2)" runs/metamathqa/args_file/lora/finetune_args.json $(DATA)
+	$(BIN)/glmspectra suggest-rank --model $(MODEL) --targets q_proj,v_proj --budget like:r=32 --pilot 80 \
+		--args runs/metamathqa/args_file/lora --out runs/metamathqa --export peft
+	mkdir -p $(METAMATHQA)
+	cp runs/metamathqa/args_file/ranks_exports/peft/adapter_config.json $(METAMATHQA)/
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -99,7 +99,8 @@ def suggest_rank(
     ] = None,
     args: ArgsFolder = Path("args_file"),
     export: Annotated[
-        str, typer.Option("--export", help="Settings for others beside the file: peft, axolotl, llama-factory.")
+        str,
+        typer.Option("--export", help="Settings for others beside the file: peft, axolotl, llama-factory, ms-swift."),
     ] = "peft,axolotl",
     ranks: Annotated[
         Path | None,

@@ -1,7 +1,8 @@
-"""The same ranks for people who train with something else: plain PEFT, axolotl, LLaMA-Factory."""
+"""The same ranks for people who train with something else: plain PEFT, axolotl, LLaMA-Factory, ms-swift."""
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from glmspectra.json_files import write_json
 from glmspectra.ranks.evidence import Evidence
 from glmspectra.ranks.suggest import Suggestion
 
-EXPORTS = ("peft", "axolotl", "llama-factory")
+EXPORTS = ("peft", "axolotl", "llama-factory", "ms-swift")
+UNTRAINED = "untrained_adapter"
 
 
 def export(
@@ -28,6 +30,8 @@ def export(
         return [_write_yaml(folder / "axolotl.yaml", _axolotl(arguments), "axolotl: merge into your configuration")]
     if kind == "llama-factory":
         return _llama_factory(folder / "llama_factory", arguments, suggestion, evidence)
+    if kind == "ms-swift":
+        return _ms_swift(folder / "ms_swift", arguments, suggestion, evidence)
     raise RequestError(f"--export {kind}: there are {', '.join(EXPORTS)}.")
 
 
@@ -62,9 +66,35 @@ def _axolotl(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _llama_factory(
     folder: Path, arguments: Mapping[str, Any], suggestion: Suggestion, evidence: Evidence
 ) -> list[Path]:
-    """LLaMA-Factory's settings take no patterns, but it goes on from an adapter it is given: so an untrained
-    one is written, A as PEFT starts it (uniform in +-1/sqrt(cols)), B zero, with the suggested ranks.
-    """
+    """LLaMA-Factory's settings take no patterns, but it goes on from an adapter it is given."""
+    adapter = folder / UNTRAINED
+    settings = {
+        "finetuning_type": "lora",
+        "adapter_name_or_path": str(adapter),
+        "create_new_adapter": False,
+        "lora_target": sorted({target.matrix for target in suggestion.targets if suggestion.ranks[target.name]}),
+    }
+    yaml = _write_yaml(folder / "llama_factory.yaml", settings, "LLaMA-Factory: merge into your configuration")
+    return [*_untrained(adapter, arguments, suggestion, evidence), yaml]
+
+
+def _ms_swift(folder: Path, arguments: Mapping[str, Any], suggestion: Suggestion, evidence: Evidence) -> list[Path]:
+    """ms-swift takes no patterns either (its rank_pattern is always none); `--adapters` reads an adapter's weights
+    without an optimizer, and goes on from them with its ranks."""
+    adapter = folder / UNTRAINED
+    words = [
+        "# ms-swift: these arguments beside your own; no --lora_rank, --lora_alpha or --target_modules.",
+        f'swift sft --tuner_type lora --adapters {shlex.quote(str(adapter))} "$@"',
+    ]
+    script = write_text(folder / "ms_swift.sh", "\n".join(words) + "\n")
+    return [*_untrained(adapter, arguments, suggestion, evidence), script]
+
+
+def _untrained(
+    adapter: Path, arguments: Mapping[str, Any], suggestion: Suggestion, evidence: Evidence
+) -> tuple[Path, Path]:
+    """An adapter before its first step with the suggested ranks: A as PEFT starts it (uniform in +-1/sqrt(cols)), B
+    zero. Its two files."""
     import torch
     from safetensors.torch import save
 
@@ -77,18 +107,10 @@ def _llama_factory(
             a = torch.empty(rank, target.cols).uniform_(-bound, bound, generator=generator)
             tensors[f"base_model.model.{target.module}.lora_A.weight"] = a
             tensors[f"base_model.model.{target.module}.lora_B.weight"] = torch.zeros(target.rows, rank)
-    adapter = folder / "untrained_adapter"
     config = write_json(adapter / "adapter_config.json", adapter_config(arguments, evidence))
     content = save(tensors, metadata={"format": "pt"})
     write_atomically(adapter / "adapter_model.safetensors", lambda file: file.write(content))
-    settings = {
-        "finetuning_type": "lora",
-        "adapter_name_or_path": str(adapter),
-        "create_new_adapter": False,
-        "lora_target": sorted({target.matrix for target in suggestion.targets if suggestion.ranks[target.name]}),
-    }
-    yaml = _write_yaml(folder / "llama_factory.yaml", settings, "LLaMA-Factory: merge into your configuration")
-    return [config, adapter / "adapter_model.safetensors", yaml]
+    return config, adapter / "adapter_model.safetensors"
 
 
 def _write_yaml(path: Path, settings: Mapping[str, Any], heading: str) -> Path:

@@ -110,6 +110,7 @@ def facts(
         "bytes": chosen.parameters * BYTES_PER_PARAMETER,
         "matrices": len(chosen.targets),
         "without_adapter": [t.name for t in chosen.targets if chosen.ranks[t.name] == 0],
+        "max_lora_rank": max(chosen.ranks.values()),
         "at_cap": list(chosen.shares.capped),
         "by_matrix": {k: {"mean": sum(v) / len(v), "min": min(v), "max": max(v)} for k, v in by_kind.items()},
         "moved_from_uniform": from_uniform,
@@ -140,6 +141,7 @@ def lines(
         said.append(f"  {kind}: rank {ranks['min']} to {ranks['max']}, {ranks['mean']:.1f} on average")
     if told["without_adapter"]:
         said.append(f"Rank 0, so no adapter and not in target_modules: {len(told['without_adapter'])} of the matrices.")
+    said.append(f"Serve the adapter with a max_lora_rank of {told['max_lora_rank']} or more (vLLM, TensorRT-LLM).")
     said += against_uniform(told)
     said += _where_criteria_disagree(suggestions)
     if told["at_cap"]:

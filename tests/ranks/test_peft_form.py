@@ -2,9 +2,12 @@
 
 import json
 import math
+import shlex
+from pathlib import Path
 
 import peft
 import pytest
+import torch
 from torch import nn
 
 from glmspectra.errors import GlmspectraError, StoreError
@@ -157,14 +160,14 @@ def test_a_place_that_cannot_be_written_is_one_sentence(evidence, suggestion, tm
             write_json(place, ranks_file(suggestion, evidence))
 
 
-def test_exports_for_plain_peft_axolotl_and_llama_factory(evidence, suggestion, tmp_path):
+def test_exports_for_plain_peft_axolotl_llama_factory_and_ms_swift(evidence, suggestion, tmp_path):
     import yaml
     from safetensors.torch import load_file
 
     arguments = lora_args(suggestion, evidence)
     written = [
         p
-        for kind in ("peft", "axolotl", "llama-factory")
+        for kind in ("peft", "axolotl", "llama-factory", "ms-swift")
         for p in export(kind, tmp_path, arguments, suggestion, evidence)
     ]
     assert all(path.is_file() for path in written)
@@ -182,6 +185,11 @@ def test_exports_for_plain_peft_axolotl_and_llama_factory(evidence, suggestion, 
     tensors = load_file(untrained / "adapter_model.safetensors")
     assert all(not t.any() for name, t in tensors.items() if "lora_B" in name)
     assert all(t.abs().max() > 0 for name, t in tensors.items() if "lora_A" in name)
+    # ms-swift goes on from the same adapter, which its `--adapters` names.
+    words = shlex.split((tmp_path / "ms_swift" / "ms_swift.sh").read_text().splitlines()[1])
+    started = load_file(Path(words[words.index("--adapters") + 1]) / "adapter_model.safetensors")
+    assert all(torch.equal(started[name], tensor) for name, tensor in tensors.items())
+    assert started.keys() == tensors.keys()
     assert (
         yaml.safe_load((tmp_path / "llama_factory" / "llama_factory.yaml").read_text())["create_new_adapter"] is False
     )
