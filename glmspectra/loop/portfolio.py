@@ -142,7 +142,7 @@ def try_menu(
     model = load_adapter(load_for_settings(settings, inputs.precision, inputs.device), adapter)
     pilot = _Pilot(model)
     token_loss = TokenLoss(model.get_base_model())
-    collator = TrainingCollator(inputs.data.collator, inputs.data.collator.pad_token_id)
+    collator = TrainingCollator(inputs.data.collator)
     losses: dict[str, np.ndarray] = {}
     tokens = np.ones(len(rows))
     with inputs.precision.context(inputs.device):
