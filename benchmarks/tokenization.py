@@ -4,7 +4,8 @@
 
 Each number of rows is written as JSON Lines and prepared in a process of its own, as `glmspectra train` does before it
 loads the model, with the tokenizer of nano. Printed: seconds of the first time and of the second (from the cache), rows
-and tokens a second, and the largest resident memory above that of an empty process with the same imports.
+and tokens a second, on the clock and by the time that the core was busy with it, and the largest resident memory above
+that of an empty process with the same imports.
 """
 
 import argparse
@@ -65,17 +66,19 @@ def measure(folder: Path, packing: bool) -> dict[str, float]:
     )
     settings = Settings(finetune=finetune, lora=LoraArgs(), train=TrainArgs())
     before = peak()
-    seconds = []
+    seconds, busy = [], []
     for _ in range(2):
-        start = time.perf_counter()
+        start, start_busy = time.perf_counter(), time.process_time()
         data = prepare_data(settings, tokenizer, family)
         seconds.append(time.perf_counter() - start)
+        busy.append(time.process_time() - start_busy)
     counts = data.report.splits["train"]
     return {
         "rows": counts.rows,
         "tokens": counts.tokens,
         "first": seconds[0],
         "second": seconds[1],
+        "busy": busy[0],
         "peak_above_start": peak() - before,
     }
 
@@ -102,7 +105,8 @@ def main() -> None:
             found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         print(
             f"{found['rows']:>9,} rows, {found['tokens']:>11,} tokens: first {found['first']:7.1f} s "
-            f"({found['rows'] / found['first']:,.0f} rows/s, {found['tokens'] / found['first']:,.0f} tokens/s), again "
+            f"({found['rows'] / found['first']:,.0f} rows/s, {found['tokens'] / found['first']:,.0f} tokens/s; "
+            f"{found['busy']:.1f} s of one core, {found['rows'] / found['busy']:,.0f} rows/s of it), again "
             f"{found['second']:6.1f} s; memory {found['peak_above_start'] / 2**20:,.0f} MiB above the start",
             flush=True,
         )
