@@ -1,1 +1,1 @@
-"""From three JSON files to an adapter: data, preparation, training, merge, export."""
+"""From three JSON files to an adapter: settings, data, model, training, memory, inference."""

@@ -6,7 +6,7 @@ import sys
 import accelerate.state
 from accelerate.utils import DistributedType
 
-import glmspectra.tuning.training.run as training
+import glmspectra.tuning.training.arguments as training
 from glmspectra.cli.main import main
 
 

@@ -132,6 +132,23 @@ def test_the_same_command_goes_on_and_then_says_that_the_run_is_finished(tmp_pat
     assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")) == before
 
 
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_a_run_killed_between_its_last_checkpoint_and_its_end_is_finished_without_a_further_step(
+    tmp_path, model, data, method
+):
+    lora = ADALORA if method == "adalora" else {}
+    arguments = {"max_steps": 6, "save_steps": 3, "num_train_epochs": 9}  # six steps are less than an epoch
+    settings = settings_of(tmp_path, model, data, {"method": method}, lora, **arguments)
+    expected = run_training(settings, "cpu", quiet=True)
+    weights = load_file(tmp_path / "run/final_adapter/adapter_model.safetensors")
+    shutil.rmtree(tmp_path / "run/final_adapter")
+    RunRecord.read(tmp_path / "run").model_copy(update={"finished": None}).write(tmp_path / "run")
+    result = run_training(settings, "cpu", quiet=True)
+    assert (result["steps"], result["train_loss"]) == (6, expected["train_loss"])
+    found = load_file(tmp_path / "run/final_adapter/adapter_model.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
+
+
 CHANGES = [
     ({"train": {"per_device_train_batch_size": 2}}, "train.per_device_train_batch_size: 2, was 4"),
     ({"train": {"learning_rate": 3e-3}}, "train.learning_rate: 0.003, was 0.01"),

@@ -46,7 +46,7 @@ def training_arguments(settings: Settings, precision: Precision, device: torch.d
         more |= _for_early_stopping(given)
     arguments: TrainingArguments = settings.training_arguments(**more)
     _check_trackers(list(arguments.report_to or []))
-    _refuse_idle_fsdp(arguments, device)
+    refuse_idle_fsdp(arguments, device)
     if device.type == "cuda" and arguments.world_size == 1:
         torch.cuda.set_device(device)
         arguments._n_gpu = 1  # without a launcher the Trainer would spread a batch over all cards by DataParallel
@@ -69,7 +69,7 @@ def _for_early_stopping(given: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in wanted.items() if key not in given}
 
 
-def _refuse_idle_fsdp(arguments: TrainingArguments, device: torch.device) -> None:
+def refuse_idle_fsdp(arguments: TrainingArguments, device: torch.device) -> None:
     """Raises ConfigError where fsdp is asked for and there is nothing to shard over."""
     if arguments.fsdp and (device.type != "cuda" or arguments.world_size == 1):
         raise ConfigError(

@@ -283,19 +283,13 @@ def train(run: Run) -> dict[str, Any]:
     if trainer.args.should_save:
         _begin_folder(run)
     trainer.accelerator.wait_for_everyone()
-    try:
-        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"the device ran out of memory: {str(error).splitlines()[0]} Set gradient_checkpointing, lower "
-            "per_device_train_batch_size (and raise gradient_accumulation_steps), or lower max_length."
-        ) from error
-    finally:
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, ProgressCallback):
-                callback.close()
-    result = _result(run, outcome.metrics["train_loss"])
-    state_dict = trainer.gathered_state()
+    ended = checkpoint is not None and trainer.stopped_at(checkpoint, run.total_steps)
+    if checkpoint is not None and ended:
+        trainer.take_up_end(checkpoint)
+    else:
+        _take_steps(run)
+    result = _result(run)
+    state_dict = None if ended else trainer.gathered_state()
     if trainer.args.should_save:
         save_final(run, result.get("ranks"), state_dict)
         trainer.state.save_to_json(str(run.output_dir / "trainer_state.json"))
@@ -317,17 +311,33 @@ def _begin_folder(run: Run) -> None:
         run.trainer.save_adapter(output / INITIAL_FOLDER)
 
 
-def _result(run: Run, train_loss: float) -> dict[str, Any]:
+def _take_steps(run: Run) -> None:
+    """The steps of the run that are left; an error that the device's memory ends in becomes a sentence."""
+    trainer, checkpoint = run.trainer, run.start.checkpoint
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the device ran out of memory: {str(error).splitlines()[0]} Set gradient_checkpointing, lower "
+            "per_device_train_batch_size (and raise gradient_accumulation_steps), or lower max_length."
+        ) from error
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback):
+                callback.close()
+
+
+def _result(run: Run) -> dict[str, Any]:
     settings, trainer = run.settings, run.trainer
     result: dict[str, Any] = {
         "adapter": str(settings.final_adapter),
         "output_dir": str(run.output_dir),
         "method": settings.method,
         "steps": trainer.state.global_step,
-        "train_loss": train_loss,
         "trainable_parameters": sum(trainable_by_type(run.model).values()),
     }
     for key in (
+        "train_loss",
         "eval_loss",
         "eval_perplexity",
         "eval_token_accuracy",

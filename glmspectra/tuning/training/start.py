@@ -41,13 +41,13 @@ def choose_start(settings: Settings, record: RunRecord, allow_changed: bool = Fa
         RequestError: Another run is there, every checkpoint is damaged, or what `resume_from_checkpoint` names is not.
     """
     output, wanted = Path(settings.train.output_dir), settings.resume
-    named = Path(wanted) if isinstance(wanted, str) and wanted.lower() != "true" else None
+    must = wanted is True or str(wanted).lower() == "true"
+    named = Path(wanted) if isinstance(wanted, str) and not must else None
     holds_run = any((output / name).is_file() for name in (RECORD_FILE, STATE_FILE)) or bool(checkpoints(output))
     if named is not None:
         _check_named(named)
     elif not holds_run:
-        if wanted:
-            raise RequestError(f"resume_from_checkpoint is true, and {output} holds no checkpoint to go on from.")
+        _check_wanted(must, output)
         return Start()
     elif wanted is False:
         raise RequestError(
@@ -67,7 +67,9 @@ def choose_start(settings: Settings, record: RunRecord, allow_changed: bool = Fa
             f"{output}: no checkpoint is whole. {' '.join(damaged)} Begin anew with --overwrite, which moves the "
             "folder aside."
         )
-    if found is not None and settings.train.save_only_model:
+    if found is None:
+        _check_wanted(must, output)
+    elif settings.train.save_only_model:
         raise RequestError(
             f"{found} was saved without the optimizer's state (save_only_model), so the run cannot go on from it: "
             "begin anew with --overwrite."
@@ -85,6 +87,11 @@ def move_aside(folder: Path) -> Path | None:
         number += 1
     folder.rename(target)
     return target
+
+
+def _check_wanted(must: bool, output: Path) -> None:
+    if must:
+        raise RequestError(f"resume_from_checkpoint is true, and {output} holds no checkpoint to go on from.")
 
 
 def _check_named(checkpoint: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -25,7 +25,7 @@ from glmspectra.tuning.data import IGNORED
 from glmspectra.tuning.data.batching import REAL_TOKENS
 from glmspectra.tuning.model import adalora
 from glmspectra.tuning.model.four_bit import check_layout
-from glmspectra.tuning.training.checkpoints import checkpoints, prune, write_sums
+from glmspectra.tuning.training.checkpoints import STATE_FILE, checkpoints, prune, write_sums
 from glmspectra.tuning.training.divergence import Explosion, ExplosionWatch, StepMeasure
 from glmspectra.tuning.training.model_card import write_card
 from glmspectra.tuning.training.sampling import EpochSampler
@@ -316,7 +316,7 @@ class AdapterTrainer(Trainer):
     def _save_progress(self, folder: Path) -> None:
         for callback in [c for c in [*self.callback_handler.callbacks, self.control] if isinstance(c, ExportableState)]:
             self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-        self.state.save_to_json(str(folder / "trainer_state.json"))
+        self.state.save_to_json(str(folder / STATE_FILE))
         progress = Progress(
             unlogged_loss=float(self._tr_loss),
             logged_loss=self._total_loss_scalar,
@@ -355,6 +355,27 @@ class AdapterTrainer(Trainer):
         """The adapter of the best checkpoint; of AdaLoRA its ranks too, which may be above the budget if it is an early
         one."""
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def stopped_at(self, checkpoint: Path, total_steps: int) -> bool:
+        """Whether the run had taken its last step when it wrote `checkpoint`, by its number or by early stopping."""
+        state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        control = state.stateful_callbacks.get("TrainerControl", {})
+        early = any(isinstance(callback, EarlyStoppingCallback) for callback in self.callback_handler.callbacks)
+        return state.global_step >= total_steps or (early and bool(control.get("args", {}).get("should_training_stop")))
+
+    def take_up_end(self, checkpoint: Path) -> None:
+        """Stand where the run stood after its last step, when it was killed between that and its end.
+
+        The Trainer, resumed there, would take a further step.
+        """
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        self._tr_loss = torch.tensor(0.0)
+        self.restore_progress()
+        self._total_loss_scalar += float(self._tr_loss)
+        self.log({"train_loss": 0.0})  # which computes it
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
 
     def restore_progress(self) -> None:
         """Take up the sums behind the logged losses; called when training begins, after the Trainer has
