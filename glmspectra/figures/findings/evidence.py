@@ -12,6 +12,7 @@ from glmspectra.store.columns import column
 
 LEAST_LAYERS = 6  # fewer have no spread to compare with
 LEAST_RATIO = 1.5  # from its kind's median, however small the spread
+FAR_RATIO = 4.0  # a ratio that is told at half the deviation: ordinary layers of one kind do not differ so much
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def deviations(
     Returns:
         size: [n] float64, the deviation over the threshold of `enough`, 0 where a value does not stand out.
         middle: [n] float64, the median of the value's series. Deviations are robust ones: from the median, over 1.4826
-        times the median absolute deviation. A value that stands out is also LEAST_RATIO away from the median.
+        times the median absolute deviation. A value that stands out is also LEAST_RATIO away from the median; one that
+        is FAR_RATIO away needs half the deviation.
     """
     size, middle = np.zeros(len(values)), np.full(len(values), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -100,6 +102,8 @@ def deviations(
         spread = 1.4826 * float(np.median(away))
         least = np.log10(LEAST_RATIO) if log else (LEAST_RATIO - 1) * abs(center)
         sizes = np.minimum(away / max(spread, 1e-12) / enough(len(own)), 1e3)
+        if log:
+            sizes = np.where(away >= np.log10(FAR_RATIO), 2 * sizes, sizes)
         sizes[(sizes < 1) | (away < max(least, 1e-9))] = 0
         middle[own] = 10**center if log else center
         if np.count_nonzero(sizes) <= len(own) // 4:  # a quarter of the layers is a pattern, no outlier

@@ -18,7 +18,7 @@ finding-nonfinite =
 rule-nonfinite = A single entry that is no number spoils every product it enters.
 finding-outlier = Layer { $layer } { $matrix }: { $measure } { $value }, median of its kind { $median }.
 finding-outlier-also = Layer { $layer } { $matrix }: { $measure } { $value }, median of its kind { $median }; also out in { $others }.
-rule-outlier = One row of normal noise in a thousand or fewer reaches it, for 6 to 80 layers (drawn 20,000 times); and the cell is 1.5 times away from the median.
+rule-outlier = One row of normal noise in a thousand or fewer reaches it, for 6 to 80 layers (drawn 20,000 times); and the cell is 1.5 times away from the median. Half of the deviation is enough for a cell 4 times away.
 finding-far-entries =
     { $count ->
         [one] Layer { $layer } { $matrix } has an entry { $value } standard deviations from zero: with one int4 scale nearly all of its other entries become 0.
