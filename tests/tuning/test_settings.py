@@ -281,11 +281,20 @@ def test_options_have_the_last_word(folder):
     assert settings.train.eval_strategy == "no"
 
 
+def test_several_data_sets_are_named_in_one_key(folder):
+    named = [{"path": "a.jsonl", "weight": 2, "columns": {"messages": "talk", "system": "role"}}, "b.jsonl"]
+    sources = load_settings(folder(), [f"dataset_path={json.dumps(named)}", "columns=context=Q"]).finetune.sources
+    assert [(source.path, source.weight) for source in sources] == [("a.jsonl", 2.0), ("b.jsonl", 1.0)]
+    assert [source.columns for source in sources] == [{"messages": "talk", "system": "role"}, {"context": "Q"}]
+    for wrong in ([], [{"path": "a", "wieght": 2}], [{"path": "a", "weight": "2"}], [{"path": "a", "weight": 0}]):
+        assert "dataset_path is" in fault(folder(), f"dataset_path={json.dumps(wrong)}")
+
+
 def test_columns_in_the_form_of_the_option(folder):
     settings = load_settings(folder(), ["columns=context=question,target=answer"])
     assert settings.finetune.columns == {"context": "question", "target": "answer"}
     assert "columns is" in fault(folder(), "columns=question")
-    assert "columns names messages and context or target; give either." in fault(
+    assert "columns names messages and context, target or input; give either." in fault(
         folder(), "columns=messages=m,target=t"
     )
 

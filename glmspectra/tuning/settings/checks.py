@@ -144,11 +144,13 @@ def _check_train(finetune: FinetuneArgs, train: TrainArgs, sections: Mapping[str
             section.place("load_best_model_at_end"),
             'load_best_model_at_end needs eval_strategy "steps" or "epoch".',
         )
-    if finetune.columns and "messages" in finetune.columns and len(finetune.columns) > 1:
-        faults.add(
-            sections["finetune"].place("columns"),
-            "columns names messages and context or target; give either.",
-        )
+    for named in [finetune.columns, *(source.columns for source in finetune.sources)]:
+        if named and "messages" in named and {"context", "target", "input"} & named.keys():
+            faults.add(
+                sections["finetune"].place("columns"),
+                "columns names messages and context, target or input; give either.",
+            )
+            break
 
 
 def check_train_keys(train: TrainArgs, section: Section, wrong: set[str], notes: list[str], faults: Faults) -> None:
