@@ -71,8 +71,10 @@ def _solve(matrices: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
             info = torch.zeros(count, dtype=torch.int32, device=device)
             solver.set_stream(handle, torch.cuda.current_stream(device).cuda_stream)
             values_only, lower = 0, 0
-            problem = (handle, params, values_only, lower, n, CUDA_R_64F, stacked.data_ptr(), n, CUDA_R_64F)
-            problem += (found.data_ptr(), CUDA_R_64F)
+            problem = (
+                handle, params, values_only, lower, n, CUDA_R_64F, stacked.data_ptr(), n,
+                CUDA_R_64F, found.data_ptr(), CUDA_R_64F,
+            )  # fmt: skip
             on_device, on_host = solver.xsyev_batched_buffer_size(*problem, count)
             workspace = torch.empty(max(1, on_device), dtype=torch.uint8, device=device)
             host = torch.empty(max(1, on_host), dtype=torch.uint8)

@@ -154,10 +154,12 @@ class _Part:
         view = self.view
         sigma, bound = sigma_from_eigenvalues(eigenvalues, gram_eigenvalue_error(view.long, view.short))
         sigma, bound, method = _secured(view, sigma, bound, rtol)
-        return Spectrum(sigma, bound, *view.weight.shape, method, self.squared_frobenius, self.start)
+        rows, cols = view.weight.shape
+        return Spectrum(sigma, bound, rows, cols, method, self.squared_frobenius, self.start)
 
     def nonfinite(self) -> Spectrum:
-        return nonfinite_spectrum(*self.view.weight.shape, self.start, "gram")
+        rows, cols = self.view.weight.shape
+        return nonfinite_spectrum(rows, cols, self.start, "gram")
 
 
 class SpectraBatch:

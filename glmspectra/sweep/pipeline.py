@@ -5,6 +5,7 @@ in a thread and a stream of their own, so that the next one's weights travel and
 Finishing (summaries, files) is the processor's work, in a third thread. One batch at a time is in each.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -71,8 +72,9 @@ def batches(shares: Sequence[float]) -> list[int]:
     shares: what part of the largest possible batch each matrix takes, above 0 and at most 1.
     """
     total = sum(shares)
-    count = max(1, -int(-total // 1))
-    sizes, done, begun = [], 0.0, 0
+    count = max(1, math.ceil(total))
+    sizes: list[int] = []
+    done, begun = 0.0, 0
     for index, share in enumerate(shares):
         done += share
         if done + share / 2 >= total * (len(sizes) + 1) / count or index == len(shares) - 1:
