@@ -102,9 +102,9 @@ def copied(begun: Path, root: Path) -> Path:
 
 def test_a_checkpoint_holds_what_its_sums_say_and_no_secret(tmp_path, model, data):
     secret = "hf_" + "x" * 30
-    run = make_run(tmp_path, model, data, train={"max_steps": 2, "save_steps": 2, "hub_token": secret})
+    run = make_run(tmp_path, model, data, train={"max_steps": 2, "save_steps": 2})
+    run.trainer.args.hub_token = secret  # no setting gives it; what the environment gives is not saved either
     train(run)
-    assert run.trainer.args.hub_token == secret
     assert not [file for file in run.output_dir.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()]
     checkpoint = run.output_dir / "checkpoint-2"
     assert {path.name for path in checkpoint.iterdir()} == {
@@ -324,7 +324,7 @@ def test_kill_at_any_moment_leaves_a_usable_checkpoint(tmp_path, model, data):
     command = [sys.executable, "-m", "glmspectra", "train", "--args", str(args), "--device", "cpu", "--quiet"]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE)
     output = tmp_path / "run"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while len(checkpoints(output)) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.137)
