@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo metamathqa test test-quick test-oldest coverage lint docs gallery
+.PHONY: demo metamathqa test test-quick test-oldest coverage lint docs gallery torture
 
 demo: $(STAMP)
 	$(BIN)/glmspectra demo
@@ -22,6 +22,11 @@ test: $(STAMP)
 
 test-quick: $(STAMP)
 	$(PYTEST) -m "not slow"
+
+# Hundreds of kill -9 of every command, each followed by the same command: minutes to hours, POINTS of each.
+POINTS := 100
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.torture --points $(POINTS)
 
 # The model and training against the oldest transformers that pyproject.toml admits.
 OLDEST := .venv-oldest
