@@ -56,6 +56,8 @@ def _work_and_leave(work: Callable[[], object], event: int | None, count_file: P
         os.fsync = watched_fsync
         work()
         status = 0
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:

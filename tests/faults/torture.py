@@ -35,11 +35,7 @@ def run(arguments: list[str]) -> None:
 
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
-    try:
-        main(arguments)
-    except SystemExit as leaving:
-        if leaving.code:
-            raise RuntimeError(f"status {leaving.code}") from leaving
+    main(arguments)
 
 
 def checksum(path: Path) -> str:
