@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from glmspectra.checkpoint import open_checkpoint, select
 from glmspectra.checkpoint.selection import left_out
-from glmspectra.errors import CheckpointError
+from glmspectra.errors import CheckpointError, RequestError
 
 WRITTEN = Path(__file__).parent / "written"
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -279,3 +279,27 @@ def test_a_type_that_torch_has_not_leaves_the_other_tensors(tmp_path):
         assert torch.equal(checkpoint.read("a.weight"), torch.eye(4))
         with pytest.raises(CheckpointError, match="F6_E2M3, a type that torch has not"):
             checkpoint.read("b.weight")
+
+
+@pytest.mark.parametrize("written", [name for name in FILES if name not in REFUSED])
+@pytest.mark.parametrize("change", ["drop", "scalar", "empty", "integer"])
+def test_a_spoilt_part_is_refused_in_words(written, change, tmp_path):
+    """Each part of each format gone, of no dimension, without numbers, or of another type: never a wrong weight."""
+    folder, expected = folder_of(written, tmp_path)
+    whole = load_file(folder / "model.safetensors")
+    for part, value in whole.items():
+        spoilt = {
+            "drop": None,
+            "scalar": torch.tensor(3, dtype=torch.int64),
+            "empty": value.reshape(-1)[:0].clone(),
+            "integer": value.to(torch.int64) if value.is_floating_point() else value.to(torch.float64),
+        }[change]
+        tensors = {name: tensor for name, tensor in whole.items() if name != part}
+        save_file(tensors | ({} if spoilt is None else {part: spoilt}), folder / "model.safetensors")
+        with open_checkpoint(folder) as checkpoint:
+            try:
+                matrices = {record.name: checkpoint.read(record.name) for record in select(checkpoint, matrices="all")}
+            except (CheckpointError, RequestError):
+                continue
+        assert list(matrices) == [NAME], part
+        assert torch.allclose(matrices[NAME], expected, rtol=2**-7), f"{part} matters, and was not missed"

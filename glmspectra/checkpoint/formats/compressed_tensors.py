@@ -100,6 +100,8 @@ def _block(shape: tuple[int, ...], parts: list[str], files: Files) -> tuple[int,
     for block in settings.blocks if settings else ():
         if fits(shape, scales, block):
             return block
+    if len(scales) == 2 and scales[0] == 1 < min(shape[0], scales[1]):
+        return None  # one a group of columns, for all rows: no strategy of compressed-tensors
     columns = shape[1] // scales[1] if len(scales) == 2 and scales[1] and shape[1] % scales[1] == 0 else shape[1]
     return (1, columns) if fits(shape, scales, (1, columns)) else None
 

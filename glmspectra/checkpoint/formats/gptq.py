@@ -14,6 +14,7 @@ from glmspectra.checkpoint.formats.bits import unpack_words, words_for
 from glmspectra.checkpoint.formats.chatglm_int import row_chunks
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
 from glmspectra.checkpoint.formats.settings import Awq, Gptq
+from glmspectra.errors import CheckpointError
 
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where number i of eight stands in its word
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # weights of (inputs, outputs)
@@ -33,6 +34,9 @@ def recognise(name: str, files: Files) -> Logical | None:
         label = (files.method or "gptq or awq").upper()
         fault = f"it is packed as {label} and {absent[0]} is missing; fetch the model again"
         return files.weight(files.stored[name].shape, files.method or "gptq", _present(files, parts), fault=fault)
+    if any(len(files.stored[part].shape) != 2 for part in parts):
+        fault = unlike("GPTQ or AWQ", files, *parts)
+        return files.weight(files.stored[name].shape, files.method or "gptq", parts, fault=fault)
     if module + "g_idx" in files.stored:
         parts.append(module + "g_idx")
     rows, outputs = files.stored[name].shape[0], files.stored[module + "scales"].shape[-1]
@@ -73,6 +77,8 @@ def _gptq(parts: list[str], files: Files) -> Logical:
         scale = scale.float()
         zero = (unpack_words(zeros, bits, shape[0]) + less_one) & (2**bits - 1)  # as the library: 15 + 1 is 0
         group = tensors[parts[3]].long() if len(parts) == 4 else torch.arange(inputs) // settings.size(inputs)
+        if bool(((group < 0) | (group >= scale.shape[0])).any()):
+            raise CheckpointError(f"{parts[-1]} names a group beyond its {scale.shape[0]} groups: fetch it again.")
         result = torch.empty(shape, dtype=torch.float32)
         for rows in row_chunks(shape):
             numbers = unpack_words(words[:, rows].t(), bits, inputs) - zero[:, rows].t()[:, group]
@@ -97,6 +103,7 @@ def _awq(parts: list[str], files: Files) -> Logical:
         and qweight[0] % scales[0] == 0
         and (settings is None or settings.bits == 4)
         and all(files.stored[part].dtype == "int32" for part in parts[:2])
+        and files.stored[parts[2]].dtype.startswith(("float", "bfloat"))
     )
     if not fit:
         return files.weight(qweight, "awq", parts, fault=unlike("AWQ (gemm, four bits)", files, *parts[:3]))

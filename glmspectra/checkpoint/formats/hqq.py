@@ -57,7 +57,7 @@ def recognise(name: str, files: Files) -> Logical | None:
         and scale.shape[axis] == 1
         and scale.shape[1 - axis] > 0
         and math.prod(shape) % scale.shape[1 - axis] == 0
-        and scale.dtype.startswith(("float", "bfloat"))
+        and all(part.dtype.startswith(("float", "bfloat")) for part in (scale, zero))
     )
     rows = _grouped_rows(shape, scale.shape, axis) if fit else 0
     if not fit or entry.shape[0] != -(-rows // share) or entry.shape[0] * share * entry.shape[1] < math.prod(shape):

@@ -40,6 +40,9 @@ def _blocks(name: str, scale: str, second: str | None, files: Files) -> Logical:
     fits = (
         len(shape) in (2, 3) and files.stored[scale].shape == (*shape[:-1], whole[-1] // size) and whole[-1] % size == 0
     )
+    if second is not None:
+        factor = files.stored[second]
+        fits = fits and factor.shape in ((), (1,)) and factor.dtype in ("float32", "bfloat16", "float16")
     if not fits or (not exponents and (kind != "float8_e4m3fn" or second is None)):
         return files.weight(shape, label, parts, fault=unlike("MXFP4 or NVFP4", files, *parts))
     divides = second is not None and second.endswith("global_scale")

@@ -27,7 +27,8 @@ def recognise(name: str, files: Files) -> Logical | None:
         )
         return files.weight(entry.shape, "quanto", parts, fault=fault)
     label = f"quanto:{entry.dtype}"
-    if len(entry.shape) != 2 or not fits(entry.shape, files.stored[scale].shape, (1, entry.shape[-1])):
+    floating = files.stored[scale].dtype.startswith(("float", "bfloat"))
+    if not floating or len(entry.shape) != 2 or not fits(entry.shape, files.stored[scale].shape, (1, entry.shape[-1])):
         return files.weight(entry.shape, label, parts, fault=unlike("optimum-quanto", files, *parts))
 
     def dequantize(tensors: Tensors) -> torch.Tensor:

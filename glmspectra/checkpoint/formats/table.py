@@ -148,7 +148,7 @@ def assemble(
     for name, entry in stored.items():
         if name not in used:
             logical[name] = Logical(
-                entry.shape, entry.dtype, entry.nbytes, entry.file, (name,), fault=_fault(name, entry, method)
+                entry.shape, entry.dtype, entry.nbytes, entry.file, (name,), fault=_fault(name, entry, method, stored)
             )
     return logical
 
@@ -169,7 +169,7 @@ def is_companion(name: str) -> bool:
     return word in COMPANIONS or word.endswith(COMPANION_ENDINGS)
 
 
-def _fault(name: str, entry: StoredTensor, method: str | None) -> str | None:
+def _fault(name: str, entry: StoredTensor, method: str | None, stored: Mapping[str, StoredTensor]) -> str | None:
     """Why a tensor that no format took is no matrix of numbers; None when it may be one."""
     if len(entry.shape) < 2:
         return None
@@ -177,6 +177,9 @@ def _fault(name: str, entry: StoredTensor, method: str | None) -> str | None:
         return "it holds powers of two (E8M0), which are scales and no weight"
     if is_companion(name):
         return "by its name it is a scale or packed part of a quantised weight, of no form that is known here"
+    scales = [scale for scale in (f"{name}_scale", f"{name}_scale_inv") if scale in stored]
+    if scales and name.endswith("weight"):
+        return f"it holds {entry.dtype} beside the scale {scales[0]}: whether that is in it already cannot be told"
     if name.rpartition(".")[2] == "weight" and entry.dtype in ("int8", "uint8", "int32", "int16"):
         of = f" of {method}" if method else ""
         return f"it holds {entry.dtype} numbers{of}, and no scale that belongs to it is in the files"
