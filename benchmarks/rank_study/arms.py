@@ -8,7 +8,13 @@ from functools import partial
 
 import numpy as np
 
-from glmspectra.ranks.sharing import Limits, share_by_threshold, share_gains, share_real, share_scores
+from glmspectra.ranks.allocation import (
+    Limits,
+    allocate_by_gains,
+    allocate_by_scores,
+    allocate_by_threshold,
+    round_ranks,
+)
 from rank_study.facts import PILOT, Facts, mean_of
 from rank_study.moving_ranks import MOVERS
 
@@ -26,22 +32,22 @@ def by_weight(values: Mapping[str, object]) -> dict:
 
 
 def uniform(facts: Facts, budget: int, seed: int) -> Ranks:
-    return by_module(share_scores(facts.targets, {t.name: 1.0 for t in facts.targets}, budget, Limits()).ranks)
+    return by_module(allocate_by_scores(facts.targets, {t.name: 1.0 for t in facts.targets}, budget, Limits()).ranks)
 
 
 def random_ranks(facts: Facts, budget: int, seed: int) -> Ranks:
     """Ranks in proportion to log-normal scores (sigma 0.7), drawn anew for each seed: does any spread help?"""
     rng = np.random.default_rng(seed)
     scores = {t.name: float(rng.lognormal(0.0, 0.7)) for t in facts.targets}
-    return by_module(share_scores(facts.targets, scores, budget, Limits()).ranks)
+    return by_module(allocate_by_scores(facts.targets, scores, budget, Limits()).ranks)
 
 
 def effective_rank(facts: Facts, budget: int, seed: int) -> Ranks:
-    return by_module(share_scores(facts.targets, by_weight(facts.effective_rank), budget, Limits()).ranks)
+    return by_module(allocate_by_scores(facts.targets, by_weight(facts.effective_rank), budget, Limits()).ranks)
 
 
 def over_one_threshold(facts: Facts, sizes: Mapping[str, np.ndarray], budget: int) -> Ranks:
-    return by_module(share_by_threshold(facts.targets, by_weight(sizes), budget, Limits()).ranks)
+    return by_module(allocate_by_threshold(facts.targets, by_weight(sizes), budget, Limits()).ranks)
 
 
 def delta_threshold(
@@ -73,14 +79,14 @@ def wider(factor: float) -> "Arm":
 def delta_energy(facts: Facts, budget: int, seed: int) -> Ranks:
     sizes = mean_of([one.plain for one in facts.pilots(seed)])
     gains = {name: value**2 for name, value in by_weight(sizes).items()}
-    return by_module(share_gains(facts.targets, gains, budget, Limits()).ranks)
+    return by_module(allocate_by_gains(facts.targets, gains, budget, Limits()).ranks)
 
 
 def mixed(facts: Facts, budget: int, seed: int, other: "Arm") -> Ranks:
     """The mean of the delta threshold's ranks and another arm's."""
     one, two = delta_threshold(facts, budget, seed), other(facts, budget, seed)
     real = {t.name: (one[t.module] + two[t.module]) / 2 for t in facts.targets}
-    return by_module(share_real(facts.targets, real, budget, Limits()).ranks)
+    return by_module(round_ranks(facts.targets, real, budget, Limits()).ranks)
 
 
 def type_alone(facts: Facts, budget: int, seed: int) -> Ranks:
@@ -90,7 +96,7 @@ def type_alone(facts: Facts, budget: int, seed: int) -> Ranks:
     for target in facts.targets:
         kinds.setdefault(target.matrix, []).append(ranks[target.module])
     real = {t.name: float(np.mean(kinds[t.matrix])) for t in facts.targets}
-    return by_module(share_real(facts.targets, real, budget, Limits()).ranks)
+    return by_module(round_ranks(facts.targets, real, budget, Limits()).ranks)
 
 
 EVA_RHO = 2.0  # PEFT's default: no layer gets more than rho times the uniform rank
@@ -101,7 +107,7 @@ def eva(facts: Facts, budget: int, seed: int) -> Ranks:
     rho times the uniform rank. Shared out by parameters, as for every arm, where PEFT counts directions."""
     even = budget / sum(target.cost for target in facts.targets)
     limits = Limits(max_rank=max(1, int(EVA_RHO * even)))
-    return by_module(share_by_threshold(facts.targets, by_weight(facts.inputs.variance), budget, limits).ranks)
+    return by_module(allocate_by_threshold(facts.targets, by_weight(facts.inputs.variance), budget, limits).ranks)
 
 
 Arm = Callable[[Facts, int, int], Ranks]

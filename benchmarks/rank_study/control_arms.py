@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from glmspectra.ranks.sharing import Limits, share_scores
+from glmspectra.ranks.allocation import Limits, allocate_by_scores
 from rank_study.arms import ARMS, Arm, Ranks, by_module, by_weight, over_one_threshold, uniform
 from rank_study.facts import PILOT, PILOTS, Facts, mean_of
 
@@ -53,7 +53,7 @@ def on_kept(facts: Facts, budget: int, seed: int, arm: str) -> Ranks:
     """One rank on exactly the modules that another arm gives any, within the same budget."""
     kept = ARMS[arm](facts, budget, seed)
     scores = {name: float(rank > 0) for name, rank in kept.items()}
-    return by_module(share_scores(facts.targets, by_weight(scores), budget, Limits()).ranks)
+    return by_module(allocate_by_scores(facts.targets, by_weight(scores), budget, Limits()).ranks)
 
 
 def delta_fan(facts: Facts, budget: int, seed: int) -> Ranks:

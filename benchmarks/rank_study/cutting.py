@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from glmspectra.ranks.allocation import Limits, allocate_by_threshold
 from glmspectra.ranks.evidence import Target
-from glmspectra.ranks.sharing import Limits, share_by_threshold
 from rank_study.many_adapters import ManyAdapters
 
 Ranks = Mapping[str, int]
@@ -46,7 +46,7 @@ def singular_directions(adapters: ManyAdapters, jobs: Sequence[int]) -> tuple[li
 def ranks_over_threshold(targets: Sequence[Target], sizes: Mapping[str, np.ndarray], budget: int) -> dict[str, int]:
     """Module -> rank: one global threshold over all singular values, within `budget` parameters."""
     by_weight = {f"{name}.weight": sigma for name, sigma in sizes.items()}
-    ranks = share_by_threshold(targets, by_weight, budget, Limits()).ranks
+    ranks = allocate_by_threshold(targets, by_weight, budget, Limits()).ranks
     return {name.removesuffix(".weight"): rank for name, rank in ranks.items()}
 
 

@@ -21,10 +21,10 @@ from glmspectra.errors import RequestError
 from glmspectra.files import atomic_folder, write_atomically
 from glmspectra.json_files import json_text
 from glmspectra.peft_rules import module_pattern
+from glmspectra.ranks.allocation import Limits, allocate_by_threshold
 from glmspectra.ranks.budget import parse_budget
 from glmspectra.ranks.evidence import Evidence, Target
 from glmspectra.ranks.peft_form import target_modules, verify
-from glmspectra.ranks.sharing import Limits, share_by_threshold
 from glmspectra.spectra import Spectrum
 from glmspectra.spectra.lowrank import factor_spectrum
 
@@ -98,8 +98,8 @@ def squeeze_adapter(
     targets = [_target(name, spectrum) for name, spectrum in spectra.items()]
     sizes = {name: spectrum.sigma for name, spectrum in spectra.items()}
     evidence = Evidence(str(adapter.base_model or ""), "", tuple(targets), tuple(targets), {"delta": sizes}, {}, 1)
-    shares = share_by_threshold(targets, sizes, parse_budget(budget, evidence).parameters, limits or Limits())
-    ranks = {target.module: shares.ranks[target.name] for target in targets}
+    allocation = allocate_by_threshold(targets, sizes, parse_budget(budget, evidence).parameters, limits or Limits())
+    ranks = {target.module: allocation.ranks[target.name] for target in targets}
     if not any(ranks.values()):
         raise RequestError(
             f"{path}: every rank is 0: the adapter changes nothing, or the budget {budget} is too small."
@@ -107,15 +107,15 @@ def squeeze_adapter(
     with atomic_folder(out) as folder:
         _write(folder, adapter, spectra, scales, ranks)
     whole = sum(float(np.sum(sigma**2)) for sigma in sizes.values())
-    held = sum(float(np.sum(sizes[t.name][: shares.ranks[t.name]] ** 2)) for t in targets)
+    held = sum(float(np.sum(sizes[t.name][: allocation.ranks[t.name]] ** 2)) for t in targets)
     return Squeezed(
         str(out),
-        shares.cost(targets),
+        allocation.cost(targets),
         adapter.parameters,
         ranks,
         held / whole,
         max(0.0, 1 - held / whole) ** 0.5,
-        float(shares.threshold or 0.0),
+        float(allocation.threshold or 0.0),
         max(ranks.values()),
     )
 

@@ -1,10 +1,10 @@
 """From tables to a rank for every matrix under one budget."""
 
+from glmspectra.ranks.allocation import Allocation, Limits
 from glmspectra.ranks.budget import Budget, default_budget, parse_budget
 from glmspectra.ranks.criteria import CRITERIA, available
 from glmspectra.ranks.evidence import FOUR_MATRICES, Evidence, Target, gather
 from glmspectra.ranks.peft_form import lora_args, ranks_file
-from glmspectra.ranks.sharing import Limits, Shares
 from glmspectra.ranks.stability import Stability, between_runs, between_steps, pilot_rank, stability
 from glmspectra.ranks.suggest import (
     Suggestion,
@@ -19,10 +19,10 @@ from glmspectra.ranks.suggest import (
 __all__ = [
     "CRITERIA",
     "FOUR_MATRICES",
+    "Allocation",
     "Budget",
     "Evidence",
     "Limits",
-    "Shares",
     "Stability",
     "Suggestion",
     "Target",

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from glmspectra.errors import RequestError
 from glmspectra.json_files import write_json
 from glmspectra.ranks import report
+from glmspectra.ranks.allocation import Limits
 from glmspectra.ranks.budget import Budget, default_budget, parse_budget
 from glmspectra.ranks.evidence import Evidence, gather
 from glmspectra.ranks.exports import EXPORTS
 from glmspectra.ranks.peft_form import DEFAULT_SCALE
-from glmspectra.ranks.sharing import Limits
 from glmspectra.ranks.stability import Stability, between_runs, between_steps
 from glmspectra.ranks.suggest import Suggestion, budget_curve, check_criterion, default_criterion, suggest_all
 from glmspectra.store import Run

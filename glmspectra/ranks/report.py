@@ -101,9 +101,9 @@ def facts(
         by_kind.setdefault(target.matrix, []).append(chosen.ranks[target.name])
     return {
         "criterion": chosen.criterion,
-        "how": chosen.shares.how,
-        "gap": chosen.shares.gap,
-        "threshold": chosen.shares.threshold,
+        "how": chosen.allocation.how,
+        "gap": chosen.allocation.gap,
+        "threshold": chosen.allocation.threshold,
         "budget": chosen.budget.text,
         "budget_parameters": chosen.budget.parameters,
         "parameters": chosen.parameters,
@@ -111,7 +111,7 @@ def facts(
         "matrices": len(chosen.targets),
         "without_adapter": [t.name for t in chosen.targets if chosen.ranks[t.name] == 0],
         "max_lora_rank": max(chosen.ranks.values()),
-        "at_cap": list(chosen.shares.capped),
+        "at_cap": list(chosen.allocation.capped),
         "by_matrix": {k: {"mean": sum(v) / len(v), "min": min(v), "max": max(v)} for k, v in by_kind.items()},
         "moved_from_uniform": from_uniform,
         "uniform_parameters": uniform.parameters if uniform else None,
@@ -149,9 +149,10 @@ def lines(
             f"At all the directions that the tables know of: {len(told['at_cap'])} of the matrices (such as "
             f"{told['at_cap'][0]}); a pilot of a larger rank might give them more."
         )
-    if chosen.shares.gap > 0:
+    if chosen.allocation.gap > 0:
         said.append(
-            f"Greedy: at most {chosen.shares.gap:.3g} of {chosen.shares.value or 0:.3g} is missing to the optimum."
+            f"Greedy: at most {chosen.allocation.gap:.3g} of {chosen.allocation.value or 0:.3g} may be missing to the "
+            "optimum."
         )
     said += _what_a_budget_holds(told, curve)
     said += [found.sentence(f"{found.pilots} {name}") for name, found in stabilities.items()]
@@ -164,7 +165,7 @@ def _heading(chosen: Suggestion, told: Mapping[str, Any]) -> str:
     unspent = 1 - chosen.parameters / chosen.budget.parameters
     rest = f", {unspent:.1%} of the budget is not spent" if unspent >= 0.001 else ""
     return (
-        f"Ranks by {chosen.criterion} ({chosen.shares.how}): {chosen.parameters:,} trainable parameters, "
+        f"Ranks by {chosen.criterion} ({chosen.allocation.how}): {chosen.parameters:,} trainable parameters, "
         f"{told['bytes'] / 2**20:.1f} MiB in float32, for {chosen.budget.text} = {chosen.budget.parameters:,}{rest}."
     )
 

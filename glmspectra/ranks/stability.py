@@ -7,9 +7,9 @@ from itertools import combinations
 import numpy as np
 
 from glmspectra.errors import RequestError
+from glmspectra.ranks.allocation import Limits
 from glmspectra.ranks.budget import Budget
 from glmspectra.ranks.evidence import Evidence, gather, mean_spectra
-from glmspectra.ranks.sharing import Limits
 from glmspectra.ranks.suggest import moved_share, suggest
 from glmspectra.store import Run
 

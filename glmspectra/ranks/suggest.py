@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from glmspectra.errors import RequestError
+from glmspectra.ranks.allocation import (
+    Allocation,
+    Limits,
+    allocate_by_gains,
+    allocate_by_scores,
+    allocate_by_threshold,
+    round_ranks,
+)
 from glmspectra.ranks.budget import Budget
 from glmspectra.ranks.criteria import available, find
 from glmspectra.ranks.evidence import Evidence, Target
-from glmspectra.ranks.sharing import (
-    Limits,
-    Shares,
-    share_by_threshold,
-    share_gains,
-    share_real,
-    share_scores,
-)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ UNIFORM_WITHIN = 0.05
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Ranks by one criterion. criterion: as asked for, with options. shares: the ranks and how they were
+    """Ranks by one criterion. criterion: as asked for, with options. allocation: the ranks and how they were
     found.
     """
 
@@ -38,16 +38,16 @@ class Suggestion:
     budget: Budget
     limits: Limits
     targets: tuple[Target, ...]
-    shares: Shares
+    allocation: Allocation
 
     @property
     def ranks(self) -> dict[str, int]:
-        return self.shares.ranks
+        return self.allocation.ranks
 
     @property
     def parameters(self) -> int:
         """Trainable parameters of these ranks."""
-        return self.shares.cost(self.targets)
+        return self.allocation.cost(self.targets)
 
 
 def default_criterion(evidence: Evidence) -> str:
@@ -77,11 +77,11 @@ def suggest(evidence: Evidence, criterion: str, budget: Budget, limits: Limits |
     or missing tables.
     """
     limits = limits or Limits()
-    shares = _shares(evidence, criterion, budget.parameters, limits)
-    return Suggestion(criterion, budget, limits, evidence.targets, shares)
+    allocation = _allocate(evidence, criterion, budget.parameters, limits)
+    return Suggestion(criterion, budget, limits, evidence.targets, allocation)
 
 
-def _shares(evidence: Evidence, text: str, parameters: int, limits: Limits) -> Shares:
+def _allocate(evidence: Evidence, text: str, parameters: int, limits: Limits) -> Allocation:
     kind, _, rest = text.partition(":")
     if kind == "type":
         return _pooled(evidence, rest or default_criterion(evidence), parameters, limits)
@@ -92,10 +92,12 @@ def _shares(evidence: Evidence, text: str, parameters: int, limits: Limits) -> S
         raise RequestError(f"--criterion {text}: {_how_to_get(entry.needs)}")
     answer = entry.measure(evidence, option)
     if entry.kind == "gain":
-        return share_gains(evidence.targets, _arrays(answer), parameters, limits)
+        return allocate_by_gains(evidence.targets, _arrays(answer), parameters, limits)
     if entry.kind == "threshold":
-        return share_by_threshold(evidence.targets, _arrays(answer), parameters, limits)
-    return share_scores(evidence.targets, {name: float(value) for name, value in answer.items()}, parameters, limits)
+        return allocate_by_threshold(evidence.targets, _arrays(answer), parameters, limits)
+    return allocate_by_scores(
+        evidence.targets, {name: float(value) for name, value in answer.items()}, parameters, limits
+    )
 
 
 def _arrays(answer: Mapping[str, "np.ndarray | float"]) -> dict[str, np.ndarray]:
@@ -111,14 +113,14 @@ def _how_to_get(quantity: str) -> str:
     }[quantity]
 
 
-def _pooled(evidence: Evidence, text: str, parameters: int, limits: Limits) -> Shares:
+def _pooled(evidence: Evidence, text: str, parameters: int, limits: Limits) -> Allocation:
     """Every layer's rank of a kind of matrix replaced by the mean over layers."""
-    ranks = _shares(evidence, text, parameters, limits).ranks
+    ranks = _allocate(evidence, text, parameters, limits).ranks
     by_kind: dict[tuple[str, int, int], list[int]] = {}
     for target in evidence.targets:
         by_kind.setdefault((target.matrix, target.rows, target.cols), []).append(ranks[target.name])
     real = {t.name: float(np.mean(by_kind[t.matrix, t.rows, t.cols])) for t in evidence.targets}
-    return share_real(evidence.targets, real, parameters, limits)
+    return round_ranks(evidence.targets, real, parameters, limits)
 
 
 def _weights_of(text: str, rest: str) -> dict[str, float]:
@@ -138,14 +140,14 @@ def _weights_of(text: str, rest: str) -> dict[str, float]:
     return weights
 
 
-def _mixture(evidence: Evidence, text: str, rest: str, parameters: int, limits: Limits) -> Shares:
+def _mixture(evidence: Evidence, text: str, rest: str, parameters: int, limits: Limits) -> Allocation:
     weights = _weights_of(text, rest)
     total = sum(weights.values())
     real = dict.fromkeys((target.name for target in evidence.targets), 0.0)
     for name, weight in weights.items():
-        for target, rank in _shares(evidence, name, parameters, limits).ranks.items():
+        for target, rank in _allocate(evidence, name, parameters, limits).ranks.items():
             real[target] += weight / total * rank
-    return share_real(evidence.targets, real, parameters, limits)
+    return round_ranks(evidence.targets, real, parameters, limits)
 
 
 def suggest_all(evidence: Evidence, chosen: str, budget: Budget, limits: Limits | None = None) -> dict[str, Suggestion]:
@@ -237,8 +239,8 @@ def budget_curve(
         if not least <= parameters <= most:
             continue
         for name in dict.fromkeys((criterion, "uniform")):
-            shares = _shares(evidence, name, parameters, limits)
-            energy = kept_energy(evidence, quantity, shares.ranks)
+            allocation = _allocate(evidence, name, parameters, limits)
+            energy = kept_energy(evidence, quantity, allocation.ranks)
             rows.append((parameters, float(factor), name, quantity, energy))
     return pd.DataFrame(rows, columns=["parameters", "share_of_budget", "criterion", "quantity", "energy"])
 

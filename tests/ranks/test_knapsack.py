@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmspectra.errors import RequestError
+from glmspectra.ranks.allocation import Limits, allocate_by_gains
 from glmspectra.ranks.evidence import Target
 from glmspectra.ranks.knapsack import choose
-from glmspectra.ranks.sharing import Limits, share_gains
 
 
 def brute_force(weights, values, capacity):
@@ -88,12 +88,12 @@ def test_the_published_models_size_is_solved_exactly_and_at_once():
     rng = np.random.default_rng(0)
     gains = {t.name: np.sort(rng.pareto(1.5, 64))[::-1] ** 2 for t in targets}
     budget = 12 * 28 * (4608 + 4096)
-    shares = share_gains(targets, gains, budget, Limits())
+    shares = allocate_by_gains(targets, gains, budget, Limits())
     assert shares.how == "best sum"
     assert shares.gap == 0
-    greedy = share_gains(targets, gains, budget, Limits(), seconds=0)
+    greedy = allocate_by_gains(targets, gains, budget, Limits(), seconds=0)
     assert greedy.how in ("greedy", "best sum")
     assert greedy.value <= shares.value <= greedy.value + greedy.gap
     assert shares.cost(targets) <= budget
     odd = [Target(t.name, t.layer, t.matrix, t.rows + 1, t.cols) for t in targets]
-    assert share_gains(odd, gains, 8_000_000, Limits()).how == "best sum", "no divisor, and still exact"
+    assert allocate_by_gains(odd, gains, 8_000_000, Limits()).how == "best sum", "no divisor, and still exact"

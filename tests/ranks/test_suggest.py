@@ -111,7 +111,7 @@ def test_what_the_tables_do_not_hold_is_refused_with_the_way_to_get_it():
 def test_the_delta_threshold_is_one_number_over_all_matrices(evidence):
     budget = parse_budget("like:r=4", evidence)
     suggestion = suggest(evidence, "delta-threshold", budget)
-    threshold = suggestion.shares.threshold
+    threshold = suggestion.allocation.threshold
     for target in evidence.targets:
         sigma = evidence.sigma["delta"][target.name]
         over = int(np.sum(sigma > threshold))

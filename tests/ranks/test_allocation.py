@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmspectra.errors import RequestError
+from glmspectra.ranks.allocation import Limits, allocate_by_gains, allocate_by_scores, allocate_by_threshold
 from glmspectra.ranks.evidence import Target
-from glmspectra.ranks.sharing import Limits, share_by_threshold, share_gains, share_scores
 
 
 def targets_of(*shapes: tuple[int, int]) -> list[Target]:
@@ -20,13 +20,13 @@ MIXED = targets_of((60, 40), (40, 40), (200, 40), (40, 100), (64, 64))
 
 def test_equal_scores_give_equal_ranks_and_spend_the_whole_budget():
     budget = sum(7 * t.cost for t in MIXED)
-    shares = share_scores(MIXED, {t.name: 3.3 for t in MIXED}, budget, Limits())
+    shares = allocate_by_scores(MIXED, {t.name: 3.3 for t in MIXED}, budget, Limits())
     assert set(shares.ranks.values()) == {7}
     assert shares.cost(MIXED) == budget
 
 
 def test_a_remainder_is_spread_over_the_layers():
-    shares = share_scores(EQUAL, {t.name: 1.0 for t in EQUAL}, 100 * (10 * 4 + 3), Limits())
+    shares = allocate_by_scores(EQUAL, {t.name: 1.0 for t in EQUAL}, 100 * (10 * 4 + 3), Limits())
     more = [i for i, t in enumerate(EQUAL) if shares.ranks[t.name] == 5]
     assert len(more) == 3
     assert max(more) - min(more) > 4, "not the first three layers"
@@ -34,7 +34,7 @@ def test_a_remainder_is_spread_over_the_layers():
 
 def test_scores_are_followed_in_proportion():
     scores = {t.name: float(i + 1) for i, t in enumerate(EQUAL)}
-    shares = share_scores(EQUAL, scores, 100 * 110, Limits())
+    shares = allocate_by_scores(EQUAL, scores, 100 * 110, Limits())
     assert [shares.ranks[t.name] for t in EQUAL] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
 
 
@@ -55,9 +55,9 @@ def test_limits_and_budget_hold_for_any_scores(values, low, high, step, budget):
     scores = {t.name: v for t, v in zip(MIXED, values, strict=True)}
     if least > budget:
         with pytest.raises(RequestError, match="alone costs more"):
-            share_scores(MIXED, scores, budget, limits)
+            allocate_by_scores(MIXED, scores, budget, limits)
         return
-    shares = share_scores(MIXED, scores, budget, limits)
+    shares = allocate_by_scores(MIXED, scores, budget, limits)
     assert shares.cost(MIXED) <= budget
     for t in MIXED:
         rank = shares.ranks[t.name]
@@ -70,7 +70,7 @@ def test_limits_and_budget_hold_for_any_scores(values, low, high, step, budget):
 def test_one_threshold_keeps_exactly_what_is_over_it():
     rng = np.random.default_rng(1)
     sizes = {t.name: np.sort(rng.exponential(size=30))[::-1] for t in EQUAL}
-    shares = share_by_threshold(EQUAL, sizes, 100 * 57, Limits())
+    shares = allocate_by_threshold(EQUAL, sizes, 100 * 57, Limits())
     assert shares.cost(EQUAL) == 100 * 57
     pooled = np.sort(np.concatenate(list(sizes.values())))[::-1]
     assert shares.threshold == pooled[57], "the first direction that did not fit"
@@ -83,11 +83,11 @@ def test_matrices_at_the_pilots_cap_are_reported_and_zeros_are_not_bought():
     sizes = {t.name: np.array([3.0, 2.0, 1.0]) for t in EQUAL}
     sizes[EQUAL[0].name] = np.array([3.0, 0.0, 0.0])
     sizes[EQUAL[1].name] = np.zeros(0)
-    shares = share_by_threshold(EQUAL, sizes, 10**6, Limits())
+    shares = allocate_by_threshold(EQUAL, sizes, 10**6, Limits())
     assert shares.ranks[EQUAL[0].name] == 1
     assert shares.ranks[EQUAL[1].name] == 0
     assert shares.capped == tuple(t.name for t in EQUAL[2:])
-    gains = share_gains(EQUAL, sizes, 10**6, Limits())
+    gains = allocate_by_gains(EQUAL, sizes, 10**6, Limits())
     assert gains.ranks == shares.ranks
     assert gains.capped == shares.capped
 
@@ -95,7 +95,7 @@ def test_matrices_at_the_pilots_cap_are_reported_and_zeros_are_not_bought():
 def test_a_threshold_in_blocks_keeps_to_the_multiple():
     rng = np.random.default_rng(2)
     sizes = {t.name: np.sort(rng.exponential(size=30))[::-1] for t in EQUAL}
-    shares = share_by_threshold(EQUAL, sizes, 100 * 57, Limits(min_rank=1, max_rank=8, multiple_of=4))
+    shares = allocate_by_threshold(EQUAL, sizes, 100 * 57, Limits(min_rank=1, max_rank=8, multiple_of=4))
     assert set(shares.ranks.values()) <= {4, 8}
     assert shares.cost(EQUAL) == 100 * 56
 

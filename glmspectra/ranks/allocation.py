@@ -53,7 +53,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Shares:
+class Allocation:
     """ranks: name -> rank, 0 included. how: the way they were found. threshold: the global one, for kind
     'threshold'.
     gap: what the value may fall short of the optimum, where the solver ran out of time.
@@ -71,13 +71,13 @@ class Shares:
         return sum(self.ranks[target.name] * target.cost for target in targets)
 
 
-def share_gains(
+def allocate_by_gains(
     targets: Sequence[Target],
     gains: Mapping[str, np.ndarray],
     budget: int,
     limits: Limits,
     seconds: float = SECONDS,
-) -> Shares:
+) -> Allocation:
     """Ranks whose summed gains are the most that `budget` parameters buy. gains[name][i]: of direction i, 0
     or more.
     """
@@ -95,7 +95,7 @@ def share_gains(
     ranks = {
         target.name: int(option[pick]) for target, option, pick in zip(targets, options, choice.picks, strict=True)
     }
-    return Shares(
+    return Allocation(
         ranks,
         "best sum" if choice.exact else "greedy",
         value=choice.value,
@@ -104,9 +104,9 @@ def share_gains(
     )
 
 
-def share_by_threshold(
+def allocate_by_threshold(
     targets: Sequence[Target], sizes: Mapping[str, np.ndarray], budget: int, limits: Limits
-) -> Shares:
+) -> Allocation:
     """Keep every direction whose size is over one threshold, the lowest that the budget allows.
 
     sizes[name]: descending, the same unit in all matrices. Directions are taken from the largest down; the
@@ -142,12 +142,14 @@ def share_by_threshold(
         left -= cost
         ranks[name] += step
         offer(name)
-    return Shares(
+    return Allocation(
         ranks, "one global threshold", threshold=threshold or 0.0, capped=_capped(targets, ranks, sizes, limits)
     )
 
 
-def share_scores(targets: Sequence[Target], scores: Mapping[str, float], budget: int, limits: Limits) -> Shares:
+def allocate_by_scores(
+    targets: Sequence[Target], scores: Mapping[str, float], budget: int, limits: Limits
+) -> Allocation:
     """Ranks in proportion to scores (0 or more): the same factor for all, clipped to the limits, rounded by
     largest remainder.
     """
@@ -165,7 +167,7 @@ def share_scores(targets: Sequence[Target], scores: Mapping[str, float], budget:
     values = values / values.max()
     values[values < 1e-12] = 0.0  # too small to count, and their inverse would overflow
     ranks = _round(targets, _proportional(values, costs, low, high, budget), budget, limits)
-    return Shares(ranks, "every score is 0: uniform" if nothing else "largest remainder")
+    return Allocation(ranks, "every score is 0: uniform" if nothing else "largest remainder")
 
 
 def _proportional(values: np.ndarray, costs: np.ndarray, low: np.ndarray, high: np.ndarray, budget: int) -> np.ndarray:
@@ -208,13 +210,13 @@ def _round(targets: Sequence[Target], real: np.ndarray, budget: int, limits: Lim
     return ranks
 
 
-def share_real(targets: Sequence[Target], real: Mapping[str, float], budget: int, limits: Limits) -> Shares:
+def round_ranks(targets: Sequence[Target], real: Mapping[str, float], budget: int, limits: Limits) -> Allocation:
     """Round ranks that are already real numbers within the budget (mixtures, means over layers) by largest
     remainder.
     """
     values = np.array([real[target.name] for target in targets], dtype=np.float64)
     high = np.array([float(limits.highest(target)) for target in targets])
-    return Shares(_round(targets, np.clip(values, limits.lowest, high), budget, limits), "largest remainder")
+    return Allocation(_round(targets, np.clip(values, limits.lowest, high), budget, limits), "largest remainder")
 
 
 def _capped(
