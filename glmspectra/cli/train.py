@@ -144,7 +144,7 @@ def _train(
 
     from glmspectra.cli.console import stderr
     from glmspectra.cli.libraries import library_log
-    from glmspectra.figures import write_training_curves, write_training_report
+    from glmspectra.figures import write_overview, write_training_curves, write_training_report
     from glmspectra.tuning.training.run import run_training
 
     main = os.environ.get("RANK", "0") == "0"
@@ -160,6 +160,7 @@ def _train(
     finished_before = result.get("finished_before", False)
     if report and not finished_before and main:
         result["report"] = str(write_training_report([output], Path("reports") / output.name))
+        write_overview(Path("reports"))
     lines = [
         f"{result['method']}: {result['steps']} steps, training loss {result['train_loss']:.4f}"
         + (

@@ -91,7 +91,6 @@ def write_evaluation(out: Path, model: str, adapter: str | None, outcome: Outcom
         answers=answers,
         asked=asked,
         summary=summary_of("evaluate", name, evidence, findings) | _summary(outcome.scores),
-        home=False,
     )
     return write_page(out, page)
 

@@ -38,7 +38,7 @@ def write_overview(reports: Path) -> Path | None:
         [_row(folder, told) for folder, told in found],
         both("page-overview-caption", count=len(found)),
     )
-    page = Page("overview", both("page-title-overview"), both("page-lead-overview"), reports=grid, home=False)
+    page = Page("overview", both("page-title-overview"), both("page-lead-overview"), reports=grid)
     return write_page(reports, page)
 
 

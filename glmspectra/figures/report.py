@@ -21,7 +21,7 @@ from glmspectra.figures.rank_tables import RANK_TABLE, budget_of, check_columns
 from glmspectra.figures.tables import RunTables, Tables, has, in_layers, layers_of, pick, whole_matrices
 from glmspectra.figures.training_log import TrainingRun, read_runs, read_samples
 from glmspectra.figures.words import number
-from glmspectra.figures.writing import Cell, Grid, Page, plain, relative_home, write_page
+from glmspectra.figures.writing import Grid, Page, plain, write_page
 from glmspectra.language import Words, both
 from glmspectra.store.columns import COLUMNS, REAL, WHOLE
 
@@ -120,7 +120,6 @@ def write_tables_report(
         payload_of(evidence, budget_curve),
         runs=runs_grid(runs) if runs else None,
         summary=summary_of(kind, name, evidence, findings),
-        home=relative_home(Path(out), Path(out).parent),
     )
     path = write_page(Path(out), page)
     if svg:
@@ -388,7 +387,6 @@ def draw_svg(
 
 __all__ = [
     "REPORTS",
-    "Cell",
     "write_comparison",
     "write_report",
     "write_tables_report",

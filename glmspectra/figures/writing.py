@@ -3,7 +3,6 @@
 The assets lie in `page/`: a template, a style sheet, scripts that are put one after the other, and two libraries.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from glmspectra.language.catalogue import chosen, current
 
 ASSETS = Path(__file__).parent / "page"
 GENERATOR = "glmspectra"
+REPORTS = "reports"
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 # In the order in which they need one another.
 SCRIPTS = (
@@ -81,7 +81,6 @@ class Page:
         answers: Answers as cards; asked: what all questions begin with.
         files: Where everything lies, a sentence each.
         summary: What an overview lists of this page.
-        home: True where an overview lies at ../index.html.
     """
 
     kind: str
@@ -98,7 +97,6 @@ class Page:
     asked: str = ""
     files: Sequence[Words] = ()
     summary: Json = field(default_factory=dict)
-    home: bool = True
 
 
 def in_both(words: Words) -> Markup:
@@ -149,6 +147,7 @@ def write_page(folder: Path, page: Page) -> Path:
         .get_template("page.html.jinja")
         .render(
             page=page,
+            home=folder.resolve().parent.name == REPORTS,  # there an overview lies beside the pages' folders
             language=current(),
             style=_asset("page.css"),
             libraries=[_asset("vendor", name) for name in LIBRARIES] if page.payload else [],
@@ -177,11 +176,6 @@ def written_here(path: Path) -> str | None:
     except OSError:
         return None
     return text if f'name="generator" content="{GENERATOR}' in text[:3000] else None
-
-
-def relative_home(folder: Path, reports: Path) -> bool:
-    """True where `folder` lies directly in `reports`, whose overview a page then leads to."""
-    return os.path.abspath(folder.parent) == os.path.abspath(reports)
 
 
 def plain(value: str, *, number: bool = False, link: str = "") -> Cell:
