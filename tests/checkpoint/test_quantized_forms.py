@@ -181,6 +181,11 @@ def test_bitsandbytes_4bit_with_a_part_missing(tmp_path):
     save_file(parts, tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path) as checkpoint, pytest.raises(CheckpointError, match=r"nested_absmax is missing"):
         checkpoint.read(name)
+    for code in (".quant_map", ".nested_quant_map"):
+        spoilt = parts | {name + ".nested_absmax": torch.zeros(1), name + code: torch.zeros(3)}
+        save_file(spoilt, tmp_path / "model.safetensors")
+        with open_checkpoint(tmp_path) as checkpoint, pytest.raises(CheckpointError, match="do not belong together"):
+            checkpoint.read(name)
     state = name + ".quant_state.bitsandbytes__nf4"
     parts[name + ".nested_absmax"] = torch.zeros(1)
     parts[state] = torch.tensor(list(json.dumps({"quant_type": "nf4"}).encode()), dtype=torch.uint8)

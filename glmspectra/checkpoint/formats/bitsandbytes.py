@@ -20,6 +20,7 @@ from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlik
 from glmspectra.errors import CheckpointError
 
 STATE_PREFIX = ".quant_state.bitsandbytes__"
+CODES = {"quant_map": 16, "nested_quant_map": 256}  # values of each code
 MAXIMUM_STATE = 1 << 16  # bytes; some 200 are usual
 STATE_SUFFIXES = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 
@@ -68,6 +69,7 @@ def _four_bits(name: str, state_name: str, files: Files) -> Logical:
         min(state.shape, default=0) < 0
         or math.prod(files.stored[name].shape) != -(-count // 2)
         or math.prod(files.stored[name + ".absmax"].shape) != -(-count // state.blocksize)
+        or any(math.prod(files.stored[part].shape) != CODES[part.rpartition(".")[2]] for part in needed[1::2])
     ):
         fault = (
             f"{unlike(f'bitsandbytes {state.kind}', files, name, name + '.absmax')}; its state says {list(state.shape)}"
