@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from glmspectra.cli.options import Json, Model, Quiet
+from glmspectra.cli.options import Json, Model, Quiet, ShardSize
 
 
 def merge(
@@ -16,36 +16,55 @@ def merge(
         str | None,
         typer.Option("--dtype", help="float32, bfloat16 or float16; absent: as the base.", show_default=False),
     ] = None,
-    shard_size: Annotated[float, typer.Option("--shard-size", help="Largest file, in GiB.")] = 2.0,
+    shard_size: ShardSize = 5.0,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Load both models afterwards and compare their logits; needs the memory."),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Base and adapter into one checkpoint, in the base's original precision, one tensor at a time on the
-    CPU.
+    """Base and adapter into one checkpoint, in the base's original precision, one tensor at a time on the CPU.
+
+    What was written is read back: each changed layer is held against base and adapter on random inputs.
 
     Example: glmspectra merge runs/train/final_adapter --model chatglm2-6b --out chatglm2-6b-tuned
     """
     from glmspectra.checkpoint.writing import merge as merging
+    from glmspectra.checkpoint.writing.shards import shard_bytes
     from glmspectra.cli.console import finish
     from glmspectra.cli.libraries import hush
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.cli.progress_line import counting
-    from glmspectra.errors import RequestError
+    from glmspectra.errors import CheckpointError, RequestError
 
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise RequestError(f"--dtype {dtype}: write float32, bfloat16 or float16.")
-    if shard_size <= 0:
-        raise RequestError(f"--shard-size {shard_size}: write a number above 0.")
+    size = shard_bytes(shard_size)
     hush()
     import torch
 
     with counting(quiet) as progress:
+        base = choose_model(model)
         result = merging.merge(
-            choose_model(model),
+            base,
             adapter,
             out,
             None if dtype is None else getattr(torch, dtype),
-            int(shard_size * 2**30),
+            size,
             None if progress is None else lambda done, count: progress("merging", done, count),
         )
-    finish(result.as_dict(), result.lines(), as_json)
+    facts, lines = result.as_dict(), result.lines()
+    if verify:
+        from glmspectra.tuning.inference.merged_check import logits_apart
+
+        apart = logits_apart(base, adapter, out)
+        limit = 1e-4 + 20 * torch.finfo(getattr(torch, result.dtype or "float32")).eps
+        if apart > limit:
+            raise CheckpointError(
+                f"{out}: its logits are {apart:.1e} from those of base and adapter, relative, where {limit:.1e} is the "
+                "most to be expected: do not use it, and report this."
+            )
+        facts["logits_apart"] = apart
+        lines.append(f"Loaded and compared: logits of merged model and of base with adapter at most {apart:.1e} apart.")
+    finish(facts, lines, as_json)

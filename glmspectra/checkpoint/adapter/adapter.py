@@ -246,7 +246,7 @@ class Adapter:
 
     def _add_bias(self, at: Callable[[str], TensorChange], module: str, bias: torch.Tensor, base: BaseLayout) -> None:
         name = f"{module}.bias"
-        if not base.find(name):
+        if not base.find(name) and name not in base.tied:
             raise CheckpointError(
                 f"{self.path}: lora_bias adds to the bias of {module}, which has none in the base; PEFT refuses it."
             )

@@ -5,8 +5,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from glmspectra.checkpoint.adapter.config import CONFIG_FILE
 from glmspectra.checkpoint.adapter.start import INITIAL_FOLDERS
+from glmspectra.checkpoint.adapter.stored import foreign_form
 from glmspectra.errors import CheckpointError, RequestError
 
 FINAL_ADAPTER = "final_adapter"  # where a run keeps its last state
@@ -30,6 +33,7 @@ def tuned_checkpoints(path: Path | str) -> list[TunedCheckpoint]:
     """
     path = Path(path)
     if path.is_file():
+        _refuse_foreign(path)
         return [TunedCheckpoint(path, None, False)]
     if not path.is_dir():
         raise RequestError(f"{path}: there is no such folder.")
@@ -72,9 +76,26 @@ def _state_in(folder: Path) -> tuple[Path, bool] | None:
             f"{folder}: holds {weights[0].name} and no {CONFIG_FILE}, without which an adapter's scale is not known: "
             "copy it from where it was trained."
         )
+    for path in weights:
+        _refuse_foreign(path)
     if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.gguf")):
         return folder, False
     return None
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raises RequestError for LoRA in the form of another program, by its tensors' names; they are not read."""
+    if path.suffix != ".safetensors":
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            form = foreign_form(file.keys())
+    except (SafetensorError, OSError):
+        return  # whoever opens it says what is wrong
+    if form:
+        raise RequestError(
+            f"{path}: is LoRA in the form of {form}, which is not read; convert it to PEFT's form first."
+        )
 
 
 def _is_named_adapter(folder: Path) -> bool:

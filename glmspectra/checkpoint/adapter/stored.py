@@ -29,7 +29,7 @@ _SAVED = re.compile(r"\.modules_to_save(?:\.[^.]+(?=\.[^.]+$))?(?=\.)")
 _FOREIGN = (
     (re.compile(r"\.lora_(?:down|up)\.|^lora_(?:unet|te\d?|prior)_"), "Kohya's sd-scripts (lora_down, lora_up)"),
     (re.compile(r"\.lora\.(?:down|up)\.|_lora\.(?:down|up)\."), "diffusers' first versions (lora.down, lora.up)"),
-    (re.compile(r"\.hada_w\d|\.lokr_w\d"), "LyCORIS (hada, lokr)"),
+    (re.compile(r"\.hada_w\d|\.lokr_w\d|^diffusion_model\..*\.lora_[AB]\."), "LyCORIS or a diffusion model's own"),
 )
 
 
@@ -57,11 +57,12 @@ def read_stored(path: Path) -> StoredAdapter:
     stored = _load(file)
     if form := foreign_form(stored):
         raise CheckpointError(f"{file}: is LoRA in the form of {form}; convert it to PEFT's form first.")
-    found = StoredAdapter()
+    found, saved = StoredAdapter(), {}
     for key, tensor in stored.items():
         if not tensor.is_floating_point():
             raise CheckpointError(f"{file}: {key} holds {str(tensor.dtype).removeprefix('torch.')}, no floating point.")
-        _sort_in(file, found, key, tensor)
+        _sort_in(file, found, saved, key, tensor)
+    found.whole |= saved  # of a module with a bias and bias="all" PEFT also saves the original's, which is not used
     if not found.factors:
         raise CheckpointError(f"{file}: no factors in it; its tensors are {shortened(list(stored)) or 'none'}.")
     return found
@@ -72,7 +73,7 @@ def foreign_form(keys: Iterable[str]) -> str | None:
     return next((name for key in keys for pattern, name in _FOREIGN if pattern.search(key)), None)
 
 
-def _sort_in(file: Path, found: StoredAdapter, key: str, tensor: torch.Tensor) -> None:
+def _sort_in(file: Path, found: StoredAdapter, saved: dict[str, torch.Tensor], key: str, tensor: torch.Tensor) -> None:
     name = key.removeprefix(_PREFIX)
     if _WITHOUT_EFFECT.search(name):
         return
@@ -88,7 +89,11 @@ def _sort_in(file: Path, found: StoredAdapter, key: str, tensor: torch.Tensor) -
     elif "lora_" in name or "trainable_tokens" in name:
         raise CheckpointError(f"{file}: the tensor {key!r} belongs to a variant of LoRA that is not read here.")
     else:
-        _put(file, found.whole, _plain(_SAVED.sub("", name).replace(".token_adapter", "")), tensor, key)
+        plain = _plain(_SAVED.sub("", name).replace(".token_adapter", ""))
+        if ".modules_to_save." in name:
+            saved[plain] = tensor
+        else:
+            _put(file, found.whole, plain, tensor, key)
 
 
 def _put(file: Path, table: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, key: str) -> None:

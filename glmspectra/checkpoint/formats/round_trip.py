@@ -1,5 +1,7 @@
 """A weight through a quantised form and back: what NF4, int8 and ChatGLM2's int4 keep of it."""
 
+from types import ModuleType
+
 import torch
 
 from glmspectra.checkpoint.formats.chatglm_int import dequantize_rows, quantize_rows
@@ -31,17 +33,22 @@ def quantized_copy(weight: torch.Tensor, form: str) -> torch.Tensor:
 
 
 def _int8_rows(weight: torch.Tensor) -> torch.Tensor:
-    """Through int8 by rows as bitsandbytes does (LLM.int8(), Dettmers et al. 2022, without its outlier columns)."""
-    scale = weight.abs().amax(dim=1, keepdim=True) / 127
-    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return torch.round(weight / safe).clamp(-127, 127) * scale
+    """Through int8 by rows as bitsandbytes' Int8Params does it: rounded to float16 first."""
+    functional = _bitsandbytes("int8")
+    packed, scale, _ = functional.int8_vectorwise_quant(weight.half().contiguous())
+    return functional.int8_vectorwise_dequant(packed, scale).to(torch.float32)
 
 
-def _through_bitsandbytes(weight: torch.Tensor, form: str) -> torch.Tensor:
+def _bitsandbytes(form: str) -> ModuleType:
     try:
         from bitsandbytes import functional
     except ImportError:
-        raise MissingExtraError("bitsandbytes", "qlora", f"quantising to {form}") from None
+        raise MissingExtraError("bitsandbytes", "qlora", f"quantizing to {form}") from None
+    return functional
+
+
+def _through_bitsandbytes(weight: torch.Tensor, form: str) -> torch.Tensor:
+    functional = _bitsandbytes(form)
     packed, state = functional.quantize_4bit(
         weight.contiguous(), blocksize=NF4_BLOCK, compress_statistics=False, quant_type=form
     )

@@ -23,15 +23,16 @@ from glmspectra.checkpoint.adapter.change import TensorChange
 from glmspectra.checkpoint.adapter.layout import EMBEDDING, BaseLayout
 from glmspectra.checkpoint.names import OUTPUT, place_of
 from glmspectra.checkpoint.reader import Checkpoint, open_checkpoint
-from glmspectra.checkpoint.writing.shards import Planned, plan_shards, write_shard
+from glmspectra.checkpoint.writing.folder import Tensors, write_checkpoint
+from glmspectra.checkpoint.writing.shards import SHARD_BYTES, Planned
 from glmspectra.embedded import locate_model
 from glmspectra.errors import CheckpointError, RequestError
-from glmspectra.files import atomic_folder, check_target
+from glmspectra.files import check_target
 
-SHARD_BYTES = 2 << 30
 NOT_COPIED = (".safetensors", ".bin", ".gguf", ".index.json", ".pt", ".pth", ".h5", ".msgpack")
 CHECK_INPUTS = 4  # random inputs of each changed layer
 VOCABULARY_KEYS = ("vocab_size", "padded_vocab_size")
+Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -101,7 +102,7 @@ def merge(
     out: Path,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Merged:
     """Write base + adapter to the folder `out`, whole or not at all, and check it.
 
@@ -122,7 +123,7 @@ def merge(
     folder = place if place.is_dir() else place.parent
     if out.resolve() == folder.resolve():
         raise RequestError(f"--out {out} is the base model's own folder; name another.")
-    check_target(out, "--out")
+    check_target(out, "--out")  # said before anything is read
     opened = open_adapter(Path(adapter))
     with open_checkpoint(place) as checkpoint:
         if checkpoint.form == "gguf":
@@ -131,10 +132,7 @@ def merge(
                 "from, or load and save it by transformers first."
             )
         work = _Merge(checkpoint, opened, dtype, Merged(str(out), str(place), str(adapter), opened.kind))
-        with atomic_folder(out) as staging:
-            work.write(staging, shard_bytes, progress)
-            work.check(staging)
-            _copy_rest(folder, Path(adapter), staging, work)
+        work.write(out, shard_bytes, lambda staging: _copy_rest(folder, Path(adapter), staging, work), progress)
     return work.report
 
 
@@ -179,9 +177,10 @@ class _Merge:
             count *= size
         return Planned(name, tuple(shape), target, count * target.itemsize)
 
-    def write(self, folder: Path, shard_bytes: int, progress: Callable[[int, int], None] | None) -> None:
-        """All tensors into shards of at most `shard_bytes`, with their index."""
-        shards = plan_shards(self.planned, shard_bytes)
+    def write(
+        self, out: Path, shard_bytes: int, others: Callable[[Path], list[str]], progress: Progress | None
+    ) -> None:
+        """All tensors into shards of at most `shard_bytes`, checked before the folder has its name."""
         types = {planned.name: planned.dtype for planned in self.planned}
         done = 0
 
@@ -192,18 +191,15 @@ class _Merge:
             if progress is not None:
                 progress(done, len(self.planned))
 
-        if len(shards) == 1:
-            names = ["model.safetensors"]
-        else:
-            names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-        for name, shard in zip(names, shards, strict=True):
-            write_shard(folder / name, shard, partial(self._result, types), release)
-        self.report.files = names
+        def finish(staging: Path) -> list[str]:
+            names = others(staging)
+            self.check(staging)
+            return names
+
+        tensors = Tensors(self.planned, partial(self._result, types), release, self.checkpoint.check_unchanged)
+        written = write_checkpoint(out, tensors, shard_bytes, finish, "merge")
+        self.report.files = sorted(written.shards)
         self.report.nbytes = sum(planned.nbytes for planned in self.planned)
-        if len(shards) > 1:
-            weight_map = {planned.name: name for name, shard in zip(names, shards, strict=True) for planned in shard}
-            index = {"metadata": {"total_size": self.report.nbytes}, "weight_map": weight_map}
-            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _result(self, types: Mapping[str, torch.dtype], name: str) -> torch.Tensor:
         stored = self.checkpoint.read(self._source(name))
@@ -323,8 +319,8 @@ def _configs(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [config, *(value for value in config.values() if isinstance(value, dict))]
 
 
-def _copy_rest(source: Path, adapter: Path, target: Path, work: _Merge) -> None:
-    """Configuration (without what says that the base was quantized), tokenizer and the like."""
+def _copy_rest(source: Path, adapter: Path, target: Path, work: _Merge) -> list[str]:
+    """Configuration (without what says that the base was quantized), tokenizer and the like; their names."""
     report = work.report
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name != "config.json" and not path.name.endswith(NOT_COPIED):
@@ -349,3 +345,4 @@ def _copy_rest(source: Path, adapter: Path, target: Path, work: _Merge) -> None:
             if report.vocabulary and inner.get(key) == report.vocabulary[0]:
                 inner[key] = report.vocabulary[1]
     (target / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return sorted(path.name for path in target.iterdir() if not path.name.endswith(NOT_COPIED))
