@@ -96,6 +96,11 @@ def test_forms_are_read_as_they_are(tmp_path, row, turns, form):
     assert [item.turns for item in read_file(tmp_path / "rows.json", Columns())] == [turns]  # one object is one row
 
 
+def test_several_forms_in_one_file_are_each_counted(tmp_path):
+    _, lines = read(write(tmp_path / "rows.jsonl", [{"question": "q", "answer": "a"}, {"messages": openai(Q, A)}]))
+    assert lines == ["rows.jsonl: 2 rows: 1 row of question and answer, 1 row of messages"]
+
+
 def test_columns_that_are_not_read_are_named_once(tmp_path):
     rows = [{"question": "q", "answer": "a", "id": 1, "source": "web"}, {"question": "r", "answer": "b", "id": 2}]
     _, lines = read(write(tmp_path / "rows.jsonl", rows))

@@ -48,12 +48,11 @@ class FileFacts:
     how: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        forms = ", ".join(
-            f"{counted(count, 'row')} of {form}" if len(self.forms) > 1 else form
-            for form, count in self.forms.most_common()
-        )
-        how = "".join(f"; {text}" for text in self.how)
-        lines = [f"{self.file}: {counted(self.rows, 'row')} of {forms or 'no form that is known'}{how}"]
+        if len(self.forms) > 1:
+            forms = ": " + ", ".join(f"{counted(count, 'row')} of {form}" for form, count in self.forms.most_common())
+        else:
+            forms = f" of {next(iter(self.forms), 'no form that is known')}"
+        lines = [f"{self.file}: {counted(self.rows, 'row')}{forms}{''.join(f'; {text}' for text in self.how)}"]
         if self.unread:
             named = ", ".join(f"{name} ({counted(count, 'row')})" for name, count in self.unread.most_common())
             lines.append(f"{self.file}: columns that are not read: {named}")
