@@ -1,4 +1,4 @@
-"""Rows on disk: a million of them take no more memory than their keys, some 50 bytes each."""
+"""Rows on disk: a million of them take no more memory than their keys, some 120 bytes each."""
 
 import array
 import hashlib
@@ -10,7 +10,7 @@ from typing import overload
 
 from glmspectra.tuning.data.rows import Row
 
-IN_MEMORY = 64 << 20  # bytes that are kept in memory before they go to the disk
+IN_MEMORY = 16 << 20  # bytes that are kept in memory before they go to the disk
 
 
 class RowStore(Sequence[Row]):
