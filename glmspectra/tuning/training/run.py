@@ -113,11 +113,11 @@ def run_training(
             held.enter_context(absent_again(output))
             held.enter_context(exclusive(output, "train", beside=True))
         arguments = request(settings, device)
-        with arguments.main_process_first(local=False):
+        inputs = load_inputs(settings, own_device(device))
+        with arguments.main_process_first(local=False):  # the others look at the folder after that
             moved = move_aside(output) if overwrite and _is_main() else None
         if moved is not None:
             say(f"the earlier run is now {moved}.")
-        inputs = load_inputs(settings, own_device(device))
         record = RunRecord.of(inputs, arguments.world_size)
         start = choose_start(settings, record, allow_changed)
         if start.finished is not None:
