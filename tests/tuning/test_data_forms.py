@@ -361,9 +361,11 @@ def test_what_is_kept_for_evaluation_is_kept_from_every_data_set(tmp_path):
     assert len(rows["train"]) == 7 + 3 * 7
 
 
-def test_a_store_gives_back_what_was_put_in(tmp_path):
+@pytest.mark.parametrize("in_memory", [1 << 20, 100])  # of which the second goes to the disk
+def test_a_store_gives_back_what_was_put_in(tmp_path, monkeypatch, in_memory):
+    monkeypatch.setattr("glmspectra.tuning.data.row_store.IN_MEMORY", in_memory)
     rows = [Row("f", n, (("user", f"问{n}"), ("assistant", "a")), True, (1,), "[]", "plain") for n in range(5)]
-    store = RowStore(rows)
+    store = RowStore(rows, tmp_path)
     assert list(store) == rows
     assert list(store.select([3, 1, 1])) == [rows[3], rows[1], rows[1]]
     assert store.select([3, 1]).select([1])[0] == rows[1]
