@@ -107,5 +107,5 @@ def _run(options: Any, fresh: bool, as_json: bool) -> None:
         for name in ("base", "suggested", "uniform")
         if name in found
     ]
-    lines += [*verdict(results), f"ranks:  {results['suggest']['ranks_file']}", f"report: {results['report']['page']}"]
+    lines += [verdict(results), f"ranks:  {results['suggest']['ranks_file']}", f"report: {results['report']['page']}"]
     finish(results, lines, as_json)

@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from glmspectra.figures import Outcome, read_training, write_loop
-from glmspectra.figures.findings import Scores
+from glmspectra.figures.findings import Evidence, Scores, find
 from glmspectra.figures.report import read_further
-from glmspectra.language import Words, both
+from glmspectra.language import Words, both, current, text
 from glmspectra.loop.options import LoopOptions
 from glmspectra.store import read_run
 
@@ -45,6 +45,12 @@ def outcome(results: Results) -> Outcome:
     parameters = {name: results[stage].get("trainable_parameters") for name, stage in TRAINED.items()}
     known = {name: int(count) for name, count in parameters.items() if count is not None}
     return Outcome(Scores(losses, differences, found.get("samples") or ()), known)
+
+
+def verdict(results: Results) -> str:
+    """What the comparison with uniform ranks can and cannot say, in the language in use."""
+    told = [found for found in find(Evidence(scores=outcome(results).scores)) if found.rule == "against-uniform"]
+    return getattr(told[0].words, current()) if told else text("terminal-no-control")
 
 
 def _facts(options: LoopOptions, results: Results) -> list[tuple[Words, str | Words]]:

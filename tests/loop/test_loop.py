@@ -14,7 +14,7 @@ from glmspectra.errors import ConfigError, RequestError, StoreError
 from glmspectra.figures.findings import Evidence, find
 from glmspectra.loop import STAGES, LoopOptions, run_loop
 from glmspectra.loop.state import LoopState
-from glmspectra.loop.story import outcome
+from glmspectra.loop.story import outcome, verdict
 
 CHILD = Path(__file__).with_name("loop_child.py")
 
@@ -114,6 +114,7 @@ def test_the_verdict_says_what_the_interval_says(low, high, words):
 def test_without_a_control_nothing_is_claimed():
     told = outcome({"evaluate": {"base": {"loss": 2.0}}, "train": {}, "control": {}})
     assert find(Evidence(scores=told.scores))[0].rule == "nothing"
+    assert "nothing is said" in verdict({"evaluate": {"base": {"loss": 2.0}}, "train": {}, "control": {}})
 
 
 @pytest.mark.parametrize(

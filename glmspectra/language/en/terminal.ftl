@@ -32,3 +32,4 @@ terminal-page-svg =
         [one] { $path } (and 1 SVG file)
        *[other] { $path } (and { $count } SVG files)
     }
+terminal-no-control = No control with uniform ranks was trained, so nothing is said about what the suggested ranks gained.

@@ -16,3 +16,4 @@ terminal-report = 报告：{ $path }
 terminal-drawing = 正在生成报告……
 terminal-overview = { $path }（全部报告）
 terminal-page-svg = { $path }（另有 { $count } 个 SVG 文件）
+terminal-no-control = 没有训练均匀秩的对照，因此不谈建议的秩有何收益。
