@@ -387,3 +387,12 @@ def test_questions_to_be_answered_are_read_from_the_same_rows():
         found = parse_question("f", 1, row, Columns(), facts)
         assert found.turns == (("user", "b"), ("assistant", "c"), Q)
     assert parse_question("f", 1, {"context": " "}, Columns(), facts).reason == "no question"
+
+
+def test_columns_as_the_command_line_names_them():
+    assert Columns.parse("context=Q, target=A") == Columns(context="Q", target="A")
+    for wrong in ("context", "question=Q", "context=Q,context=R", "context="):
+        with pytest.raises(
+            RequestError, match=r"^--columns .* is not ROLE=COLUMN with one of the roles context, target,"
+        ):
+            Columns.parse(wrong)

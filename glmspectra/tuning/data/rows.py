@@ -1,10 +1,10 @@
 """The one shape that every row of training data takes, a row that cannot be used, and the names of columns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from glmspectra.errors import RequestError
+from glmspectra.tuning.settings.models import parse_columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +55,15 @@ class Columns:
     tools: str | None = None
 
     @classmethod
-    def names(cls) -> list[str]:
-        return [item.name for item in fields(cls)]
-
-    @classmethod
     def parse(cls, text: str) -> "Columns":
-        """`context=question,target=answer`, as `--columns` takes it.
-
-        Raises:
-            RequestError: An entry is not of this form, or names what no column is for.
-        """
-        return cls(**parse_columns(text))
+        """`context=question,target=answer`, as `--columns` takes it. Raises RequestError."""
+        try:
+            return cls(**parse_columns(text))
+        except ValueError as fault:
+            raise RequestError(
+                f"--columns {text}: {fault}; for example --columns context=question,target=answer."
+            ) from None
 
     @classmethod
     def of(cls, named: Mapping[str, str] | None) -> "Columns":
         return cls(**(named or {}))
-
-
-def parse_columns(text: str) -> dict[str, str]:
-    """The names in `context=question,target=answer`. Raises RequestError as `Columns.parse` does."""
-    found: dict[str, Any] = {}
-    for pair in text.split(","):
-        name, equals, column = (part.strip() for part in pair.partition("="))
-        if not equals or not column or name not in Columns.names() or name in found:
-            raise RequestError(
-                f"--columns {text}: {pair.strip() or 'an empty entry'} is not NAME=COLUMN with one of the names "
-                f"{', '.join(Columns.names())}, each once; for example --columns context=question,target=answer."
-            )
-        found[name] = column
-    return found

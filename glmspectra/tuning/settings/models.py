@@ -1,6 +1,6 @@
 """The keys of `finetune_args.json` and `lora_args.json`: type, default, what each takes and what it means."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -19,7 +19,26 @@ _FLOATS = "one of auto, float32, bfloat16, float16"
 
 
 Template = Literal["auto", "plain", "chat"]
-ColumnNames = dict[Literal["context", "target", "messages", "input", "system", "history", "tools"], str]
+ColumnRole = Literal["context", "target", "messages", "input", "system", "history", "tools"]
+ColumnNames = dict[ColumnRole, str]
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """The names in `context=question,target=answer`, as `--columns` takes them.
+
+    Raises:
+        ValueError: An entry is not ROLE=COLUMN with a role that there is, each once.
+    """
+    found: dict[str, str] = {}
+    for pair in text.split(","):
+        role, _, column = (part.strip() for part in pair.partition("="))
+        if not column or role not in get_args(ColumnRole) or role in found:
+            raise ValueError(
+                f"{pair.strip() or 'an empty entry'} is not ROLE=COLUMN with one of the roles "
+                f"{', '.join(get_args(ColumnRole))}, each once"
+            )
+        found[role] = column
+    return found
 
 
 class DataSource(BaseModel):
@@ -169,9 +188,7 @@ class FinetuneArgs(BaseModel):
     def _from_option(cls, value: Any) -> Any:
         """`context=question,target=answer`, the form of `--columns`, is taken as well."""
         if isinstance(value, str):
-            return {
-                name.strip(): column.strip() for name, _, column in (pair.partition("=") for pair in value.split(","))
-            }
+            return parse_columns(value)
         return value
 
     @property
