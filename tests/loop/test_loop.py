@@ -93,7 +93,7 @@ def test_a_broken_state_file_is_one_sentence(tmp_path):
     asked = options(tmp_path)
     asked.out.mkdir()
     (asked.out / "loop.json").write_text('{"options": {')
-    with pytest.raises(StoreError, match=r"loop\.json cannot be read \(.*\): remove it, or name another folder"):
+    with pytest.raises(StoreError, match=r"loop\.json is not JSON \(.*\).*: remove it, or name another folder"):
         LoopState.open(asked)
 
 
