@@ -88,7 +88,7 @@ def parse_json(
     """The JSON value in `content`; `origin` names it in messages. Raises `error` as `read_json` does."""
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        numbers = {} if allow_nan else {"parse_constant": _no_constant, "parse_float": _finite}
+        numbers: dict[str, Any] = {} if allow_nan else {"parse_constant": _no_constant, "parse_float": _finite}
         value = json.loads(text, object_pairs_hook=_no_duplicates, **numbers)
         if "\\u" in text or not text.isascii():
             json.dumps(value, ensure_ascii=False).encode()  # refuses half of a surrogate pair

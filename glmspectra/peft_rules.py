@@ -43,7 +43,7 @@ class ModulePatterns:
                 table = self._whole if key.startswith("^") else self._endings
                 table.setdefault(re.sub(r"\\(.)", r"\1", key.removeprefix("^")), position)
             else:
-                self._expressions.append((position, _compiled(key, origin, error)))
+                self._expressions.append((position, _compiled(key, origin, error)))  # type: ignore[arg-type]  # classes hash
 
     def first(self, module: str) -> str | None:
         """The key that PEFT applies to the module of this full name, or None."""

@@ -10,6 +10,8 @@ from transformers import GlmConfig
 
 from glmspectra.chatglm2.configuration import ChatGLMConfig
 from glmspectra.chatglm2.conversion import chatglm_config, correspondences, glm_config
+from glmspectra.chatglm2.tokenization import VOCAB_FILE
+from glmspectra.chatglm2.tokenizer_json import CONFIG_FILE, fast_config, slow_config, write_fast_tokenizer
 from glmspectra.checkpoint import Checkpoint, open_checkpoint
 from glmspectra.checkpoint.writing.folder import Tensors, Written, write_checkpoint
 from glmspectra.checkpoint.writing.shards import SHARD_BYTES, Planned
@@ -125,7 +127,29 @@ def _write_others(checkpoint: Checkpoint, config: Any, folder: Path) -> list[str
     found = [name for name in ALIKE if (checkpoint.folder / name).is_file()]
     for name in found:
         _copy(checkpoint.folder / name, folder / name)
-    return found
+    return sorted({*found, *_write_tokenizer(checkpoint.folder, config.model_type, folder)})
+
+
+def _write_tokenizer(source: Path, model_type: str, folder: Path) -> list[str]:
+    """What the tokenizer needs in the other form: tokenizer.json for Glm, ChatGLM2's own class on the way back.
+
+    A tokenizer that has further tokens (ChatGLM3's roles) or is of another kind stays as it was copied.
+    """
+    if not (source / VOCAB_FILE).is_file():
+        return []
+    path = source / CONFIG_FILE
+    known = read_object(path) if path.is_file() else {}
+    if model_type != "glm":
+        if known.get("tokenizer_class") != fast_config()["tokenizer_class"]:
+            return []
+        write_json(folder / CONFIG_FILE, slow_config())
+        return [CONFIG_FILE]
+    if known.get("added_tokens_decoder") or known.get("additional_special_tokens"):
+        return []
+    try:
+        return write_fast_tokenizer(source / VOCAB_FILE, folder)
+    except RequestError:
+        return []
 
 
 def _copy(source: Path, target: Path) -> None:

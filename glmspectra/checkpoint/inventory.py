@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from glmspectra.checkpoint.records import TensorRecord
 
@@ -31,7 +32,7 @@ class TensorKind:
 
 def kinds(records: Iterable[TensorRecord]) -> list[TensorKind]:
     """Group tensors by short name, shape and dtype, in order of first depth."""
-    groups: dict[tuple, list[TensorRecord]] = {}
+    groups: dict[tuple[Any, ...], list[TensorRecord]] = {}
     for record in records:
         key = (
             record.matrix,

@@ -11,6 +11,7 @@ still measured, under its own name.
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 # The word before the layer's number; GPT-2 says `h`, T5 `block`, GGUF `blk`.
 LAYER = re.compile(r"^(?P<prefix>(?:.*?\.)??(?:layers|layer|h|blocks|block|blk))\.(?P<layer>[0-9]{1,6})\.(?P<rest>.+)$")
@@ -144,7 +145,7 @@ class Place:
     layer: int | None
     names: tuple[str, ...]
     kind: str
-    order: tuple
+    order: tuple[Any, ...]
     fused: str | None
     recognised: bool
 
@@ -194,7 +195,7 @@ def _row_of(prefix: str, module: str) -> tuple[int, Row | None]:
     return len(_rows), None
 
 
-def natural_order(text: str) -> tuple:
+def natural_order(text: str) -> tuple[Any, ...]:
     """A sort key by which `experts.10` follows `experts.9`."""
     # Numbers are compared as text of equal length, since a name may hold thousands of digits.
     words = re.split(r"([0-9]+)", text)

@@ -83,10 +83,13 @@ class Checkpoint:
         self._mapped: dict[tuple[str, int | None], dict[str, torch.Tensor]] = defaultdict(dict)
         self._identities = {file: identity_of(file) for file in located.files}
         self._files = {file.name: _open_file(file) for file in located.files}
-        self.stored = _merge(located, self._files)
-        self.config = self._read_config()
-        self._logical = assemble(self.stored, self.config, self.read_stored, str(self._config_path))
-        self.tensors = _records(self._logical, self.config)
+        self._index(_merge(located, self._files), self._read_config())
+
+    def _index(self, stored: dict[str, StoredTensor], config: dict[str, Any]) -> None:
+        """Make the logical tensors and their records of what is stored."""
+        self.stored, self.config = stored, config
+        self._logical = assemble(stored, config, self.read_stored, str(self._config_path))
+        self.tensors = _records(self._logical, config)
 
     def __enter__(self) -> "Checkpoint":
         return self

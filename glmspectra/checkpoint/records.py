@@ -1,6 +1,7 @@
 """What is known of a tensor before it is read."""
 
 from dataclasses import dataclass
+from typing import Any
 
 WHOLE = "whole"
 
@@ -76,7 +77,7 @@ class TensorRecord:
     quantization: str | None
     layer: int | None
     matrix: str
-    depth_order: tuple
+    depth_order: tuple[Any, ...]
     is_layer_matrix: bool
     is_recognised: bool
     floating: bool

@@ -1,5 +1,6 @@
 """`glmspectra convert`: .bin shards become safetensors shards, or the Glm form, without holding the model."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,14 +9,17 @@ from glmspectra.cli.options import Json, Model, Out, Quiet, ShardSize
 
 FORMS = ("safetensors", "glm", "chatglm")
 
-# AutoTokenizer goes by the model's type, and its class for Glm knows no prefix and, without protobuf, not the file.
-GLM_TOKENIZER = (
-    "\nThe tokenizer stays ChatGLM2's: take its ids from glmspectra.chatglm2.ChatGLMTokenizer. AutoTokenizer reads the "
-    "same pieces here, but puts no [gMASK] sop before them, which the model was trained to see."
+GLM_TOKENIZER = "\ntokenizer.json puts [gMASK] sop before every text, as the model was trained to see."
+OWN_TOKENIZER = (
+    "\nThe tokenizer is not ChatGLM2's and was copied as it is: where AutoTokenizer puts no [gMASK] sop before a text, "
+    "take its ids from glmspectra.chatglm2.ChatGLMTokenizer."
 )
 
 
 def convert(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="The model; the same as --model.", show_default=False)
+    ] = None,
     model: Model = None,
     out: Out = None,
     to: Annotated[
@@ -44,10 +48,8 @@ def convert(
     its name when all is done; interrupted, the same command goes on. Without --out it is NAME-safetensors in
     this folder, or NAME-glm, NAME-chatglm.
 
-    Example: glmspectra convert --model chatglm2-6b --out chatglm2-6b-safetensors
+    Example: glmspectra convert chatglm2-6b --out chatglm2-6b-safetensors
     """
-    from pathlib import Path
-
     from glmspectra.checkpoint import open_checkpoint
     from glmspectra.checkpoint.selection import left_out_sentence
     from glmspectra.checkpoint.writing.convert import convert as rewrite
@@ -58,11 +60,13 @@ def convert(
     from glmspectra.progress import ProgressLine
 
     size = shard_bytes(shard_size)
+    if folder is not None and model is not None:
+        raise RequestError(f"{folder} and --model {model}: name the model once.")
     if to not in FORMS:
         raise RequestError(f"--to {to}: write {', '.join(FORMS)}.")
     if to != "safetensors" and dtype is not None:
         raise RequestError(f"--to {to} keeps every value as it is: leave --dtype out, or cast by a conversion before.")
-    with open_checkpoint(choose_model(model)) as checkpoint:
+    with open_checkpoint(choose_model(folder or model)) as checkpoint:
         if dtype is not None:
             note(left_out_sentence(checkpoint), quiet)
         target = out if out is not None else Path(f"{checkpoint.name}-{to}")
@@ -90,9 +94,12 @@ def convert(
             "shards_kept_from_before": done.resumed,
         }
     kept = f", {done.resumed} of them from before" if done.resumed else ""
+    tokenizer = ""
+    if to == "glm":
+        tokenizer = GLM_TOKENIZER if "tokenizer.json" in done.copied else OWN_TOKENIZER
     told = (
         f"{len(done.shards)} safetensors file{'s' if len(done.shards) != 1 else ''}{kept}, "
         f"{sum(done.shards.values()) / 1e9:.3f} GB, written to {done.out} and compared; "
         f"{len(done.copied)} other files copied."
     )
-    finish(result, told + (GLM_TOKENIZER if to == "glm" else ""), as_json)
+    finish(result, told + tokenizer, as_json)

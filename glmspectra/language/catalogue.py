@@ -88,11 +88,13 @@ def text(message: str, /, language: str | None = None, **values: object) -> str:
             raise KeyError(f"{message} is not in the catalogue ({language})")
         _add(bundle, entry)
     pattern = bundle.get_message(message).value
+    if pattern is None:
+        raise KeyError(f"{message} has no text ({language})")
     given = {name: getattr(value, language) if isinstance(value, Words) else value for name, value in values.items()}
     formatted, errors = bundle.format_pattern(pattern, given)
     if errors:
         raise KeyError(f"{message} ({language}): {errors[0]}")
-    return formatted
+    return str(formatted)
 
 
 def both(message: str, /, **values: object) -> Words:

@@ -29,7 +29,7 @@ ABSOLUTE_FLOOR = 1e-10
 
 def gram_eigenvalue_error(long: int, short: int) -> float:
     """eta / lambda_1: relative 2-norm backward error of eigenvalues of a (short, short) Gram matrix of `long` terms."""
-    return UNIT_ROUNDOFF * (8.0 + EIGENSOLVER_FACTOR * np.sqrt(short) + SUMMATION_FACTOR * np.sqrt(long))
+    return float(UNIT_ROUNDOFF * (8.0 + EIGENSOLVER_FACTOR * np.sqrt(short) + SUMMATION_FACTOR * np.sqrt(long)))
 
 
 def sigma_from_eigenvalues(eigenvalues: FloatArray, relative_error: float) -> tuple[FloatArray, FloatArray]:
@@ -50,11 +50,12 @@ def sigma_from_eigenvalues(eigenvalues: FloatArray, relative_error: float) -> tu
 
 def backward_stable_error(long: int, short: int) -> float:
     """Error relative to sigma_1 of every singular value from an orthogonal factorisation of W itself (no squaring)."""
-    return UNIT_ROUNDOFF * (8.0 + EIGENSOLVER_FACTOR * np.sqrt(short) + SUMMATION_FACTOR * np.sqrt(long))
+    return float(UNIT_ROUNDOFF * (8.0 + EIGENSOLVER_FACTOR * np.sqrt(short) + SUMMATION_FACTOR * np.sqrt(long)))
 
 
 def accepted(sigma: FloatArray, bound: FloatArray, rtol: float) -> np.ndarray:
     """Which values are good enough: bound <= max(rtol * sigma_i, 1e-10 * sigma_1)."""
     if sigma.size == 0:
         return np.zeros(0, dtype=bool)
-    return bound <= np.maximum(rtol * sigma, ABSOLUTE_FLOOR * sigma[0])
+    found: np.ndarray = bound <= np.maximum(rtol * sigma, ABSOLUTE_FLOOR * sigma[0])
+    return found

@@ -31,11 +31,13 @@ def symmetric_eigenvalues(matrix: torch.Tensor) -> FloatArray:
     On the CPU only the lower triangle is read.
     """
     if matrix.is_cuda:
-        return torch.linalg.eigvalsh(matrix).cpu().numpy()
+        found: FloatArray = torch.linalg.eigvalsh(matrix).cpu().numpy()
+        return found
     if matrix.shape[0] < TWO_STAGE_FROM:
         return np.linalg.eigvalsh(matrix.numpy(), UPLO="L")
     band = reduce_to_band(matrix, BANDWIDTH)
-    return eig_banded(band, lower=True, eigvals_only=True, overwrite_a_band=True, check_finite=False)
+    values: FloatArray = eig_banded(band, lower=True, eigvals_only=True, overwrite_a_band=True, check_finite=False)
+    return values
 
 
 def reduce_to_band(matrix: torch.Tensor, bandwidth: int) -> FloatArray:

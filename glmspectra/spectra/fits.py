@@ -66,7 +66,8 @@ def fit_distributions(
         return np.where(x < median, tail, 1 - tail)
 
     def student_t_cdf(x: FloatArray) -> FloatArray:
-        return special.stdtr(student.degrees, (x - student.location) / student.scale)
+        found: FloatArray = special.stdtr(student.degrees, (x - student.location) / student.scale)
+        return found
 
     log_likelihood = {
         # On the same points as the others, whose spread differs from the values' by the width of an interval.
@@ -111,7 +112,8 @@ def _wasserstein_to_standard_normal(low: FloatArray, high: FloatArray, cumulativ
     """
 
     def integral(x: FloatArray) -> FloatArray:
-        return x * special.ndtr(x) + np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
+        found: FloatArray = x * special.ndtr(x) + np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
+        return found
 
     left, right, level = high[:-1], low[1:], cumulative[:-1]
     crossing = np.clip(special.ndtri(level), left, right)

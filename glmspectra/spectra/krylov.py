@@ -39,7 +39,8 @@ def krylov_basis(apply: Callable[[torch.Tensor], torch.Tensor], block: torch.Ten
             newest = newest - basis @ (basis.T @ newest)
             newest = torch.linalg.qr(newest).Q
         basis = torch.cat([basis, newest], dim=1)
-    return basis
+    found: torch.Tensor = basis
+    return found
 
 
 def thin_svd(tall: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

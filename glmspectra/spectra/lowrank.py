@@ -79,7 +79,7 @@ def factor_noise_floor(left: torch.Tensor, right: torch.Tensor, scale: float = 1
 
     def spread(factor: torch.Tensor) -> float:
         eps = torch.finfo(factor.dtype).eps if factor.dtype.is_floating_point else 0.0
-        return eps / np.sqrt(12) * float(factor.double().square().mean().sqrt())
+        return float(eps / np.sqrt(12) * float(factor.double().square().mean().sqrt()))
 
     def spectral_norm(gram: torch.Tensor) -> float:
         return float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt())  # the largest one suffers nothing by squaring
@@ -87,7 +87,7 @@ def factor_noise_floor(left: torch.Tensor, right: torch.Tensor, scale: float = 1
     wide_left, wide_right = left.double(), right.double()
     noise = spread(left) * (np.sqrt(rows) + np.sqrt(rank)) * spectral_norm(wide_right @ wide_right.T)
     noise += spread(right) * (np.sqrt(cols) + np.sqrt(rank)) * spectral_norm(wide_left.T @ wide_left)
-    return abs(scale) * noise
+    return float(abs(scale) * noise)
 
 
 def numerical_rank(sigma: np.ndarray, floor: float) -> int:

@@ -34,10 +34,10 @@ def bulk_median(aspect: float) -> float:
     # x = low + half (1 - cos t) removes the square-root ends; half angles keep it exact where low is 0.
     def density(t: float) -> float:
         sine, cosine = np.sin(t / 2), np.cos(t / 2)
-        return (2 * half * sine * cosine) ** 2 / (2 * np.pi * aspect * (low + 2 * half * sine**2))
+        return float((2 * half * sine * cosine) ** 2 / (2 * np.pi * aspect * (low + 2 * half * sine**2)))
 
     def mass_below(angle: float) -> float:
-        return integrate.quad(density, 0.0, angle, epsabs=1e-13)[0]
+        return float(integrate.quad(density, 0.0, angle, epsabs=1e-13)[0])
 
     angle = optimize.brentq(lambda t: mass_below(t) - 0.5, 1e-9, np.pi, xtol=1e-13)
     return float(low + 2 * half * np.sin(angle / 2) ** 2)

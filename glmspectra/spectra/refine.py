@@ -58,7 +58,8 @@ def triangular_factor(view: LongView) -> torch.Tensor:
 def _upper_factor(matrix: torch.Tensor) -> torch.Tensor:
     """R of the QR factorisation of `matrix` (m, n), which may be overwritten: shape (min(m, n), n)."""
     if matrix.is_cuda:
-        return torch.linalg.qr(matrix, mode="r").R
+        found: torch.Tensor = torch.linalg.qr(matrix, mode="r").R
+        return found
     factored, _, _, info = lapack.dgeqrf(matrix.numpy(), overwrite_a=1)
     if info != 0:
         raise ValueError(f"dgeqrf refused its argument {-info}")
@@ -86,7 +87,8 @@ def refine_small_end(
     def inverse_gram(block: torch.Tensor) -> torch.Tensor:
         half = torch.linalg.solve_triangular(factor.T, block, upper=False)
         half = torch.linalg.qr(half).Q  # keeps a null space from swamping the other directions
-        return torch.linalg.solve_triangular(factor, half, upper=True)
+        found: torch.Tensor = torch.linalg.solve_triangular(factor, half, upper=True)
+        return found
 
     block = start_block(order, width, factor.device, torch.float64)
     for _ in range(MAX_RESTARTS):

@@ -108,7 +108,8 @@ def _density(places: FloatArray, variances: FloatArray, counts: FloatArray, cols
     companion = np.zeros((places.size, degree, degree))
     companion[:, 0, :] = -coefficients[:, 1:] / coefficients[:, :1]
     companion[:, np.arange(1, degree), np.arange(degree - 1)] = 1.0
-    return np.linalg.eigvals(companion).imag.max(axis=1)
+    found: FloatArray = np.linalg.eigvals(companion).imag.max(axis=1)
+    return found
 
 
 def stacked_noise_edge(noises: Sequence[float], rows: Sequence[int], cols: int) -> float:

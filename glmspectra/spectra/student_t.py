@@ -29,11 +29,9 @@ class StudentT:
 
 def student_log_density(x: FloatArray, fit: StudentT) -> FloatArray:
     """log density at x, any shape."""
-    return (
-        _constant(fit.degrees)
-        - np.log(fit.scale)
-        - (fit.degrees + 1) / 2 * np.log1p(((x - fit.location) / fit.scale) ** 2 / fit.degrees)
-    )
+    body: FloatArray = (fit.degrees + 1) / 2 * np.log1p(((x - fit.location) / fit.scale) ** 2 / fit.degrees)
+    density: FloatArray = _constant(fit.degrees) - np.log(fit.scale) - body
+    return density
 
 
 def fit_student_t(points: FloatArray, mass: FloatArray) -> StudentT:

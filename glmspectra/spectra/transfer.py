@@ -23,7 +23,7 @@ def to_device(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
     height = max(1, min(rows, STAGING_BYTES // (weight.element_size() * cols)))
     buffers = [torch.empty((height, cols), dtype=weight.dtype, pin_memory=True) for _ in range(2)]
     stream = torch.cuda.current_stream(device)
-    arrived = [torch.cuda.Event() for _ in range(2)]
+    arrived = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
     for step, start in enumerate(range(0, rows, height)):
         stop = min(start + height, rows)
         turn = step % 2

@@ -99,7 +99,8 @@ class Source:
     def to_manifest(self) -> dict[str, Any]:
         facts = {"name": self.name, "path": self.path, "form": self.form, "fingerprint": self.fingerprint}
         details = {"details": dict(self.details)} if self.details else {}
-        return plain({**facts, "files": [dict(file) for file in self.files], **details})
+        found: dict[str, Any] = plain({**facts, "files": [dict(file) for file in self.files], **details})
+        return found
 
 
 class _Checkpoint(BaseModel):

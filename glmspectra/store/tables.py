@@ -62,7 +62,7 @@ def collect(folder: Path, manifest: Mapping[str, Any]) -> Collected:
     `values` and `svd` found of one part of one matrix is one row.
     """
     done: dict[str, list[str]] = {}
-    found: dict[tuple, list[Measurement]] = defaultdict(list)
+    found: dict[tuple[Any, ...], list[Measurement]] = defaultdict(list)
     for key, asked in sorted(manifest["requests"].items()):
         done[key] = []
         for name in asked["names"]:
@@ -122,7 +122,10 @@ def read_run(folder: Path) -> Run:
         raise StoreError(
             f"no matrix of the run {folder} is finished yet: run `glmspectra svd` or `glmspectra values` again."
         )
-    return Run(folder, manifest, **{name: _to_pandas(table) for name, table in tables.items()})
+    frames = {name: _to_pandas(table) for name, table in tables.items()}
+    for name in ("singular_values", "histograms"):
+        frames[name] = _with_checkpoint(frames[name], frames["matrices"])
+    return Run(folder, manifest, **frames)
 
 
 def list_runs(root: Path) -> list[Path]:
@@ -131,7 +134,7 @@ def list_runs(root: Path) -> list[Path]:
     return [path.parent for path in sorted(manifests, key=lambda path: (path.stat().st_mtime_ns, path.parent.name))]
 
 
-def _order(measurement: Measurement) -> tuple:
+def _order(measurement: Measurement) -> tuple[Any, ...]:
     step = -1 if measurement.step is None else measurement.step
     return QUANTITIES.index(measurement.quantity), step, measurement.position, measurement.name
 
@@ -187,6 +190,20 @@ def _read_table(path: Path) -> pa.Table:
         ) from error
     except OSError as error:
         raise explain(error, path, "be read") from error
+
+
+def _with_checkpoint(rows: "pd.DataFrame", matrices: "pd.DataFrame") -> "pd.DataFrame":
+    """`rows` with the checkpoint of their matrix as first column, so that tables of two models can be concatenated."""
+    import pandas as pd
+
+    names = matrices["checkpoint"].unique()
+    if len(names) == 1:
+        of_rows = pd.Categorical.from_codes([0] * len(rows), categories=names)
+    else:
+        keys = ["quantity", "step", "name", "part"]
+        of_rows = pd.Categorical(rows[keys].merge(matrices[[*keys, "checkpoint"]], how="left", on=keys)["checkpoint"])
+    rows.insert(0, "checkpoint", of_rows)
+    return rows
 
 
 def _to_pandas(table: pa.Table) -> "pd.DataFrame":

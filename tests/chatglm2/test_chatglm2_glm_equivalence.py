@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, GlmForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GlmForCausalLM
 
 from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer
 from glmspectra.chatglm2.conversion import chatglm_config, correspondences, from_glm, glm_config, to_glm
@@ -246,10 +246,12 @@ def test_the_command_converts_there_and_back(tmp_path, capsys, monkeypatch):
     with torch.no_grad():
         expected = nano(**inputs).logits
         assert (glm(**inputs).logits - expected).abs().max() < 1e-5
-    assert run("--model", "nano-glm", "--to", "chatglm", "--out", "back", "--quiet") == 0
+    assert run("nano-glm", "--to", "chatglm", "--out", "back", "--quiet") == 0
     assert "gMASK" not in capsys.readouterr().out
     assert run("--model", "nano", "--to", "glm", "--out", "again", "--quiet") == 0
-    assert "puts no [gMASK] sop before them" in capsys.readouterr().out.replace("\n", " ")
+    assert "tokenizer.json puts [gMASK] sop before every text" in capsys.readouterr().out.replace("\n", " ")
+    assert AutoTokenizer.from_pretrained("again")("头晕怎么办？")["input_ids"] == inputs["input_ids"][0].tolist()
+    assert type(AutoTokenizer.from_pretrained("back")) is ChatGLMTokenizer
     shutil.rmtree("again")
     back = AutoModelForCausalLM.from_pretrained("back", dtype=torch.float32)
     assert all(torch.equal(weight, dict(back.named_parameters())[name]) for name, weight in nano.named_parameters())

@@ -43,8 +43,8 @@ def test_tables_have_the_columns_of_the_schema_and_every_number_exactly(store):
     run = read_run(store.folder)
     assert run.complete
     assert list(run.matrices) == MATRICES.names
-    assert list(run.singular_values) == SINGULAR_VALUES.names
-    assert list(run.histograms) == HISTOGRAMS.names
+    assert list(run.singular_values) == ["checkpoint", *SINGULAR_VALUES.names]
+    assert list(run.histograms) == ["checkpoint", *HISTOGRAMS.names]
     assert run.matrices["name"].tolist() == list(NAMES)  # one row for both kinds, in depth order
     assert run.matrices["layer"].dtype == pd.Int64Dtype()
     assert run.matrices["step"].isna().all()

@@ -15,13 +15,15 @@ def unpack_words(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     if 32 % bits == 0:
         shifts = torch.arange(0, 32, bits, dtype=torch.int32)
         numbers = (words.to(torch.int32).unsqueeze(-1) >> shifts) & (2**bits - 1)
-        return numbers.flatten(-2)[..., :count]
+        found: torch.Tensor = numbers.flatten(-2)[..., :count]
+        return found
     start = torch.arange(count) * bits
     word, offset = start // 32, start % 32
     wide = words.to(torch.int64) & 0xFFFFFFFF
     low = wide[..., word] >> offset
     high = wide[..., (word + 1).clamp(max=words.shape[-1] - 1)] << (32 - offset)
-    return ((low | high) & (2**bits - 1)).to(torch.int32)
+    values: torch.Tensor = ((low | high) & (2**bits - 1)).to(torch.int32)
+    return values
 
 
 def words_for(count: int, bits: int) -> int:

@@ -122,8 +122,9 @@ def _awq(parts: list[str], files: Files) -> Logical:
 
 
 def _awq_numbers(words: torch.Tensor) -> torch.Tensor:
-    eights = unpack_words(words, 4, 8 * words.shape[1]).unflatten(1, (-1, 8))
-    return eights[..., list(AWQ_ORDER)].flatten(1)
+    eights = unpack_words(words, 4, 8 * words.shape[1]).reshape(words.shape[0], -1, 8)
+    found: torch.Tensor = eights[..., list(AWQ_ORDER)].flatten(1)
+    return found
 
 
 def _present(files: Files, parts: list[str]) -> list[str]:

@@ -71,7 +71,8 @@ class SafetensorsFile:
             if self._handle is None:
                 with utf8_path(self.path) as path:
                     self._handle = safe_open(path, framework="pt", device="cpu")
-            return self._handle.get_tensor(name)
+            found: torch.Tensor = self._handle.get_tensor(name)
+            return found
         except SafetensorError as error:
             raise CheckpointError(
                 f"Tensor {name} of {self.path} cannot be read ({error}): fetch the file again."

@@ -85,8 +85,8 @@ def write_checkpoint(
     names = shard_names(len(shards))
     asked = {**request, "shard_bytes": shard_bytes} if request is not None else None
     with exclusive(out, doing, beside=True):
-        if asked is not None and (done := _finished_but_for_progress(out, asked, names)):
-            return done
+        if asked is not None and (written := _finished_but_for_progress(out, asked, names)):
+            return written
         check_target(out, "--out")
         with atomic_folder(out, resume=asked is not None) as staging:
             done = _begin(staging, asked)
