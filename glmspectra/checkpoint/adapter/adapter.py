@@ -255,17 +255,17 @@ class Adapter:
     def _untie(self, found: dict[str, TensorChange], base: BaseLayout) -> dict[str, str]:
         """Tied tensors that are no longer what they are tied to -> the base's tensor that they begin as.
 
-        Trained tokens change what is tied to them, and under ensure_weight_tying so does what PEFT saved of both.
+        Trained tokens change what is tied to them, and so does what PEFT kept equal (ensure_weight_tying).
         """
         tied = base.tied | {change.name: change.source for change in found.values() if change.name != change.source}
         apart = False
         for name, source in tied.items():
             self._share(found, name, source)
             one, other = found.get(name), found.get(source)
-            both = one is not None and other is not None  # PEFT saves a pair that it keeps tied twice
-            follows = (self.config.ensure_weight_tying and both) or (
-                one is None and other is not None and other.only_rows
-            )
+            if one is not None and other is not None:
+                follows = one.equals(other)  # PEFT saves a pair that it keeps tied twice
+            else:
+                follows = other is not None and other.only_rows
             if follows and other is not None:
                 found.pop(name, None)
                 if name in base.shapes:

@@ -43,6 +43,20 @@ class TensorChange:
         """Whether nothing but single tokens was trained."""
         return self.rows is not None and self.replaced is None and self.factors is None
 
+    def equals(self, other: "TensorChange") -> bool:
+        """Whether both do the same to the same weight."""
+        mine, theirs = self._tensors(), other._tensors()
+        return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        found = {"replaced": self.replaced, "added": self.added}
+        found |= {"tokens": self.rows[0], "rows": self.rows[1]} if self.rows is not None else {}
+        if self.factors is not None:
+            scale = torch.tensor(self.factors.scale, dtype=torch.float64)
+            found |= {"left": self.factors.left, "right": self.factors.right, "scale": scale}
+            found |= {"magnitude": self.factors.magnitude}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
     def merged(self, weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The tensor that base and adapter make together, in dtype.
 
