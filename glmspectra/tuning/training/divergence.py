@@ -8,6 +8,7 @@ from collections import deque
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 class StepMeasure:
@@ -22,7 +23,7 @@ class StepMeasure:
         self.step = step
         self.complete = model is not None
         parameters = [] if model is None else [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        gradients = [(name, p.grad) for name, p in parameters if p.grad is not None]
+        gradients = [(name, _own(p.grad)) for name, p in parameters if p.grad is not None]
         self._names = [name for name, _ in gradients]
         norms = torch._foreach_norm([gradient for _, gradient in gradients]) if gradients else []
         values = torch.stack([loss.detach().float(), *(norm.float().to(loss.device) for norm in norms)])
@@ -53,6 +54,11 @@ class StepMeasure:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._values.tolist()
+
+
+def _own(gradient: torch.Tensor) -> torch.Tensor:
+    """The share of a gradient that this process holds, under FSDP; a process that finds a bad one stops them all."""
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def _module(parameter: str) -> str:
