@@ -68,7 +68,8 @@ class LoopState:
         return stage in self.stages
 
     def result(self, stage: str) -> dict[str, Any]:
-        return self.stages[stage]["result"]
+        found: dict[str, Any] = self.stages[stage]["result"]
+        return found
 
     def finish(self, stage: str, result: dict[str, Any], seconds: float) -> None:
         """Record a stage; the file on disk is whole at every moment."""
