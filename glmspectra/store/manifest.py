@@ -99,13 +99,8 @@ class Source:
     def to_manifest(self) -> dict[str, Any]:
         facts = {"name": self.name, "path": self.path, "form": self.form, "fingerprint": self.fingerprint}
         details = {"details": dict(self.details)} if self.details else {}
-<<<<<<< HEAD
         found: dict[str, Any] = plain({**facts, "files": [dict(file) for file in self.files], **details})
         return found
-=======
-        manifest: dict[str, Any] = plain({**facts, "files": [dict(file) for file in self.files], **details})
-        return manifest
->>>>>>> f302991 (Type the ground floor's readers strictly; say how many mutated files and kill points were tried)
 
 
 class _Checkpoint(BaseModel):
