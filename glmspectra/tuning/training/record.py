@@ -35,13 +35,15 @@ SETTINGS_FOLDER = "resolved_args"
 HARMLESS = {
     "finetune.cache_dir", "finetune.columns", "finetune.dataset_path", "finetune.eval_samples",
     "finetune.eval_samples_max_new_tokens", "finetune.final_model_path", "finetune.model_path",
-    "finetune.on_bad_data", "finetune.resume_from_checkpoint", "lora.ranks_base", "train.dataloader_num_workers",
+    "finetune.on_bad_data", "lora.ranks_base", "train.dataloader_num_workers",
     "train.dataloader_persistent_workers", "train.dataloader_pin_memory", "train.dataloader_prefetch_factor",
     "train.disable_tqdm", "train.gradient_checkpointing", "train.gradient_checkpointing_kwargs", "train.log_level",
     "train.log_on_each_node", "train.logging_first_step", "train.logging_steps", "train.logging_strategy",
-    "train.output_dir", "train.report_to", "train.run_name", "train.save_steps", "train.save_strategy",
+    "train.report_to", "train.run_name", "train.save_steps", "train.save_strategy",
     "train.save_total_limit",
 }  # fmt: skip
+# How a command is given, which is not compared.
+OF_THE_COMMAND = {"finetune.resume_from_checkpoint", "train.output_dir"}
 # Settings that decide only what is evaluated, which decides what is trained where the best checkpoint is kept.
 OF_EVALUATION = {
     "finetune.valid_fraction", "finetune.valid_path", "train.eval_delay", "train.eval_steps", "train.eval_strategy",
@@ -145,8 +147,8 @@ def _settings_differences(settings: Settings, folder: Path) -> list[Difference]:
         defaults = {info.alias or name: info.default for name, info in fields.items()}
         for key in values.keys() | earlier.keys():
             then, now = (side.get(key, defaults.get(key)) for side in (earlier, values))
-            if then != now:
-                name = f"{section}.{key}"
+            name = f"{section}.{key}"
+            if then != now and name not in OF_THE_COMMAND:
                 found.append(Difference(name, then, now, name in HARMLESS))
     return found
 
