@@ -101,7 +101,7 @@ def estimate_memory(
         parts = _resident(model, marked, settings)
         parts["cuBLAS workspaces"] = CUBLAS_WORKSPACES[hopper]
         four_bit = {id(layer.weight) for layer in marked.values()}
-        recompute = settings.train.gradient_checkpointing
+        recompute = bool(settings.train.gradient_checkpointing)
         passing, kept = _step(model, base, four_bit, precision, batch, recompute, loss_in_chunks)
     return MemoryEstimate(parts | passing, batch, kept)
 
