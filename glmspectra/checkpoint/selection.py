@@ -1,9 +1,10 @@
 """Which tensors of a checkpoint a command works on."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from glmspectra.checkpoint.records import TensorRecord
 from glmspectra.errors import CheckpointError, RequestError
@@ -15,8 +16,18 @@ MOST_NAMED = 20  # tensors that are left out, by name, in a manifest
 _RANGE = re.compile(r"(-?\d+)(?:-(-?\d+))?$")
 
 
+class Selectable(Protocol):
+    """What `select` looks at: an opened checkpoint, or one with the names of its tied tensors added."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorRecord]: ...
+
+
 def select(
-    checkpoint: "Checkpoint",
+    checkpoint: Selectable,
     layers: str = "all",
     matrices: str | Sequence[str] | None = None,
     include: Iterable[str] = (),
@@ -164,7 +175,7 @@ def _is_named(record: TensorRecord, name: str) -> bool:
     return name == "all" or name == record.matrix.rpartition(".")[2] or fnmatchcase(record.matrix, name)
 
 
-def _what_there_is(checkpoint: "Checkpoint", candidates: list[TensorRecord]) -> str:
+def _what_there_is(checkpoint: Selectable, candidates: list[TensorRecord]) -> str:
     if not candidates:
         dtypes = sorted({record.dtype for record in checkpoint.tensors.values()})
         return f"its {len(checkpoint.tensors)} tensors are of {', '.join(dtypes)}, and no floating one is 2-D"

@@ -9,7 +9,7 @@ import torch
 
 from glmspectra.checkpoint import TensorRecord
 from glmspectra.checkpoint.adapter.factors import Factors
-from glmspectra.spectra import NoiseBlock, Spectrum, spectra_of
+from glmspectra.spectra import NoiseBlock, Spectrum, spectra_of, summarize_spectrum
 from glmspectra.spectra.intruders import (
     GramOfWeight,
     MergedSpectrum,
@@ -210,7 +210,7 @@ class DeltaMeasurer:
         return noise_blocks(weight, record) if weight is not None else []
 
     def _summary(self, record: TensorRecord, spectrum: Spectrum, weight: torch.Tensor | None) -> dict[str, Any]:
-        columns = rows.summarize_spectrum(spectrum, blocks=self._blocks(record, weight))
+        columns = summarize_spectrum(spectrum, blocks=self._blocks(record, weight))
         return {"method": spectrum.method} | rows.known(dict(columns))
 
     def _of_weight(

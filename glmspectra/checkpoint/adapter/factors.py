@@ -47,7 +47,8 @@ class Truncation:
         if kept <= 0:
             raise CheckpointError(f"KaSA of rank {self.dropped} leaves nothing of a weight of {tuple(weight.shape)}.")
         u, sigma, vh = torch.linalg.svd(weight.float(), full_matrices=False)
-        return (u[:, :kept] * sigma[:kept]) @ vh[:kept]
+        truncated: torch.Tensor = (u[:, :kept] * sigma[:kept]) @ vh[:kept]
+        return truncated
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ def read_stored(path: Path) -> StoredAdapter:
     stored = _load(file)
     if form := foreign_form(stored):
         raise CheckpointError(f"{file}: is LoRA in the form of {form}; convert it to PEFT's form first.")
-    found, saved = StoredAdapter(), {}
+    found = StoredAdapter()
+    saved: dict[str, torch.Tensor] = {}
     for key, tensor in stored.items():
         if not tensor.is_floating_point():
             raise CheckpointError(f"{file}: {key} holds {str(tensor.dtype).removeprefix('torch.')}, no floating point.")

@@ -286,22 +286,22 @@ def _vocabulary(checkpoint: Checkpoint, changes: Mapping[str, TensorChange]) -> 
         before = checkpoint.tensors[change.source if change is not None else name].shape
         after = change.replaced.shape if change is not None and change.replaced is not None else before
         if len(before) and len(after):
-            sizes[name] = (before[0], after[0])
+            sizes[name] = (int(before[0]), int(after[0]))
     grown = {name: size for name, size in sizes.items() if size[0] != size[1]}
     if not grown:
         return None
-    name, (before, after) = next(iter(grown.items()))
+    name, (old, new) = next(iter(grown.items()))
     for other, size in sizes.items():
-        if size[0] == before and size[1] != after:
+        if size[0] == old and size[1] != new:
             raise CheckpointError(
-                f"the adapter extends {name} from {before} to {after} tokens and leaves {other} at {size[1]}: such a "
+                f"the adapter extends {name} from {old} to {new} tokens and leaves {other} at {size[1]}: such a "
                 "model cannot be loaded. Train both (modules_to_save), or tie them."
             )
-    if not any(config.get(key) == before for config in _configs(checkpoint.config) for key in VOCABULARY_KEYS):
+    if not any(config.get(key) == old for config in _configs(checkpoint.config) for key in VOCABULARY_KEYS):
         raise CheckpointError(
-            f"the adapter extends {name} from {before} to {after} tokens, and no key of config.json says {before}."
+            f"the adapter extends {name} from {old} to {new} tokens, and no key of config.json says {old}."
         )
-    return before, after
+    return old, new
 
 
 def _check_shape(checkpoint: Checkpoint, name: str, change: TensorChange, vocabulary: tuple[int, int] | None) -> None:
