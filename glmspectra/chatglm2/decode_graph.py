@@ -21,7 +21,8 @@ LONGEST = 4096
 
 def graph_settings(model: Any, positions: int) -> dict[str, Any]:
     """Arguments of `generate` with which `model` decodes up to `positions` tokens through a CUDA graph; none where it
-    cannot: on a CPU, over several devices, another model."""
+    cannot: on a CPU, over several devices, another model.
+    """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     devices = set(getattr(base, "hf_device_map", {}).values())
     if isinstance(base, GraphedGeneration) and model.device.type == "cuda" and len(devices) <= 1:

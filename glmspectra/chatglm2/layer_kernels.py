@@ -117,7 +117,8 @@ def _rotary_backward_kernel(
     SIZE: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """Gradient of mixed (tokens, query_heads + 2 groups, SIZE) from those of query, key and value, which have strides
-    of their own (batch, head, token; 1 within a head)."""
+    of their own (batch, head, token; 1 within a head).
+    """
     token = tl.program_id(0).to(tl.int64)
     batch, step = token // length, token % length
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)

@@ -99,7 +99,7 @@ class RMSNorm(nn.Module):
         return normed.to(hidden_states.dtype)
 
     def after_adding(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x + y and its norm, both [..., e]."""
+        """X + y and its norm, both [..., e]."""
         kernels = decode_kernels(x) if x.dtype == y.dtype == self.weight.dtype and not y.requires_grad else None
         if kernels is not None:
             return kernels.add_and_norm(x, y, self.weight, self.eps)
@@ -122,8 +122,11 @@ def swiglu(gate_and_up: torch.Tensor) -> torch.Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Keeps its input alone for the way back. Left to autograd, silu(gate) is kept too, which is half as much again:
-    3 GiB for 8 rows of 512 tokens in ChatGLM2-6B."""
+    """Keeps its input alone for the way back.
+
+    Left to autograd, silu(gate) is kept too, which is half as much again: 3 GiB for 8 rows of 512 tokens in
+    ChatGLM2-6B.
+    """
 
     @staticmethod
     def forward(ctx: Any, gate_and_up: torch.Tensor) -> torch.Tensor:

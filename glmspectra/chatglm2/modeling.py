@@ -220,8 +220,11 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel):
-    """Embedding, layers and final norm. It holds `output_layer` too, since the checkpoint keeps it here, and
-    leaves its use to `ChatGLMForConditionalGeneration`."""
+    """Embedding, layers and final norm.
+
+    It holds `output_layer` too, since the checkpoint keeps it here, and leaves its use to
+    `ChatGLMForConditionalGeneration`.
+    """
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__(config)

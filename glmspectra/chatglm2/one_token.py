@@ -19,8 +19,11 @@ SMALLEST = 1 << 20  # numbers in a weight; an adapter's factors are not worth a 
 
 
 class OneTokenProducts:
-    """The layers of a model that can compute by the kernels. Keep it as long as what was recorded with it is replayed:
-    it holds the scales of NF4 weights whose own are quantised too."""
+    """The layers of a model that can compute by the kernels.
+
+    Keep it as long as what was recorded with it is replayed: it holds the scales of NF4 weights whose own are quantised
+    too.
+    """
 
     def __init__(self, model: nn.Module):
         self._ways: list[tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]] = []

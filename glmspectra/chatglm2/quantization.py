@@ -130,7 +130,7 @@ class _PackedProduct(torch.autograd.Function):
 
 
 def product(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
-    """x W^T in torch: (..., columns) to (..., rows), of x's dtype, widening a block of rows at a time.
+    """X W^T in torch: (..., columns) to (..., rows), of x's dtype, widening a block of rows at a time.
 
     Sums are in float32 at least and scaled at their end. Even and odd columns, which share a byte in int4, are
     multiplied apart, so that no number changes its place: ten times faster than widening, for one token on a CPU.
@@ -190,8 +190,7 @@ def quantize_model(model: Any, bits: int) -> Any:
 
 
 def prepare_quantized_modules(model: Any, bits: int) -> Any:
-    """Put empty QuantizedLinear layers where a packed checkpoint has whole numbers, before its weights are
-    loaded.
+    """Put empty QuantizedLinear layers where a packed checkpoint has whole numbers, before its weights are loaded.
 
     Raises RequestError when the model has no linear layers in layers.
     """

@@ -93,7 +93,7 @@ def _finish(total, y, bias, r, in_rows, BIAS: tl.constexpr):
 def _plain_kernel(
     x, weight, bias, y, rows, columns, BIAS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr
 ):  # fmt: skip
-    """y = W x + b: x (columns,), weight (rows, columns), y (rows,)."""
+    """Y = W x + b: x (columns,), weight (rows, columns), y (rows,)."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_rows = r < rows
     base = weight + r.to(tl.int64)[:, None] * columns
@@ -210,7 +210,8 @@ def integer_product(
     x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, bits: int, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The same with a weight of `bits`, as checkpoint/formats/chatglm_int.py packs it: int8 (rows, columns * bits / 8)
-    contiguous, and scale (rows,)."""
+    contiguous, and scale (rows,).
+    """
     rows, width = packed.shape
     y = x.new_empty(*x.shape[:-1], rows)
     with launching_on(x.device):

@@ -23,7 +23,8 @@ def fetch_no_kernels() -> None:
 
 def hush() -> None:
     """Show no bars of loading and of tokenizing, and no notices that are addressed to those who call the libraries
-    (deprecations); to be called before the libraries are imported, or after."""
+    (deprecations); to be called before the libraries are imported, or after.
+    """
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=r"(transformers|peft|pyarrow|torch)\b")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"

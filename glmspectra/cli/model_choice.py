@@ -10,8 +10,7 @@ SETTINGS = Path("args_file/finetune_args.json")
 
 
 def choose_model(option: Path | None, settings: Path = SETTINGS) -> Path:
-    """The path of the model: `option`, else `model_path` of `settings` where that file is, else the embedded
-    model.
+    """The path of the model: `option`, else `model_path` of `settings` where that file is, else the embedded model.
 
     "nano" is the embedded model unless a file or folder of that name is here. Raises RequestError for a path
     that is not there and ConfigError for settings that cannot be read; both say where the path came from.

@@ -115,8 +115,7 @@ def suggest_rank(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Ranks for every matrix under one budget, from the tables of `svd` and, better, from what a pilot
-    changed.
+    """Ranks for every matrix under one budget, from the tables of `svd` and, better, from what a pilot changed.
 
     Writes the file that `train --ranks` takes, a table of all criteria side by side, a budget curve and a
     report.

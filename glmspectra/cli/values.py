@@ -35,8 +35,7 @@ def values(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Value distributions per depth: moments, quantiles, outliers, distance from a normal; tables and a
-    report.
+    """Value distributions per depth: moments, quantiles, outliers, distance from a normal; tables and a report.
 
     Interrupted, the same command goes on where it stopped. The rows join those of `svd` on the same
     checkpoint.

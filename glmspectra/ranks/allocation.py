@@ -20,9 +20,7 @@ GOLDEN = 0.6180339887498949  # spreads ties evenly over the layers
 
 @dataclass(frozen=True)
 class Limits:
-    """Each rank is at least min_rank, at most max_rank (None: rows or cols), and a multiple of multiple_of (0
-    is one).
-    """
+    """Each rank is at least min_rank, at most max_rank (None: rows or cols), and a multiple of multiple_of (0 is one)."""
 
     min_rank: int = 0
     max_rank: int | None = None
@@ -41,9 +39,7 @@ class Limits:
         return -(-self.min_rank // self.multiple_of) * self.multiple_of
 
     def highest(self, target: Target, known: int | None = None) -> int:
-        """The largest rank admitted: of the matrix, of the option, and of the directions that are known of
-        it.
-        """
+        """The largest rank admitted: of the matrix, of the option, and of the directions that are known of it."""
         top = min(target.rows, target.cols)
         if self.max_rank is not None:
             top = min(top, self.max_rank)
@@ -78,9 +74,7 @@ def allocate_by_gains(
     limits: Limits,
     seconds: float = SECONDS,
 ) -> Allocation:
-    """Ranks whose summed gains are the most that `budget` parameters buy. gains[name][i]: of direction i, 0
-    or more.
-    """
+    """Ranks whose summed gains are the most that `budget` parameters buy. gains[name][i]: of direction i, 0 or more."""
     weights, values, options = [], [], []
     for target in targets:
         gain = np.asarray(gains[target.name], dtype=np.float64)
@@ -186,8 +180,7 @@ def _proportional(values: np.ndarray, costs: np.ndarray, low: np.ndarray, high: 
 
 
 def _round(targets: Sequence[Target], real: np.ndarray, budget: int, limits: Limits) -> dict[str, int]:
-    """Largest remainder: all down to a multiple, then one step more by the size of what was cut, while it
-    fits.
+    """Largest remainder: all down to a multiple, then one step more by the size of what was cut, while it fits.
 
     Equal remainders are served in an order that spreads over the layers instead of favouring the first ones.
     """
@@ -211,9 +204,7 @@ def _round(targets: Sequence[Target], real: np.ndarray, budget: int, limits: Lim
 
 
 def round_ranks(targets: Sequence[Target], real: Mapping[str, float], budget: int, limits: Limits) -> Allocation:
-    """Round ranks that are already real numbers within the budget (mixtures, means over layers) by largest
-    remainder.
-    """
+    """Round ranks that are already real numbers within the budget (mixtures, means over layers) by largest remainder."""
     values = np.array([real[target.name] for target in targets], dtype=np.float64)
     high = np.array([float(limits.highest(target)) for target in targets])
     return Allocation(_round(targets, np.clip(values, limits.lowest, high), budget, limits), "largest remainder")
@@ -222,9 +213,7 @@ def round_ranks(targets: Sequence[Target], real: Mapping[str, float], budget: in
 def _capped(
     targets: Sequence[Target], ranks: Mapping[str, int], known: Mapping[str, np.ndarray], limits: Limits
 ) -> tuple[str, ...]:
-    """Names whose rank is all the non-zero directions that were known, though matrix and limits would admit
-    more.
-    """
+    """Names whose rank is all the non-zero directions that were known, though matrix and limits would admit more."""
     return tuple(
         target.name
         for target in targets

@@ -1,6 +1,4 @@
-"""How many trainable parameters there are to share out: `like:r=12`, `params:8M`, `bytes:32MiB`,
-`share:0.1%`.
-"""
+"""How many trainable parameters there are to share out: `like:r=12`, `params:8M`, `bytes:32MiB`, `share:0.1%`."""
 
 import re
 from collections.abc import Sequence

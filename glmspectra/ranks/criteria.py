@@ -55,8 +55,9 @@ def criterion(name: str, kind: Kind, needs: str | None, option: str | None = Non
 
 
 def find(text: str) -> tuple[Criterion, str | None]:
-    """The criterion of 'name' or 'name:option', and the option. RequestError for a name that is not in the
-    registry.
+    """The criterion of 'name' or 'name:option', and the option.
+
+    RequestError for a name that is not in the registry.
     """
     name, colon, option = text.partition(":")
     if name not in CRITERIA:
@@ -85,7 +86,8 @@ def energy_rank(sigma: np.ndarray, share: float) -> int:
 
 def rank_for_share(sigma: np.ndarray, energy: float, share: float) -> float:
     """Directions that hold `share` of `energy`, of which only the largest values sigma are known; past these a lower
-    bound, each further direction counted with the energy of the last known one."""
+    bound, each further direction counted with the energy of the last known one.
+    """
     held = np.cumsum(sigma**2)
     wanted = share * energy * (1 - 1e-12)
     if not held.size or held[-1] == 0:
@@ -113,16 +115,18 @@ def _share(option: str | None, name: str) -> float:
 
 @criterion("uniform", "score", None)
 def uniform(evidence: Evidence, option: str | None) -> Answer:
-    """The same rank everywhere: LoRA as published (Hu et al. 2021), the control that everything else must
-    beat.
+    """The same rank everywhere: LoRA as published (Hu et al.
+
+    2021), the control that everything else must beat.
     """
     return dict.fromkeys((target.name for target in evidence.targets), 1.0)
 
 
 @criterion("random", "score", None, option="0")
 def random(evidence: Evidence, option: str | None) -> Answer:
-    """Random ranks (option: seed): exponential scores, so that shares are spread evenly over the simplex. Any
-    criterion that is no better than this one has found nothing.
+    """Random ranks (option: seed): exponential scores, so that shares are spread evenly over the simplex.
+
+    Any criterion that is no better than this one has found nothing.
     """
     try:
         seed = int(option or 0)
@@ -157,8 +161,9 @@ def top_k_share(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("effective-rank", "score", "weight")
 def effective_rank(evidence: Evidence, option: str | None) -> Answer:
-    """exp of the entropy of sigma / sum(sigma): Roy & Vetterli 2007, The effective rank. Proportional.
-    For nothing it gained a sixth to two thirds of what delta-threshold did on one model of our study, and
+    """Exp of the entropy of sigma / sum(sigma): Roy & Vetterli 2007, The effective rank.
+
+    Proportional. For nothing it gained a sixth to two thirds of what delta-threshold did on one model of our study, and
     nothing on the other.
     """
     return evidence.column("weight", "effective_rank")
@@ -199,17 +204,19 @@ def alpha(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("quantisation", "gain", "quant_error")
 def quantisation(evidence: Evidence, option: str | None) -> Answer:
-    """sigma_i^2 of W - Q(W): the energy that one more direction gives back to a quantised base. LoftQ's view
-    (Li et al. 2023), with its rank shared out over the matrices instead of the same everywhere.
+    """sigma_i^2 of W - Q(W): the energy that one more direction gives back to a quantised base.
+
+    LoftQ's view (Li et al. 2023), with its rank shared out over the matrices instead of the same everywhere.
     """
     return {name: sigma**2 for name, sigma in evidence.spectra("quant_error").items()}
 
 
 @criterion("quantisation-rank", "score", "quant_error", option="0.5")
 def quantisation_rank(evidence: Evidence, option: str | None) -> Answer:
-    """Directions needed to recover a share (option, 0.5) of the energy of W - Q(W): LoftQ's view (Li et al. 2023),
-    proportional. Where the stored singular values do not reach it, every further direction is taken to hold as much
-    as the last of them, a lower bound of the rank.
+    """Directions needed to recover a share (option, 0.5) of the energy of W - Q(W): LoftQ's view (Li et al.
+
+    2023), proportional. Where the stored singular values do not reach it, every further direction is taken to hold as
+    much as the last of them, a lower bound of the rank.
     """
     share = _share(option, "quantisation-rank")
     norms = evidence.column("quant_error", "frobenius_norm")
@@ -251,8 +258,9 @@ def delta_threshold(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("delta-fan", "threshold", "delta")
 def delta_fan(evidence: Evidence, option: str | None) -> Answer:
-    """sigma_i of delta-W times sqrt(cols / rows), one global threshold: the size that muP gives an update
-    (Yang et al. 2023), since plain ones grow with the square root of the rows. Not confirmed by our study.
+    """sigma_i of delta-W times sqrt(cols / rows), one global threshold: the size that muP gives an update (Yang et al.
+
+    2023), since plain ones grow with the square root of the rows. Not confirmed by our study.
     """
     sizes = evidence.spectra("delta", absent_is_zero=True)
     return {t.name: sizes[t.name] * (t.cols / t.rows) ** 0.5 for t in evidence.targets}
@@ -260,8 +268,9 @@ def delta_fan(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("delta-relative", "threshold", "delta")
 def delta_relative(evidence: Evidence, option: str | None) -> Answer:
-    """sigma_i of delta-W over the largest singular value of the base's weight, one global threshold. Not
-    confirmed by our study.
+    """sigma_i of delta-W over the largest singular value of the base's weight, one global threshold.
+
+    Not confirmed by our study.
     """
     sizes, base = evidence.spectra("delta", absent_is_zero=True), evidence.spectra("weight")
     return {name: sigma / base[name][0] if base[name][0] > 0 else 0 * sigma for name, sigma in sizes.items()}

@@ -19,9 +19,7 @@ FOUR_MATRICES = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 
 @dataclass(frozen=True)
 class Target:
-    """A weight (rows, cols). cost: trainable parameters that one direction of an adapter on it takes, rows +
-    cols.
-    """
+    """A weight (rows, cols). cost: trainable parameters that one direction of an adapter on it takes, rows + cols."""
 
     name: str
     layer: int | None
@@ -78,7 +76,8 @@ class Evidence:
     def spectra(self, quantity: str, absent_is_zero: bool = False) -> dict[str, np.ndarray]:
         """Singular values of every target; an empty array where there are none and that is admitted.
 
-        Raises RequestError where they were not measured."""
+        Raises RequestError where they were not measured.
+        """
         known = self.sigma.get(quantity, {})
         found = {}
         for target in self.targets:
@@ -150,8 +149,9 @@ def gather(
 
 
 def matching(matrices: Sequence[Target], names: str) -> list[Target]:
-    """Those whose kind or full name is among `names` (globs, joined by commas). RequestError for one that
-    finds none.
+    """Those whose kind or full name is among `names` (globs, joined by commas).
+
+    RequestError for one that finds none.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for pattern in wanted:
@@ -172,9 +172,7 @@ def last_step(run: Run) -> int | None:
 
 
 def mean_spectra(tables: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Mean over tables of sigma_i, index by index; a table without a matrix, or with fewer values, counts as
-    zeros.
-    """
+    """Mean over tables of sigma_i, index by index; a table without a matrix, or with fewer values, counts as zeros."""
     names = dict.fromkeys(name for table in tables for name in table)
     averaged = {}
     for name in names:
@@ -206,7 +204,8 @@ def _sigma(run: Run, quantity: str, step: int | None) -> dict[str, np.ndarray]:
 
 def _above_floor(run: Run, step: int | None) -> dict[str, np.ndarray]:
     """Singular values of the changes without those that rounding alone can have made: a difference of two bfloat16
-    checkpoints has thousands of them."""
+    checkpoints has thousands of them.
+    """
     rows = _rows(run, "delta", step)
     floors = rows["noise_floor"].fillna(0.0) if "noise_floor" in rows else {}
     return {name: sigma[sigma > floors.get(name, 0.0)] for name, sigma in _sigma(run, "delta", step).items()}

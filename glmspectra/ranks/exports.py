@@ -49,9 +49,7 @@ def adapter_config(arguments: Mapping[str, Any], evidence: Evidence) -> dict[str
 
 
 def _axolotl(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """axolotl takes patterns as lora_rank_pattern and lora_alpha_pattern (2026 and later) and a whole
-    lora_alpha.
-    """
+    """Axolotl takes patterns as lora_rank_pattern and lora_alpha_pattern (2026 and later) and a whole lora_alpha."""
     settings = {
         "adapter": "lora",
         "lora_r": arguments["r"],
@@ -80,7 +78,8 @@ def _llama_factory(
 
 def _ms_swift(folder: Path, arguments: Mapping[str, Any], suggestion: Suggestion, evidence: Evidence) -> list[Path]:
     """ms-swift takes no patterns either (its rank_pattern is always none); `--adapters` reads an adapter's weights
-    without an optimizer, and goes on from them with its ranks."""
+    without an optimizer, and goes on from them with its ranks.
+    """
     adapter = folder / UNTRAINED
     words = [
         "# ms-swift: these arguments beside your own; no --lora_rank, --lora_alpha or --target_modules.",
@@ -94,7 +93,8 @@ def _untrained(
     adapter: Path, arguments: Mapping[str, Any], suggestion: Suggestion, evidence: Evidence
 ) -> tuple[Path, Path]:
     """An adapter before its first step with the suggested ranks: A as PEFT starts it (uniform in +-1/sqrt(cols)), B
-    zero. Its two files."""
+    zero. Its two files.
+    """
     import torch
     from safetensors.torch import save
 

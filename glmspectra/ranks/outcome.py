@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class RankRequest:
     """What is asked: criterion and budget (None: the default of the tables), targets, limits, step of the deltas
-    (None: the last), scale = alpha / r of every matrix, and the forms to export to."""
+    (None: the last), scale = alpha / r of every matrix, and the forms to export to.
+    """
 
     criterion: str | None = None
     budget: str | None = None
@@ -50,7 +51,8 @@ class RankRequest:
 @dataclass(frozen=True)
 class Outcome:
     """suggestions: the chosen criterion first, then all that the tables can answer. stabilities: between pilots
-    and between steps."""
+    and between steps.
+    """
 
     suggestions: dict[str, Suggestion]
     evidence: Evidence
@@ -69,7 +71,8 @@ class Outcome:
 
     def write(self, path: Path, tables: Path, request: RankRequest) -> dict[str, Any]:
         """The ranks file at `path`, exports beside it, tables and the summary in words into the run's folder; paths by
-        what they are."""
+        what they are.
+        """
         files = report.write_suggestion(
             path,
             tables,

@@ -218,9 +218,7 @@ def _what_a_budget_holds(told: Mapping[str, Any], curve: "pd.DataFrame") -> list
 
 
 def summary_rows(suggestions: Mapping[str, Suggestion]) -> list[tuple[str, str, int, float]]:
-    """For a table on the terminal: criterion, kind, parameters, share of them elsewhere than with uniform
-    ranks.
-    """
+    """For a table on the terminal: criterion, kind, parameters, share of them elsewhere than with uniform ranks."""
     uniform = suggestions.get("uniform")
     found: list[tuple[str, str, int, float]] = []
     for name, suggestion in suggestions.items():

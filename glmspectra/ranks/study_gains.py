@@ -16,7 +16,8 @@ SETTINGS = {
 @dataclass(frozen=True)
 class Gain:
     """Held-out loss below uniform's at equal parameters, nats a token, least and most over three budgets; negative
-    where uniform was better. sure: p < 0.01 at each budget, after Holm's correction."""
+    where uniform was better. sure: p < 0.01 at each budget, after Holm's correction.
+    """
 
     least: float
     most: float

@@ -1,6 +1,4 @@
-"""From evidence and a budget to ranks: one criterion, a mixture, a pooled control; all of them side by side;
-the curve.
-"""
+"""From evidence and a budget to ranks: one criterion, a mixture, a pooled control; all of them side by side; the curve."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +28,7 @@ UNIFORM_WITHIN = 0.05
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Ranks by one criterion. criterion: as asked for, with options. allocation: the ranks and how they were
-    found.
-    """
+    """Ranks by one criterion. criterion: as asked for, with options. allocation: the ranks and how they were found."""
 
     criterion: str
     budget: Budget
@@ -167,19 +163,17 @@ def suggest_all(evidence: Evidence, chosen: str, budget: Budget, limits: Limits 
 
 
 def moved_share(first: Mapping[str, int], second: Mapping[str, int], targets: Sequence[Target]) -> float:
-    """Share of the parameters that two sets of ranks give to different matrices: 0 the same, 1 nothing in
-    common.
+    """Share of the parameters that two sets of ranks give to different matrices: 0 the same, 1 nothing in common.
 
-    Half the sum of |difference| * cost, over the larger of the two totals."""
+    Half the sum of |difference| * cost, over the larger of the two totals.
+    """
     difference = sum(abs(first[t.name] - second[t.name]) * t.cost for t in targets) / 2
     total = max(sum(ranks[t.name] * t.cost for t in targets) for ranks in (first, second))
     return difference / total if total else 0.0
 
 
 def side_by_side(suggestions: Mapping[str, Suggestion]) -> "pd.DataFrame":
-    """One row a matrix: name, layer, matrix, rows, cols, parameters_per_rank, and a column of ranks for each
-    criterion.
-    """
+    """One row a matrix: name, layer, matrix, rows, cols, parameters_per_rank, and a column of ranks for each criterion."""
     import pandas as pd
 
     targets = next(iter(suggestions.values())).targets
@@ -221,8 +215,7 @@ def kept_energy(evidence: Evidence, quantity: str, ranks: Mapping[str, int]) -> 
 def budget_curve(
     evidence: Evidence, criterion: str, budget: Budget, limits: Limits | None = None, points: int = 17
 ) -> "pd.DataFrame":
-    """How much of the energy is held at what budget: columns parameters, share_of_budget, criterion,
-    quantity, energy.
+    """How much of the energy is held at what budget: columns parameters, share_of_budget, criterion, quantity, energy.
 
     Budgets from 1/16 of the given one to 16 times it, for the criterion and for uniform. quantity: 'delta'
     where there is one; else 'weight', which says how compressible the base is, not what training will need.

@@ -1,5 +1,4 @@
-"""Merged spectrum and intruder dimensions of W + delta-W from Gram matrices: W is read once, W + delta-W is
-never made.
+"""Merged spectrum and intruder dimensions of W + delta-W from Gram matrices: W is read once, W + delta-W is never made.
 
 With n the smaller side of W, everything follows from n x n products. Written for rows >= cols (else of W^T):
 
@@ -81,8 +80,9 @@ class MergedSpectrum:
     best_cosine: np.ndarray
 
     def intruders(self, epsilon: float = INTRUDER_EPSILON) -> int:
-        """How many of the k leading directions are unlike every direction of W: Shuttleworth et al. 2024
-        (arXiv 2410.21228), definition 1 of an intruder dimension: max_i |cos(u'_j, u_i)| < epsilon.
+        """How many of the k leading directions are unlike every direction of W: Shuttleworth et al.
+
+        2024 (arXiv 2410.21228), definition 1 of an intruder dimension: max_i |cos(u'_j, u_i)| < epsilon.
         """
         return int(np.sum(self.best_cosine < epsilon))
 
@@ -95,8 +95,7 @@ def merged_spectrum(
     scale: float = 1.0,
     directions: int = INTRUDER_DIRECTIONS,
 ) -> MergedSpectrum:
-    """Spectrum of W + scale * left @ right and its intruders from the stored Gram matrix and one product of
-    W.
+    """Spectrum of W + scale * left @ right and its intruders from the stored Gram matrix and one product of W.
 
     weight (rows, cols) is read once more, for left^T W only; left (rows, r), right (r, cols).
     """
@@ -142,9 +141,7 @@ def _left_cosines(
 def merged_spectrum_dense(
     base: GramOfWeight, weight: torch.Tensor, merged: torch.Tensor, directions: int = INTRUDER_DIRECTIONS
 ) -> MergedSpectrum:
-    """The same for a second full weight `merged` (rows, cols), where delta-W has full rank: one more n x n
-    product.
-    """
+    """The same for a second full weight `merged` (rows, cols), where delta-W has full rank: one more n x n product."""
     other = gram_of_weight(merged, device=base.gram.device)
     k = min(directions, len(other.sigma))
     if base.transposed:

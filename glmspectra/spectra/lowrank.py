@@ -98,8 +98,9 @@ def numerical_rank(sigma: np.ndarray, floor: float) -> int:
 
 
 def subspace_similarity(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
-    """Grassmann similarity of the leading directions of two orthonormal bases: Hu et al. 2021, LoRA, section
-    7.2, eq. 4.
+    """Grassmann similarity of the leading directions of two orthonormal bases: Hu et al.
+
+    2021, LoRA, section 7.2, eq. 4.
 
     phi(i, j) = || first[:, :i]^T second[:, :j] ||_F^2 / min(i, j), from 0 (orthogonal) to 1 (one holds the
     other). first (n, a), second (n, b), orthonormal columns, best first; returns (a, b) with phi(i + 1, j +
@@ -113,8 +114,9 @@ def subspace_similarity(first: torch.Tensor, second: torch.Tensor) -> np.ndarray
 
 
 def amplification_factor(delta: Spectrum, weight: torch.Tensor, directions: int | None = None) -> float:
-    """How much delta-W amplifies its own directions over what W holds there: Hu et al. 2021, section 7.3,
-    table 7.
+    """How much delta-W amplifies its own directions over what W holds there: Hu et al.
+
+    2021, section 7.3, table 7.
 
     ||Delta||_F / || U^T W V ||_F with U, V the `directions` leading singular vectors of delta-W (all of them
     when None) and Delta cut to the same directions. weight (rows, cols). Infinity where W holds nothing in
@@ -138,9 +140,7 @@ def _vectors(spectrum: Spectrum) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def project(weight: torch.Tensor, basis: torch.Tensor, chunk: int = 2048) -> torch.Tensor:
-    """basis^T @ weight, (k, cols) float64, reading weight (rows, cols) of any float type `chunk` rows at a
-    time.
-    """
+    """basis^T @ weight, (k, cols) float64, reading weight (rows, cols) of any float type `chunk` rows at a time."""
     result = torch.zeros(basis.shape[1], weight.shape[1], dtype=torch.float64)
     for start in range(0, weight.shape[0], chunk):
         rows = slice(start, start + chunk)
@@ -150,9 +150,7 @@ def project(weight: torch.Tensor, basis: torch.Tensor, chunk: int = 2048) -> tor
 
 @dataclass(frozen=True)
 class AdapterSimilarity:
-    """Two products beside each other: cosine of the matrices, and similarity of the leading directions on
-    both sides.
-    """
+    """Two products beside each other: cosine of the matrices, and similarity of the leading directions on both sides."""
 
     cosine: float
     left: float

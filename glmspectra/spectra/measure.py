@@ -97,8 +97,7 @@ def _checked_ranges(weight: torch.Tensor, parts: Mapping[str, slice] | None) -> 
 
 
 def _scaled(weight: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """A float64 weight whose squares could leave the range of float64, divided by a power of two; (weight,
-    exponent)."""
+    """A float64 weight whose squares could leave the range of float64, divided by a power of two; (weight, exponent)."""
     if weight.dtype != torch.float64:
         return weight, 0
     largest = float(weight.abs().max())

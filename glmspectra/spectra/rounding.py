@@ -24,8 +24,7 @@ class RoundingFloor:
 
 
 def unit_in_last_place(weight: torch.Tensor) -> torch.Tensor:
-    """Distance between a stored number and the next larger one of its own type, as float64, the shape of
-    weight.
+    """Distance between a stored number and the next larger one of its own type, as float64, the shape of weight.
 
     2^(e - p + 1) for |w| in [2^e, 2^(e+1)) and p bits of significand; the constant spacing of subnormals
     below.

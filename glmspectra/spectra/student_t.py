@@ -28,7 +28,7 @@ class StudentT:
 
 
 def student_log_density(x: FloatArray, fit: StudentT) -> FloatArray:
-    """log density at x, any shape."""
+    """Log density at x, any shape."""
     body: FloatArray = (fit.degrees + 1) / 2 * np.log1p(((x - fit.location) / fit.scale) ** 2 / fit.degrees)
     density: FloatArray = _constant(fit.degrees) - np.log(fit.scale) - body
     return density

@@ -1,5 +1,4 @@
-"""Leading singular vectors, for those who asked for them: one safetensors file a matrix under the run's
-`vectors/`.
+"""Leading singular vectors, for those who asked for them: one safetensors file a matrix under the run's `vectors/`.
 
 Tensors `<part>/left` (rows, K) and `<part>/right` (cols, K), float32 columns in the order of the singular
 values.
@@ -51,7 +50,7 @@ def count_vectors(path: Path) -> int:
 
 
 def read_vectors(folder: Path, name: str, quantity: str = "weight", step: int | None = None) -> dict[str, Any]:
-    """part -> (left (rows, K), right (cols, K)) of one matrix of the run in `folder`, float32.
+    """Part -> (left (rows, K), right (cols, K)) of one matrix of the run in `folder`, float32.
 
     Raises RequestError where the run kept no vectors of it, StoreError where the file is damaged.
     """

@@ -168,8 +168,10 @@ class DeltaMeasurer:
         weight: torch.Tensor | None,
         gram: GramOfWeight | None,
     ) -> Measured | None:
-        """A change of full rank: DoRA, LoftQ, a whole module, or the difference of two checkpoints. None where the base
-        (weight is None) or the state holds NaN or infinity."""
+        """A change of full rank: DoRA, LoftQ, a whole module, or the difference of two checkpoints.
+
+        None where the base (weight is None) or the state holds NaN or infinity.
+        """
         if weight is None:
             return None
         tuned = state.merged(record, weight, expert)

@@ -241,9 +241,7 @@ def _match_checkpoint(
 
 
 def _same_weights(base: Checkpoint, tuned: Checkpoint, records: dict[str, TensorRecord]) -> dict[str, str]:
-    """Base name -> tuned name: equal, or the only tuned one that ends in it or that it ends in (a prefix more
-    or less).
-    """
+    """Base name -> tuned name: equal, or the only tuned one that ends in it or that it ends in (a prefix more or less)."""
     names = {}
     for name in records:
         if name in tuned.tensors:
@@ -324,8 +322,9 @@ def cost_of(record: TensorRecord, states: list[State], options: DeltaOptions, de
 
 
 def _source(base: Checkpoint | None, states: list[State], tuned: Path | str) -> Source:
-    """The run's identity: the content of all states. The base is told in the details, as `suggest-rank` needs
-    it.
+    """The run's identity: the content of all states.
+
+    The base is told in the details, as `suggest-rank` needs it.
     """
     files = list(_files(states))
     path = Path(tuned).resolve()

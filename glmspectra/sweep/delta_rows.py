@@ -52,7 +52,7 @@ def known(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def effective_rank(sigma: np.ndarray) -> float:
-    """exp of the entropy of sigma / sum(sigma) (Roy & Vetterli 2007); 0 for a zero matrix."""
+    """Exp of the entropy of sigma / sum(sigma) (Roy & Vetterli 2007); 0 for a zero matrix."""
     positive = sigma[sigma > 0]
     if not positive.size:
         return 0.0

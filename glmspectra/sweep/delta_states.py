@@ -58,7 +58,8 @@ class State:
 
     def factors(self, name: str) -> Factors | None:
         """The change of a weight as factors, as the base stores it (without a base: as the layer multiplies); None for
-        a matrix that was trained as a whole."""
+        a matrix that was trained as a whole.
+        """
         if self.adapter is None:
             return None
         return self.changes[name].factors if self.changes else self.adapter.change(self.names[name])

@@ -30,7 +30,7 @@ def last_state(run: Run) -> "pd.DataFrame":
 
 
 def summary_of(run: Run) -> dict[str, dict[str, Any]]:
-    """matrix -> how many layers, and the median over them of each known SUMMARY_COLUMNS, at the last step."""
+    """Matrix -> how many layers, and the median over them of each known SUMMARY_COLUMNS, at the last step."""
     found: dict[str, dict[str, Any]] = {}
     for matrix, group in last_state(run).groupby("matrix", sort=False):
         known = {column: float(group[column].median()) for column in SUMMARY_COLUMNS if group[column].notna().any()}

@@ -16,8 +16,11 @@ Step = Callable[[], None]
 
 
 class Pipeline:
-    """Solves and finishes what is handed over, in order. Left in any way, even by Ctrl-C, it first finishes what it
-    holds: a matrix that was computed is written. Errors are raised at a later handing over, or at `wait`."""
+    """Solves and finishes what is handed over, in order.
+
+    Left in any way, even by Ctrl-C, it first finishes what it holds: a matrix that was computed is written. Errors are
+    raised at a later handing over, or at `wait`.
+    """
 
     def __init__(self, device: str):
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="glmspectra-finish")

@@ -53,8 +53,7 @@ class Truncation:
 
 @dataclass(frozen=True)
 class Factors:
-    """The change of one base weight of shape (rows, cols): scale * left @ right, as stored (out_features,
-    in_features).
+    """The change of one base weight of shape (rows, cols): scale * left @ right, as stored (out_features, in_features).
 
     left (rows, k), right (k, cols), CPU. k is allotted_rank, twice that where the start of training is taken
     off (PiSSA, OLoRA: left = [B, -B0], right = [A; A0]).
@@ -83,7 +82,7 @@ class Factors:
         return self.magnitude is not None or self.rule is not None
 
     def product(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """scale * left @ right, (rows, cols): the dense form, for merging and for checks."""
+        """Scale * left @ right, (rows, cols): the dense form, for merging and for checks."""
         return (self.scale * (self.left.to(dtype) @ self.right.to(dtype))).to(dtype)
 
     def merged(self, weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -148,7 +147,7 @@ class Factors:
         return replace(self, left=self.right.T, right=self.left.T)
 
     def forward(self, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """inputs @ (base and adapter together)^T, (n, rows) float32, as the layer computes it: by the factors.
+        """Inputs @ (base and adapter together)^T, (n, rows) float32, as the layer computes it: by the factors.
 
         The merged weight is not made. inputs (n, cols), weight (rows, cols). DoRA's norms come from the factors' Gram
         matrices: ||W + s L R||^2 = ||W||^2 + 2 s <W R^T, L> + s^2 <L R R^T, L>, row by row (or column by column).

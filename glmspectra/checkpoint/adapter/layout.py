@@ -38,7 +38,8 @@ class BaseLayout:
 
     def find(self, name: str) -> list[str]:
         """The base's tensors that an adapter's name can mean: that name, or those that a wrapper's prefix tells apart
-        from it."""
+        from it.
+        """
         if name in self.shapes:
             return [name]
         shorter = [name[dot + 1 :] for dot in _dots(name)]

@@ -1,5 +1,4 @@
-"""bitsandbytes' serialised 4-bit (NF4, FP4, double quantisation) and 8-bit weights, dequantised in plain
-torch.
+"""bitsandbytes' serialised 4-bit (NF4, FP4, double quantisation) and 8-bit weights, dequantised in plain torch.
 
 4 bits: the weight, flattened row by row, is cut into blocks (64 numbers, usually). Number i is `code[q_i] *
 absmax[i // blocksize]`, with a code of 16 values and two q in a byte, the first in its high half. With double

@@ -71,8 +71,7 @@ def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
 
 
 def quantize_rows(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantise a weight of shape (rows, columns): the packed int8 and the scales (rows,), of the weight's
-    dtype.
+    """Quantise a weight of shape (rows, columns): the packed int8 and the scales (rows,), of the weight's dtype.
 
     Arithmetic is done in the weight's own dtype and rounds half to even, as the original's, so that the
     packed form of an fp16 weight is the same bit for bit. A row of zeros gets scale 0 (the original: NaN).

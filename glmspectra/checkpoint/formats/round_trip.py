@@ -12,8 +12,7 @@ FORMS = ("nf4", "fp4", "int8", "int4")
 
 
 def quantized_copy(weight: torch.Tensor, form: str) -> torch.Tensor:
-    """Q(W): the weight as it is computed with after storing it as `form`; float32, the shape of weight (rows,
-    cols).
+    """Q(W): the weight as it is computed with after storing it as `form`; float32, the shape of weight (rows, cols).
 
     nf4, fp4: bitsandbytes, blocks of 64 along the rows, scales not compressed (QLoRA, Dettmers et al. 2023).
     int8, int4: ChatGLM's own format, one scale a row, in the weight's own dtype: the numbers that `chatglm_int` stores.

@@ -83,8 +83,7 @@ class SafetensorsFile:
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
-    """Read and check a header: name -> (dtype as written, shape, first and past-the-last byte within the
-    data).
+    """Read and check a header: name -> (dtype as written, shape, first and past-the-last byte within the data).
 
     Raises CheckpointError when the file is truncated, is no safetensors file, lists a tensor twice, or states
     a dtype or an extent that cannot be.

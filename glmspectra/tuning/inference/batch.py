@@ -59,8 +59,7 @@ def load_for_inference(
     four_bit: bool = False,
     conversations: bool = False,
 ) -> Loaded:
-    """The model at `place`, with an adapter where one is named; bfloat16 or float16 on a GPU, float32 on a
-    CPU."""
+    """The model at `place`, with an adapter where one is named; bfloat16 or float16 on a GPU, float32 on a CPU."""
     where = choose_device(device)
     dtype = best_dtype(where)
     precision = Precision(dtype, dtype, None)

@@ -99,8 +99,7 @@ def losses_by_row(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Per row: summed loss in nats, supervised tokens, correct tokens; float64 [rows, 3], in the order of
-    `rows`."""
+    """Per row: summed loss in nats, supervised tokens, correct tokens; float64 [rows, 3], in the order of `rows`."""
     device = next(model.parameters()).device
     model.eval()
     found = np.zeros((len(rows), 3))

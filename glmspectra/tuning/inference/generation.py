@@ -29,8 +29,7 @@ def generate(
     progress: Callable[[int], None] | None = None,
     **sampling: Any,
 ) -> list[str]:
-    """One answer a prompt, greedy unless `sampling` (arguments of `generate`) says otherwise, in the order
-    given.
+    """One answer a prompt, greedy unless `sampling` (arguments of `generate`) says otherwise, in the order given.
 
     Prompts of similar length share a batch, padded on the left; progress(count) is called after each batch.
     """
@@ -64,8 +63,7 @@ def generate(
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Text of token ids up to the first eos; ids without a text (padding rows of the vocabulary) are left
-    out."""
+    """Text of token ids up to the first eos; ids without a text (padding rows of the vocabulary) are left out."""
     ids = list(ids)
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id)]

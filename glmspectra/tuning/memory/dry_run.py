@@ -35,8 +35,10 @@ class ShownExample:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What `--dry-run` found. `step` is what the longest batch gave: rows, tokens, loss, seconds, and on a GPU
-    peak_memory_gib."""
+    """What `--dry-run` found.
+
+    `step` is what the longest batch gave: rows, tokens, loss, seconds, and on a GPU peak_memory_gib.
+    """
 
     settings: Settings
     data: TrainingData

@@ -38,7 +38,8 @@ OPTIMIZER_BYTES = {"sgd": 0, "adafactor": 0.02, "lion_8bit": 1, "lion_32bit": 4,
 @dataclass(frozen=True)
 class BatchShape:
     """The batch of a step: `rows` of `tokens` each, of which `supervised` in all are learnt; `packed`: several
-    examples in a row, kept apart by a mask."""
+    examples in a row, kept apart by a mask.
+    """
 
     rows: int
     tokens: int
@@ -48,8 +49,10 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes at the peak of a training step, by part; `peak` is their sum. `kept`: what the forward pass leaves for
-    backward, all of which need not be alive at the peak."""
+    """Bytes at the peak of a training step, by part; `peak` is their sum.
+
+    `kept`: what the forward pass leaves for backward, all of which need not be alive at the peak.
+    """
 
     parts: dict[str, int]
     batch: BatchShape
@@ -170,7 +173,8 @@ def _resident(model: nn.Module, marked: dict[str, nn.Linear], settings: Settings
 
 def _scale_bytes(weights: int, nested: bool) -> int:
     """One float32 for 64 weights and the 16 values of the grid; nested, one byte for 64 weights, one float32 for 256
-    of those, and the 256 values of their own grid (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
+    of those, and the 256 values of their own grid (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+    """
     blocks = -(-weights // BLOCK)
     if not nested:
         return rounded(4 * blocks) + rounded(4 * 16)
@@ -224,8 +228,11 @@ def _step(
 
 
 def _inputs(batch: BatchShape) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Inputs of the model and labels [rows, tokens]. Rows are padded on the right and need no mask; packed ones have
-    the mask [rows, 1, tokens, tokens] that transformers makes of their positions."""
+    """Inputs of the model and labels [rows, tokens].
+
+    Rows are padded on the right and need no mask; packed ones have the mask [rows, 1, tokens, tokens] that transformers
+    makes of their positions.
+    """
     shape = (batch.rows, batch.tokens)
     inputs = {"input_ids": torch.empty(shape, dtype=torch.long)}
     if batch.packed:

@@ -106,7 +106,8 @@ def _attend(
     enable_gqa: bool = False,
 ) -> torch.Tensor:
     """The kernel that PyTorch takes on CUDA: flash for half types without a mask, else the memory-efficient one; it
-    does not share keys among query heads, so shared keys it cannot take go to plain products and a softmax."""
+    does not share keys among query heads, so shared keys it cannot take go to plain products and a softmax.
+    """
     flash = attn_mask is None and q.dtype in HALF and q.shape[-1] <= 256
     if not flash and q.shape[1] != k.shape[1]:
         return torch.ops.aten._scaled_dot_product_attention_math(
@@ -117,8 +118,10 @@ def _attend(
 
 
 class CudaKernels(TorchFunctionMode):
-    """Replaces the operations above while it is entered. `autocast`: the dtype of automatic mixed precision, or None;
-    `four_bit`: ids of weights that stand for 4-bit ones."""
+    """Replaces the operations above while it is entered.
+
+    `autocast`: the dtype of automatic mixed precision, or None; `four_bit`: ids of weights that stand for 4-bit ones.
+    """
 
     def __init__(self, four_bit: set[int], autocast: torch.dtype | None, tracker: Tracker):
         super().__init__()
@@ -167,7 +170,8 @@ class CudaKernels(TorchFunctionMode):
 
 def mark_four_bit(model: Any, compute: torch.dtype, quant_type: str) -> dict[str, nn.Linear]:
     """Put layers that PEFT takes for bitsandbytes' Linear4bit in the place of every linear layer but the output
-    layer; returns name -> layer. Their weights keep their shape [out_features, in_features] and hold no data."""
+    layer; returns name -> layer. Their weights keep their shape [out_features, in_features] and hold no data.
+    """
     from bitsandbytes.nn import Linear4bit
 
     class Counted(Linear4bit):

@@ -1,5 +1,4 @@
-"""AdaLoRA with a start rank for each matrix, exact budgets, a plain loss, and a state that training resumes
-from.
+"""AdaLoRA with a start rank for each matrix, exact budgets, a plain loss, and a state that training resumes from.
 
 The layers and the file form are PEFT's; what it saves loads in plain PEFT. Of PEFT's allocator four things
 are changed, each because it does not do what it says (Zhang et al. 2023, "Adaptive budget allocation for
@@ -74,8 +73,7 @@ class MaskedRankAllocator(RankAllocator):
         return factors
 
     def scores(self) -> dict[str, torch.Tensor]:
-        """Importance of each triplet (equation 6: that of E plus the means of those of its row of A and
-        column of B)."""
+        """Importance of each triplet (equation 6: that of E plus the means of those of its row of A and column of B)."""
         scores = {}
         for name in self.layers:
             a, e, b = (self._element_score(f"{name}.lora_{part}.{self.adapter_name}") for part in "AEB")
@@ -83,8 +81,7 @@ class MaskedRankAllocator(RankAllocator):
         return scores
 
     def mask_to_budget(self, model: torch.nn.Module, budget: int) -> dict[str, list[bool]]:
-        """Keep the `budget` most important triplets of those that a matrix started with; ties go to the
-        earlier one."""
+        """Keep the `budget` most important triplets of those that a matrix started with; ties go to the earlier one."""
         scores = self.scores()
         flat = torch.cat([scores[name].double() for name in self.layers]).cpu()
         allowed = torch.cat([self.start[name] for name in self.layers])
@@ -99,7 +96,8 @@ class MaskedRankAllocator(RankAllocator):
 
     def allocate(self, step: int) -> bool:
         """After the optimizer's step number `step` (from 1), before gradients are cleared: update the
-        importance and set E of pruned triplets to zero. Returns whether an allocation took place."""
+        importance and set E of pruned triplets to zero. Returns whether an allocation took place.
+        """
         config = self.peft_config
         if step > self.final_mask_step:
             self._zero_outside(self.kept)
@@ -143,8 +141,7 @@ class MaskedRankAllocator(RankAllocator):
                 e.masked_fill_(~mask.to(e.device)[:, None], 0.0)
 
     def orthogonality(self) -> torch.Tensor:
-        """Mean over all A and B of |A A^T - I|_F and |B^T B - I|_F (equation 4), over the triplets a matrix
-        may have."""
+        """Mean over all A and B of |A A^T - I|_F and |B^T B - I|_F (equation 4), over the triplets a matrix may have."""
         terms = []
         for name, mask in self.start.items():
             a, _, b = self.triplets(name)
@@ -155,7 +152,8 @@ class MaskedRankAllocator(RankAllocator):
 
     def describe_for_saving(self) -> None:
         """Make the configuration say which triplets are not zero now, so that what PEFT saves gives equal
-        logits at any step (between two allocations pruned triplets may have grown again)."""
+        logits at any step (between two allocations pruned triplets may have grown again).
+        """
         self.peft_config.rank_pattern = {
             f"{name}.lora_E.{self.adapter_name}": (self.triplets(name)[1].detach() != 0).view(-1).tolist()
             for name in self.layers
@@ -164,8 +162,7 @@ class MaskedRankAllocator(RankAllocator):
     # What a resumed run needs beside the optimizer: the unpruned triplets and the importance averages.
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors on the CPU: {"triplets": {name: (A, E, B)}, "kept", "start": masks, "exp_avg_ipt",
-        "exp_avg_unc"}."""
+        """Tensors on the CPU: {"triplets": {name: (A, E, B)}, "kept", "start": masks, "exp_avg_ipt", "exp_avg_unc"}."""
         return {
             "triplets": {name: tuple(p.detach().cpu().clone() for p in self.triplets(name)) for name in self.layers},
             "kept": self.kept,
@@ -176,8 +173,10 @@ class MaskedRankAllocator(RankAllocator):
         }
 
     def load_state_dict(self, state: Mapping[str, Any], where: Path) -> None:
-        """Go on from `state_dict()`. Raises TrainingError when it is of other matrices or another
-        schedule."""
+        """Go on from `state_dict()`.
+
+        Raises TrainingError when it is of other matrices or another schedule.
+        """
         same = state["triplets"].keys() == self.layers.keys() and all(
             torch.equal(mask, self.start[name]) for name, mask in state["start"].items()
         )
@@ -245,5 +244,5 @@ def allocator_of(model: PeftModel) -> MaskedRankAllocator | None:
 
 
 def _first(length: int, rank: int | None) -> torch.Tensor:
-    """bool [length], true in the first `rank` places (all of them for None)."""
+    """Bool [length], true in the first `rank` places (all of them for None)."""
     return torch.arange(length) < (length if rank is None else rank)

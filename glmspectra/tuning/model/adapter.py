@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 
 def adapter_config(settings: Settings, targets: list[str], total_steps: int) -> LoraConfig:
-    """PEFT's configuration of the adapter; targets are full module names, so that PEFT has nothing left to
-    guess."""
+    """PEFT's configuration of the adapter; targets are full module names, so that PEFT has nothing left to guess."""
     lora = settings.lora
     start: Any = lora.init_lora_weights  # PEFT's type names no pissa_niter_N but as an example
     shared: dict[str, Any] = {

@@ -18,16 +18,14 @@ from torch.nn import functional as F
 
 
 class InputTypedLinear(nn.Linear):
-    """A linear layer whose float32 weight is cast to the type of its input: [..., in] to [..., out] of that
-    type."""
+    """A linear layer whose float32 weight is cast to the type of its input: [..., in] to [..., out] of that type."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return F.linear(input, self.weight.to(input.dtype))
 
 
 def follow_input_dtype(model: Any, adapter: str) -> int:
-    """Make the LoRA factors of `model` compute in the type of their input; returns the number of layers
-    changed.
+    """Make the LoRA factors of `model` compute in the type of their input; returns the number of layers changed.
 
     Parameters and their names stay as they are. Layers that are not plain LoRA (AdaLoRA, DoRA) are left
     alone.

@@ -74,8 +74,7 @@ def check_four_bit(model: Any) -> int:
 
 
 def keep_layout(model: nn.Module) -> int:
-    """Stop bitsandbytes from repacking 4-bit weights for AVX512_BF16 in place; returns the number of layers
-    told so.
+    """Stop bitsandbytes from repacking 4-bit weights for AVX512_BF16 in place; returns the number of layers told so.
 
     Its flag is per module and set by what the CPU can do; on a GPU it has no effect. Call right after
     loading.
@@ -89,8 +88,7 @@ def keep_layout(model: nn.Module) -> int:
 
 
 def check_layout(model: nn.Module) -> None:
-    """Raise TrainingError when a 4-bit weight has been repacked, since its gradients would be lost without a
-    sign."""
+    """Raise TrainingError when a 4-bit weight has been repacked, since its gradients would be lost without a sign."""
     for name, module in four_bit_modules(model).items():
         if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
             raise TrainingError(

@@ -90,8 +90,7 @@ def load_base(
     quantization: BitsAndBytesConfig | None = None,
     attention: str = "sdpa",
 ) -> Any:
-    """A causal language model of any family that transformers knows, frozen, in evaluation mode, on one
-    device.
+    """A causal language model of any family that transformers knows, frozen, in evaluation mode, on one device.
 
     quantization: a `BitsAndBytesConfig` or None. Raises ConfigError when a packed folder is to be quantised again,
     CheckpointError when the folder cannot be loaded, or its tensors are not those of the model, TrainingError when a
@@ -144,8 +143,11 @@ def check_not_packed(config: Any, model_path: str | Path) -> None:
 
 
 def _forget_gguf(model: Any) -> None:
-    """A GGUF file's weights are dequantised as they are read. The model is a plain one from then on, but it is still
-    marked as quantised by a method that cannot be trained, which the Trainer would refuse."""
+    """A GGUF file's weights are dequantised as they are read.
+
+    The model is a plain one from then on, but it is still marked as quantised by a method that cannot be trained, which
+    the Trainer would refuse.
+    """
     model.is_quantized = False
     for owner, name in ((model, "hf_quantizer"), (model, "quantization_method"), (model.config, "quantization_config")):
         if hasattr(owner, name):

@@ -8,8 +8,10 @@ from transformers import PreTrainedModel
 
 
 def enable_checkpointing(model: PreTrainedModel, arguments: dict[str, Any] | None = None) -> None:
-    """Recompute each layer's activations in backward. Not re-entrant, so a frozen embedding needs no hook;
-    under either name that transformers has for it."""
+    """Recompute each layer's activations in backward.
+
+    Not re-entrant, so a frozen embedding needs no hook; under either name that transformers has for it.
+    """
     arguments = {"use_reentrant": False, **(arguments or {})}
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)

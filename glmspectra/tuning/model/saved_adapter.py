@@ -16,8 +16,9 @@ from glmspectra.tuning.model.loading import LOADING_ERRORS, first_line
 
 
 def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
-    """A PEFT adapter folder on a loaded base, for inference. Folders of 2023 load too. A 4-bit base keeps its
-    layout on any CPU.
+    """A PEFT adapter folder on a loaded base, for inference.
+
+    Folders of 2023 load too. A 4-bit base keeps its layout on any CPU.
 
     Raises:
         RequestError: There is no adapter.

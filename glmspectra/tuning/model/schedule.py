@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Schedule:
-    """AdaLoRA's three phases in optimizer steps: warm-up to `tinit`, falling to `total - tfinal`, then
-    fixed."""
+    """AdaLoRA's three phases in optimizer steps: warm-up to `tinit`, falling to `total - tfinal`, then fixed."""
 
     total: int
     tinit: int

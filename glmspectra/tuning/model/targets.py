@@ -26,15 +26,13 @@ PEFT_PREFIX = "base_model.model."
 
 
 def linear_modules(model: Any) -> list[str]:
-    """Names of the linear layers that can carry an adapter, the output layer left out, in the order of the
-    model."""
+    """Names of the linear layers that can carry an adapter, the output layer left out, in the order of the model."""
     head = model.get_output_embeddings()
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
 
 
 def resolve_targets(model: Any, lora: LoraArgs) -> list[str]:
-    """Full names of the modules that `target_modules`, `exclude_modules` and `layers_to_transform` choose
-    together.
+    """Full names of the modules that `target_modules`, `exclude_modules` and `layers_to_transform` choose together.
 
     Raises ConfigError when an entry matches no linear layer, or
     nothing is left.

@@ -44,8 +44,7 @@ class StartCallback(TrainerCallback):
 
 
 class AdaLoraCallback(TrainerCallback):
-    """Allocates ranks after each optimizer step, while gradients still stand, and writes the history of
-    ranks."""
+    """Allocates ranks after each optimizer step, while gradients still stand, and writes the history of ranks."""
 
     def __init__(self, allocator: adalora.MaskedRankAllocator, output_dir: Path):
         self.allocator = allocator
@@ -75,8 +74,7 @@ class AdaLoraCallback(TrainerCallback):
 
 
 class CurvesCallback(TrainerCallback):
-    """Calls `draw(folder)` after each evaluation and at the end; `trainer_state.json` lies in the folder by
-    then."""
+    """Calls `draw(folder)` after each evaluation and at the end; `trainer_state.json` lies in the folder by then."""
 
     def __init__(self, draw: Callable[[Path], Any]):
         self.draw = draw

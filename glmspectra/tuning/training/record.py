@@ -53,7 +53,8 @@ OF_EVALUATION = {
 
 class RunRecord(BaseModel):
     """One run folder. base: fingerprint of the base's files (None: a form that has none). data: split -> hash of its
-    token ids and labels. precision: types of weights and products, autocast. finished: the result, None until then."""
+    token ids and labels. precision: types of weights and products, autocast. finished: the result, None until then.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -102,7 +103,8 @@ class RunRecord(BaseModel):
 @dataclass(frozen=True)
 class Difference:
     """One thing in which a run that is asked for differs from the one in a folder. harmless: it changes no number of
-    what is trained."""
+    what is trained.
+    """
 
     key: str
     then: Any

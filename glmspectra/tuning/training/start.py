@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Start:
     """checkpoint: what the run goes on from, None for the first step. finished: the result of the same run, where it is
-    done already. notes: lines for the user."""
+    done already. notes: lines for the user.
+    """
 
     checkpoint: Path | None = None
     finished: dict[str, Any] | None = None
@@ -102,8 +103,10 @@ def _check_named(checkpoint: Path) -> None:
 
 
 def _compare(settings: Settings, record: RunRecord, origin: Path, allow_changed: bool) -> tuple[list[str], bool]:
-    """Notes on what differs from the run in `origin`, and whether any of it changes numbers. Raises RequestError where
-    it does and may not."""
+    """Notes on what differs from the run in `origin`, and whether any of it changes numbers.
+
+    Raises RequestError where it does and may not.
+    """
     if RunRecord.read(origin) is None:
         unknown = f"{origin} holds a run that says not what it was trained on ({RECORD_FILE} is not there)"
         if not allow_changed:

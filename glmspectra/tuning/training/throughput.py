@@ -1,5 +1,4 @@
-"""Tokens a second (all, and those that are not padding), the share of the device's peak in use, peak
-memory."""
+"""Tokens a second (all, and those that are not padding), the share of the device's peak in use, peak memory."""
 
 from __future__ import annotations
 
@@ -35,8 +34,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def flops_parameters(model: nn.Module) -> int:
-    """N of "4 N flops a token": weights of the linear layers, the output layer's too; an embedding is only
-    looked up."""
+    """N of "4 N flops a token": weights of the linear layers, the output layer's too; an embedding is only looked up."""
     total = 0
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and "lora_" not in name:

@@ -114,7 +114,8 @@ class TokenLoss:
     def __call__(self, model: Any, inputs: dict[str, Any]) -> TokenLosses:
         """`model` is `causal_lm` or a wrapper around it; inputs hold input_ids [b, s] and labels [b, s]
         (-100: not supervised; the label at position t is predicted by position t - 1, as everywhere in
-        transformers)."""
+        transformers).
+        """
         inputs = {name: value for name, value in inputs.items() if name != "num_items_in_batch"}
         labels = inputs.pop("labels")
         inputs.setdefault("use_cache", False)
@@ -145,8 +146,7 @@ class TokenLoss:
             del head.forward  # the class's own again
 
     def _head_has_the_last_word(self) -> bool:
-        """Whether what the output layer answers comes out of the model unchanged (no soft cap, no scale
-        after it)."""
+        """Whether what the output layer answers comes out of the model unchanged (no soft cap, no scale after it)."""
         head = self.head
         assert head is not None
         probe = torch.tensor([-1000.0, -1.0, 0.0, 1.0, 1000.0], dtype=head.weight.dtype, device=head.weight.device)

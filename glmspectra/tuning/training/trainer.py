@@ -1,5 +1,4 @@
-"""transformers' Trainer with the loss per token, whole checkpoints, and a stop at the first sign of
-trouble."""
+"""transformers' Trainer with the loss per token, whole checkpoints, and a stop at the first sign of trouble."""
 
 from __future__ import annotations
 
@@ -285,8 +284,7 @@ class AdapterTrainer(Trainer):
         torch.save(arguments, folder / "training_args.bin")
 
     def save_adapter(self, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
-        """Write adapter_model.safetensors and adapter_config.json into `folder`, as PEFT does for a default
-        adapter."""
+        """Write adapter_model.safetensors and adapter_config.json into `folder`, as PEFT does for a default adapter."""
         model = self.accelerator.unwrap_model(self.model)
         if self.allocator is not None:
             self.allocator.describe_for_saving()
@@ -327,8 +325,7 @@ class AdapterTrainer(Trainer):
         write_card(folder / "README.md", self.base_name, self.adapter, self.state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Adapter weights of a checkpoint into the model; raises TrainingError when they are of another
-        adapter."""
+        """Adapter weights of a checkpoint into the model; raises TrainingError when they are of another adapter."""
         folder = Path(resume_from_checkpoint)
         self._started_from = folder
         if self.allocator is not None:
@@ -353,7 +350,8 @@ class AdapterTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """The adapter of the best checkpoint; of AdaLoRA its ranks too, which may be above the budget if it is an early
-        one."""
+        one.
+        """
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def stopped_at(self, checkpoint: Path, total_steps: int) -> bool:
@@ -378,8 +376,7 @@ class AdapterTrainer(Trainer):
             self._load_best_model()
 
     def restore_progress(self) -> None:
-        """Take up the sums behind the logged losses; called when training begins, after the Trainer has
-        reset them."""
+        """Take up the sums behind the logged losses; called when training begins, after the Trainer has reset them."""
         path = self._started_from / PROGRESS_FILE if self._started_from else None
         if path is None or not path.is_file():
             return
@@ -391,8 +388,7 @@ class AdapterTrainer(Trainer):
 
 
 def token_metrics(nll: float, tokens: float, correct: float) -> dict[str, float]:
-    """Mean loss in nats a token, perplexity = exp of it, share of tokens that were the most likely one,
-    their number."""
+    """Mean loss in nats a token, perplexity = exp of it, share of tokens that were the most likely one, their number."""
     mean = nll / tokens if tokens else math.nan
     return {
         "loss": mean,
