@@ -1,3 +1,5 @@
+"""Run the command line as `python -m glmspectra`."""
+
 from glmspectra.cli.main import main
 
 main()

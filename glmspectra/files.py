@@ -51,7 +51,7 @@ def explain(error: OSError, path: Path, doing: str = "be written") -> StoreError
 
 
 def readable(path: Path) -> str:
-    """`path` as text that UTF-8 can hold: bytes that are none are written as their escapes, \\xe9."""
+    r"""`path` as text that UTF-8 can hold: bytes that are none are written as their escapes, \xe9."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
@@ -100,10 +100,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Put `text` (UTF-8) at `path` as `write_atomically` does, making its folder; returns the path.
+    r"""Put `text` (UTF-8) at `path` as `write_atomically` does, making its folder; returns the path.
 
     Names come from files that anybody may have written. Control characters in them, which neither HTML nor SVG can
-    hold, become their escapes (\\x1b), and half a surrogate pair, which a file name that is not UTF-8 brings along, a
+    hold, become their escapes (\x1b), and half a surrogate pair, which a file name that is not UTF-8 brings along, a
     question mark.
 
     Raises:

@@ -1,6 +1,6 @@
-"""PEFT's rule for the keys of `rank_pattern` and `alpha_pattern`: which key applies to which module.
+r"""PEFT's rule for the keys of `rank_pattern` and `alpha_pattern`: which key applies to which module.
 
-PEFT takes the first key for which `re.match(rf"(.*\\.)?({key})$", module)` holds (peft.utils.other.get_pattern_key).
+PEFT takes the first key for which `re.match(rf"(.*\.)?({key})$", module)` holds (peft.utils.other.get_pattern_key).
 A key may come from a file that somebody else wrote, and Python's `re` can take hours over a hostile one, so that keys
 are run by RE2, whose time is linear in the length of the name. What RE2 lacks (look-around, back
 references) is refused.

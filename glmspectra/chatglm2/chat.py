@@ -104,9 +104,16 @@ class ChatMixin:
         """Answer `query`. An answer that runs on into a next round of its own ends where that begins.
 
         Args:
+            tokenizer: the checkpoint's own, which builds the prompt.
+            query: the question of this round.
             history: (question, answer) pairs of the rounds before.
             max_length: tokens of prompt and answer together; `max_new_tokens` among `kwargs` takes its place.
-            kwargs: further arguments of `generate`.
+            num_beams: beams of `generate`; 1 for none.
+            do_sample: draw the tokens; otherwise the likeliest is taken.
+            top_p: probability that the tokens drawn from make up together.
+            temperature: divides the logits before drawing.
+            logits_processor: processors of `generate` beside those that the other arguments ask for.
+            **kwargs: further arguments of `generate`.
 
         Returns:
             The answer, and the history with this round at its end.
@@ -139,12 +146,21 @@ class ChatMixin:
         """Answer `query`, yielding the answer so far and the history with it, each time it has grown.
 
         Args:
+            tokenizer: as in `chat`.
+            query: as in `chat`.
+            history: as in `chat`.
             past_key_values: what the last round yielded under `return_past_key_values`; the rounds in `history` are
                 then not computed again.
+            max_length: as in `chat`.
+            do_sample: as in `chat`.
+            top_p: as in `chat`.
+            temperature: as in `chat`.
+            logits_processor: as in `chat`.
             return_past_key_values: yield a third value, the `ChatState` to go on from: None until the answer is
                 complete.
+            **kwargs: as in `chat`.
 
-        The other arguments, and what is raised, are those of `chat`.
+        What is raised is as in `chat`.
         """
         history = list(history or [])
         if past_key_values is None:

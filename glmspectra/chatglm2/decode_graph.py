@@ -20,8 +20,9 @@ LONGEST = 4096
 
 
 def graph_settings(model: Any, positions: int) -> dict[str, Any]:
-    """Arguments of `generate` with which `model` decodes up to `positions` tokens through a CUDA graph; none where it
-    cannot: on a CPU, over several devices, another model.
+    """Arguments of `generate` with which `model` decodes up to `positions` tokens through a CUDA graph.
+
+    None where it cannot: on a CPU, over several devices, another model.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     devices = set(getattr(base, "hf_device_map", {}).values())

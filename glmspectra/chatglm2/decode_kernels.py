@@ -93,7 +93,7 @@ def _join_kernel(
     sums, peaks, totals, out, count,
     REPEATS: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Out (b G REPEATS, SIZE): the parts' mixtures joined. The first program counts the token that was stored."""
+    """`out` (b G REPEATS, SIZE): the parts' mixtures joined. The first program counts the token that was stored."""
     head = tl.program_id(0).to(tl.int64)
     pair, r = head // REPEATS, head % REPEATS
     p, d = tl.arange(0, PARTS), tl.arange(0, SIZE)
@@ -156,7 +156,7 @@ def attend_to_cache(
 
 @triton.jit
 def _add_norm_kernel(x, y, weight, total, normed, size, eps, BLOCK: tl.constexpr):
-    """Total = x + y, rounded; normed = total / rms(total) * weight. All (rows, size), but weight (size,)."""
+    """`total` = x + y, rounded; `normed` = total / rms(total) * weight. All (rows, size), but weight (size,)."""
     row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BLOCK)
     inside = c < size
@@ -174,7 +174,7 @@ def _add_norm_kernel(x, y, weight, total, normed, size, eps, BLOCK: tl.constexpr
 def add_and_norm(
     x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """X + y and its RMSNorm, both [..., e] of x's dtype; no gradients."""
+    """The sum x + y and its RMSNorm, both [..., e] of x's dtype; no gradients."""
     x, y = x.contiguous(), y.contiguous()
     total, normed = torch.empty_like(x), torch.empty_like(x)
     size = x.shape[-1]

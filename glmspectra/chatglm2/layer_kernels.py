@@ -116,8 +116,9 @@ def _rotary_backward_kernel(
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     SIZE: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of mixed (tokens, query_heads + 2 groups, SIZE) from those of query, key and value, which have strides
-    of their own (batch, head, token; 1 within a head).
+    """Gradient of mixed (tokens, query_heads + 2 groups, SIZE) from those of query, key and value.
+
+    Those have strides of their own (batch, head, token; 1 within a head).
     """
     token = tl.program_id(0).to(tl.int64)
     batch, step = token // length, token % length

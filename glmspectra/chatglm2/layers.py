@@ -99,7 +99,7 @@ class RMSNorm(nn.Module):
         return normed.to(hidden_states.dtype)
 
     def after_adding(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """X + y and its norm, both [..., e]."""
+        """The sum x + y and its norm, both [..., e]."""
         kernels = decode_kernels(x) if x.dtype == y.dtype == self.weight.dtype and not y.requires_grad else None
         if kernels is not None:
             return kernels.add_and_norm(x, y, self.weight, self.eps)

@@ -73,6 +73,8 @@ def eager_attention_forward(
 
 
 class SelfAttention(nn.Module):
+    """Multi-query attention with rotary positions: one layer, from hidden states to hidden states [b, s, e]."""
+
     def __init__(self, config: ChatGLMConfig, layer_idx: int):
         super().__init__()
         self.config = config
@@ -146,6 +148,8 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Feed-forward layer: SwiGLU between two linear layers."""
+
     def __init__(self, config: ChatGLMConfig):
         super().__init__()
         bias = config.add_bias_linear
@@ -157,6 +161,8 @@ class MLP(nn.Module):
 
 
 class GLMBlock(GradientCheckpointingLayer):
+    """One layer of the stack: attention and MLP, each with RMSNorm before it and a residual connection around it."""
+
     def __init__(self, config: ChatGLMConfig, layer_idx: int):
         super().__init__()
         self.hidden_dropout = config.hidden_dropout
@@ -183,12 +189,16 @@ class GLMBlock(GradientCheckpointingLayer):
 
 
 class Embedding(nn.Module):
+    """Holds the word embeddings under the name that the checkpoint gives them."""
+
     def __init__(self, config: ChatGLMConfig):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
 
 
 class GLMTransformer(nn.Module):
+    """Holds the layers and the final norm under the names that the checkpoint gives them."""
+
     def __init__(self, config: ChatGLMConfig):
         super().__init__()
         self.layers = nn.ModuleList(GLMBlock(config, index) for index in range(config.num_layers))
@@ -196,6 +206,8 @@ class GLMTransformer(nn.Module):
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):
+    """What the models share: configuration, initial weights, and what transformers asks of a model class."""
+
     config: ChatGLMConfig
     config_class = ChatGLMConfig
     base_model_prefix = "transformer"
@@ -263,8 +275,11 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             position_ids: [b, s]; absent, they count on from what the cache holds. Given without a mask and a
                 cache, a position that does not follow the one before it starts a new sequence, and sequences
                 packed in one row do not see each other.
-            cache: keys and values seen so far; `past_key_values` is its name before transformers 5.24, taken
-                too.
+            cache: keys and values seen so far.
+            inputs_embeds: [b, s, e], in place of `input_ids`.
+            use_cache: whether to keep keys and values; None: as the configuration says.
+            past_key_values: the name of `cache` before transformers 5.24, taken too.
+            **kwargs: passed on to the layers.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`, or the cache under both names.
@@ -347,13 +362,19 @@ class ChatGLMForConditionalGeneration(ChatMixin, GraphedGeneration, ChatGLMPreTr
         """Logits [b, s, padded_vocab_size], and the mean cross entropy in nats when `labels` are given.
 
         Args:
+            input_ids: as in `ChatGLMModel.forward`.
+            attention_mask: as in `ChatGLMModel.forward`.
+            position_ids: as in `ChatGLMModel.forward`.
+            cache: as in `ChatGLMModel.forward`.
+            inputs_embeds: as in `ChatGLMModel.forward`.
             labels: [b, s], not shifted: label t is compared with the logits of position t - 1 here; -100 is
                 left out. They may lie on another device. `num_items_in_batch` among `kwargs` divides the
                 summed loss instead.
+            use_cache: as in `ChatGLMModel.forward`.
             logits_to_keep: logits of the last so many positions only (0: of all), or of the positions in a
                 tensor.
-
-        The other arguments are those of `ChatGLMModel.forward`.
+            past_key_values: as in `ChatGLMModel.forward`.
+            **kwargs: passed on to `ChatGLMModel.forward`.
         """
         outputs = self.transformer(
             input_ids=input_ids,

@@ -130,7 +130,7 @@ class _PackedProduct(torch.autograd.Function):
 
 
 def product(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
-    """X W^T in torch: (..., columns) to (..., rows), of x's dtype, widening a block of rows at a time.
+    """Product x W^T in torch: (..., columns) to (..., rows), of x's dtype, widening a block of rows at a time.
 
     Sums are in float32 at least and scaled at their end. Even and odd columns, which share a byte in int4, are
     multiplied apart, so that no number changes its place: ten times faster than widening, for one token on a CPU.

@@ -93,7 +93,7 @@ def _finish(total, y, bias, r, in_rows, BIAS: tl.constexpr):
 def _plain_kernel(
     x, weight, bias, y, rows, columns, BIAS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr
 ):  # fmt: skip
-    """Y = W x + b: x (columns,), weight (rows, columns), y (rows,)."""
+    """Computes y = W x + b: x (columns,), weight (rows, columns), y (rows,)."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_rows = r < rows
     base = weight + r.to(tl.int64)[:, None] * columns
@@ -209,8 +209,9 @@ def plain_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 def integer_product(
     x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, bits: int, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The same with a weight of `bits`, as checkpoint/formats/chatglm_int.py packs it: int8 (rows, columns * bits / 8)
-    contiguous, and scale (rows,).
+    """`plain_product` with a weight of `bits`, as checkpoint/formats/chatglm_int.py packs it.
+
+    `packed` is int8 (rows, columns * bits / 8), contiguous; `scale` is (rows,).
     """
     rows, width = packed.shape
     y = x.new_empty(*x.shape[:-1], rows)

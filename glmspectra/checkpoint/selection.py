@@ -36,6 +36,7 @@ def select(
     """The matrices to work on, in depth order.
 
     Args:
+        checkpoint: the one that they are in.
         layers: `all`, or numbers and ranges from 0, negative ones from the end: `0-3,7,-1`. Anything but
             `all` leaves out what stands in no layer.
         matrices: None: the weights inside the layers, and matrices whose names the table of names does not

@@ -19,7 +19,7 @@ _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 
 def printable(text: str) -> str:
-    """`text` with every character that a terminal would obey written as its escape: \\x1b for ESC."""
+    r"""`text` with every character that a terminal would obey written as its escape: \x1b for ESC."""
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

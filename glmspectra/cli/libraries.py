@@ -22,8 +22,9 @@ def fetch_no_kernels() -> None:
 
 
 def hush() -> None:
-    """Show no bars of loading and of tokenizing, and no notices that are addressed to those who call the libraries
-    (deprecations); to be called before the libraries are imported, or after.
+    """Show no bars of loading and of tokenizing, and no notices to those who call the libraries (deprecations).
+
+    To be called before the libraries are imported, or after.
     """
     for category in (FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category, module=r"(transformers|peft|pyarrow|torch)\b")

@@ -47,6 +47,7 @@ def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
+    """What `glmspectra` takes before a command: `--version` and `--debug`."""
     if version:
         typer.echo(__version__)
         raise typer.Exit
@@ -78,6 +79,7 @@ def with_language(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def add(command: Callable[..., None]) -> None:
+    """Register a command under the name of its function, with its docstring as help and `--lang` as an option."""
     app.command(help=flowing(command.__doc__))(with_language(command))
 
 

@@ -47,6 +47,7 @@ def run_pilots(
 def pilot_overrides(
     settings: Settings, model: Path, folder: Path, evidence: Evidence, rank: int, steps: int, seed: int
 ) -> list[str]:
+    """Settings `section.key=value` of one pilot: LoRA of one rank on every target of `evidence`, for `steps` steps."""
     modules = [target.module for target in evidence.targets]
     values: dict[str, Any] = {
         "finetune.model_path": str(model),
@@ -69,6 +70,7 @@ def pilot_overrides(
 
 
 def as_overrides(values: dict[str, Any]) -> list[str]:
+    """Settings as `section.key=value`, each value written as JSON."""
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 

@@ -175,8 +175,10 @@ class _Pilot:
 
     @torch.no_grad()
     def cut(self, ranks: Mapping[str, int]) -> None:
-        """Keep the leading directions of each layer, as many as `ranks` (module to rank) says; RequestError for a
-        module that the pilot did not train.
+        """Keep the leading directions of each layer, as many as `ranks` (module to rank) says.
+
+        Raises:
+            RequestError: The pilot did not train one of the modules.
         """
         if missing := sorted(module for module in ranks if module not in self.layers):
             raise RequestError(f"the pilot did not train {missing[0]}: its ranks cannot be tested on it.")

@@ -50,10 +50,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Allocation:
-    """ranks: name -> rank, 0 included. how: the way they were found. threshold: the global one, for kind
-    'threshold'.
-    gap: what the value may fall short of the optimum, where the solver ran out of time.
-    capped: names whose rank is all that the criterion knows of, so that more might have been worth something.
+    """Ranks of all targets, and how they were found.
+
+    Attributes:
+        ranks: name -> rank, 0 included.
+        how: the way they were found.
+        threshold: the global one, for kind 'threshold'.
+        gap: what the value may fall short of the optimum, where the solver ran out of time.
+        capped: names whose rank is all that the criterion knows of, so that more might have been worth something.
     """
 
     ranks: dict[str, int]
@@ -144,8 +148,9 @@ def allocate_by_threshold(
 def allocate_by_scores(
     targets: Sequence[Target], scores: Mapping[str, float], budget: int, limits: Limits
 ) -> Allocation:
-    """Ranks in proportion to scores (0 or more): the same factor for all, clipped to the limits, rounded by
-    largest remainder.
+    """Ranks in proportion to scores (0 or more).
+
+    The factor is the same for all; ranks are clipped to the limits and rounded by largest remainder.
     """
     values = np.array([max(0.0, float(scores[target.name])) for target in targets])
     if not np.isfinite(values).all():

@@ -27,8 +27,14 @@ Measure = Callable[[Evidence, str | None], Answer]
 
 @dataclass(frozen=True)
 class Criterion:
-    """name, kind as above; needs: the quantity of the tables it reads, None for none; option: what may follow
-    the name after a colon, with its default; measure(evidence, option) answers for each target.
+    """One entry of the registry.
+
+    Attributes:
+        name: as above.
+        kind: as above.
+        needs: the quantity of the tables it reads, None for none.
+        option: what may follow the name after a colon, with its default.
+        measure: `measure(evidence, option)` answers for each target.
     """
 
     name: str
@@ -47,6 +53,7 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(name: str, kind: Kind, needs: str | None, option: str | None = None) -> Callable[[Measure], Measure]:
+    """Register the decorated function as the criterion `name`; the arguments are the fields of `Criterion`."""
     def register(measure: Measure) -> Measure:
         CRITERIA[name] = Criterion(name, kind, needs, option, measure)
         return measure
@@ -85,8 +92,9 @@ def energy_rank(sigma: np.ndarray, share: float) -> int:
 
 
 def rank_for_share(sigma: np.ndarray, energy: float, share: float) -> float:
-    """Directions that hold `share` of `energy`, of which only the largest values sigma are known; past these a lower
-    bound, each further direction counted with the energy of the last known one.
+    """Directions that hold `share` of `energy`, of which only the largest values sigma are known.
+
+    Past these a lower bound, each further direction counted with the energy of the last known one.
     """
     held = np.cumsum(sigma**2)
     wanted = share * energy * (1 - 1e-12)
@@ -141,8 +149,9 @@ def random(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("energy-threshold", "score", "weight", option="0.9")
 def energy_threshold(evidence: Evidence, option: str | None) -> Answer:
-    """Directions that hold a share (option, 0.9) of the weight's energy, sum of sigma^2: the usual truncation
-    rule, as in PEFT's convert_to_lora and LoRD, read as the weight's own complexity.
+    """Directions that hold a share (option, 0.9) of the weight's energy, sum of sigma^2.
+
+    The usual truncation rule, as in PEFT's convert_to_lora and LoRD, read as the weight's own complexity.
     """
     share = _share(option, "energy-threshold")
     norms = evidence.column("weight", "frobenius_norm")
@@ -151,9 +160,10 @@ def energy_threshold(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("top-k-share", "score", "weight")
 def top_k_share(evidence: Evidence, option: str | None) -> Answer:
-    """The original study's reading of ChatGLM2-6B (ShayDuane/ChatGlm2-6B_LoRa): the share of the 12 largest
-    singular values in the sum of all, which it took for r = 12. A matrix in which they hold less needs more
-    for the same share: score 1 / share.
+    """The original study's reading of ChatGLM2-6B (ShayDuane/ChatGlm2-6B_LoRa).
+
+    It is the share of the 12 largest singular values in the sum of all, which it took for r = 12. A matrix in which
+    they hold less needs more for the same share: score 1 / share.
     """
     shares = evidence.column("weight", "top12_share_of_singular_value_sum")
     return {name: 1.0 / share if share > 0 else 0.0 for name, share in shares.items()}
@@ -161,7 +171,7 @@ def top_k_share(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("effective-rank", "score", "weight")
 def effective_rank(evidence: Evidence, option: str | None) -> Answer:
-    """Exp of the entropy of sigma / sum(sigma): Roy & Vetterli 2007, The effective rank.
+    """Exponential of the entropy of sigma / sum(sigma): Roy & Vetterli 2007, The effective rank.
 
     Proportional. For nothing it gained a sixth to two thirds of what delta-threshold did on one model of our study, and
     nothing on the other.
@@ -177,8 +187,9 @@ def stable_rank(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("spikes", "score", "weight")
 def spikes(evidence: Evidence, option: str | None) -> Answer:
-    """Singular values beyond the edge of the Marchenko-Pastur bulk (Marchenko & Pastur 1967; Baik, Ben Arous
-    & Peche 2005 for when one shows): directions that are not noise. Looked worse than uniform in our first
+    """Singular values beyond the edge of the Marchenko-Pastur bulk: directions that are not noise.
+
+    Marchenko & Pastur 1967; Baik, Ben Arous & Peche 2005 for when one shows. Looked worse than uniform in our first
     measurements.
     """
     return evidence.column("weight", "mp_spikes")
@@ -192,9 +203,10 @@ def gavish_donoho(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("alpha", "score", "weight")
 def alpha(evidence: Evidence, option: str | None) -> Answer:
-    """Exponent of the power law in the tail of the eigenvalues: Martin, Peng & Mahoney 2021, where a large
-    alpha reads as an under-trained layer, which gets more (so does AlphaLoRA, Qing et al. 2024). Others draw
-    the opposite conclusion.
+    """Exponent of the power law in the tail of the eigenvalues.
+
+    Martin, Peng & Mahoney 2021, where a large alpha reads as an under-trained layer, which gets more (so does
+    AlphaLoRA, Qing et al. 2024). Others draw the opposite conclusion.
     """
     return evidence.column("weight", "alpha")
 
@@ -230,9 +242,10 @@ def quantisation_rank(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("gradient", "gain", "gradient")
 def gradient(evidence: Evidence, option: str | None) -> Answer:
-    """sigma_i^2 of the loss gradient over a few batches: the first-order decrease that direction i offers a
-    step (the view of LoRA-GA, Wang et al. 2024, and GaLore, Zhao et al. 2024). Looked worse than uniform in
-    our first measurements.
+    """sigma_i^2 of the loss gradient over a few batches: the first-order decrease that direction i offers a step.
+
+    The view of LoRA-GA (Wang et al. 2024) and GaLore (Zhao et al. 2024). Looked worse than uniform in our first
+    measurements.
     """
     return {name: sigma**2 for name, sigma in evidence.spectra("gradient").items()}
 
@@ -248,10 +261,11 @@ def gradient_importance(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("delta-threshold", "threshold", "delta")
 def delta_threshold(evidence: Evidence, option: str | None) -> Answer:
-    """Keep every direction whose sigma_i of delta-W, of a pilot's adapter or of full fine-tuning, is over one
-    global threshold that the budget sets. Ours; better than uniform in our study at three budgets on two
-    models with a task far from them, and never worse on one near (`study_gains`). Several pilots are averaged
-    value by value.
+    """Keep every direction whose sigma_i of delta-W is over one global threshold that the budget sets.
+
+    Delta-W is of a pilot's adapter or of full fine-tuning. Ours; better than uniform in our study at three budgets on
+    two models with a task far from them, and never worse on one near (`study_gains`). Several pilots are averaged value
+    by value.
     """
     return evidence.spectra("delta", absent_is_zero=True)
 
@@ -278,16 +292,20 @@ def delta_relative(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("delta-energy", "gain", "delta")
 def delta_energy(evidence: Evidence, option: str | None) -> Answer:
-    """sigma_i^2 of delta-W: the energy of the change that direction i keeps (Eckart & Young 1936), the most
-    for the parameters. Close to delta-threshold in our first measurements; prefers small matrices more.
+    """sigma_i^2 of delta-W: the energy of the change that direction i keeps (Eckart & Young 1936).
+
+    That is the most for the parameters. Close to delta-threshold in our first measurements; prefers small matrices
+    more.
     """
     return {name: sigma**2 for name, sigma in evidence.spectra("delta", absent_is_zero=True).items()}
 
 
 @criterion("delta-rank", "score", "delta", option="0.9")
 def delta_rank(evidence: Evidence, option: str | None) -> Answer:
-    """Directions that hold a share (option, 0.9) of the energy of delta-W, proportional: what LoRA-Squeeze
-    and adapter audits (gradience's energy@0.90) call the rank in use. Blind to how large the change is.
+    """Directions that hold a share (option, 0.9) of the energy of delta-W, proportional.
+
+    LoRA-Squeeze and adapter audits (gradience's energy@0.90) call this the rank in use. Blind to how large the change
+    is.
     """
     share = _share(option, "delta-rank")
     found = evidence.spectra("delta", absent_is_zero=True)

@@ -203,8 +203,9 @@ def _sigma(run: Run, quantity: str, step: int | None) -> dict[str, np.ndarray]:
 
 
 def _above_floor(run: Run, step: int | None) -> dict[str, np.ndarray]:
-    """Singular values of the changes without those that rounding alone can have made: a difference of two bfloat16
-    checkpoints has thousands of them.
+    """Singular values of the changes without those that rounding alone can have made.
+
+    A difference of two bfloat16 checkpoints has thousands of them.
     """
     rows = _rows(run, "delta", step)
     floors = rows["noise_floor"].fillna(0.0) if "noise_floor" in rows else {}

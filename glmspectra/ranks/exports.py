@@ -77,8 +77,9 @@ def _llama_factory(
 
 
 def _ms_swift(folder: Path, arguments: Mapping[str, Any], suggestion: Suggestion, evidence: Evidence) -> list[Path]:
-    """ms-swift takes no patterns either (its rank_pattern is always none); `--adapters` reads an adapter's weights
-    without an optimizer, and goes on from them with its ranks.
+    """An adapter for ms-swift, which takes no patterns either (its rank_pattern is always none).
+
+    Its `--adapters` reads an adapter's weights without an optimizer, and goes on from them with its ranks.
     """
     adapter = folder / UNTRAINED
     words = [
@@ -92,8 +93,9 @@ def _ms_swift(folder: Path, arguments: Mapping[str, Any], suggestion: Suggestion
 def _untrained(
     adapter: Path, arguments: Mapping[str, Any], suggestion: Suggestion, evidence: Evidence
 ) -> tuple[Path, Path]:
-    """An adapter before its first step with the suggested ranks: A as PEFT starts it (uniform in +-1/sqrt(cols)), B
-    zero. Its two files.
+    """An adapter before its first step with the suggested ranks; returns its two files.
+
+    A is as PEFT starts it (uniform in +-1/sqrt(cols)), B zero.
     """
     import torch
     from safetensors.torch import save

@@ -24,8 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RankRequest:
-    """What is asked: criterion and budget (None: the default of the tables), targets, limits, step of the deltas
-    (None: the last), scale = alpha / r of every matrix, and the forms to export to.
+    """What is asked.
+
+    Attributes:
+        criterion: None: the default of the tables.
+        budget: None: the default of the tables.
+        targets: the matrices that get ranks.
+        limits: of each rank.
+        step: of the deltas; None: the last.
+        scale: alpha / r of every matrix.
+        rslora: whether the scale follows rsLoRA's rule, alpha / sqrt(r).
+        exports: the forms to export to.
     """
 
     criterion: str | None = None
@@ -50,8 +59,11 @@ class RankRequest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """suggestions: the chosen criterion first, then all that the tables can answer. stabilities: between pilots
-    and between steps.
+    """What was found.
+
+    Attributes:
+        suggestions: the chosen criterion first, then all that the tables can answer.
+        stabilities: between pilots and between steps.
     """
 
     suggestions: dict[str, Suggestion]
@@ -70,8 +82,9 @@ class Outcome:
         return report.lines(self.suggestions, self.evidence, self.curve, self.stabilities)
 
     def write(self, path: Path, tables: Path, request: RankRequest) -> dict[str, Any]:
-        """The ranks file at `path`, exports beside it, tables and the summary in words into the run's folder; paths by
-        what they are.
+        """Write the ranks file at `path`, exports beside it, tables and the summary in words into the run's folder.
+
+        Returns the paths by what they are.
         """
         files = report.write_suggestion(
             path,

@@ -1,6 +1,6 @@
-"""Ranks as PEFT's settings: patterns that match each module exactly and no other, alphas that keep the effective scale.
+r"""Ranks as PEFT's settings: patterns that match each module exactly and no other, alphas that keep the effective scale.
 
-PEFT matches a pattern's key as `(.*\\.)?(key)$` and takes the first that matches, in the order of the file;
+PEFT matches a pattern's key as `(.*\.)?(key)$` and takes the first that matches, in the order of the file;
 so 'dense' would also be 'mlp.dense', and an unescaped '.' anything. Here every key is `^` and the escaped
 full name of one module.
 
@@ -26,8 +26,9 @@ ADALORA_START = 1.5  # initial over final budget: Zhang et al. 2023, section 4.1
 
 
 def scale_of(args: Path) -> tuple[float, bool]:
-    """The effective scale that the user's lora_args.json in the folder `args` gives, and whether by rsLoRA's rule:
-    lora_alpha / r, or over the root of r; the original study's 2 where there is none.
+    """The effective scale that the user's lora_args.json in the folder `args` gives, and whether by rsLoRA's rule.
+
+    It is lora_alpha / r, or over the root of r; the original study's 2 where there is none.
     """
     try:
         found = read_object(args / "lora_args.json")
@@ -73,8 +74,9 @@ def _alpha(scale: float, rank: int, rslora: bool) -> int | float:
 
 
 def target_modules(targets: Sequence[str], modules: Sequence[str]) -> list[str] | str:
-    """Full names, which PEFT also takes for the ends of longer names; one regular expression where that would
-    hit another module.
+    """Full names, which PEFT also takes for the ends of longer names.
+
+    One regular expression where that would hit another module.
     """
     chosen = set(targets)
     others = [module for module in modules if module not in chosen]

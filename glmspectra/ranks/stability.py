@@ -18,9 +18,16 @@ PILOT_RANK_FACTOR = 3  # a pilot's rank over the mean rank of the budget, so tha
 
 @dataclass(frozen=True)
 class Stability:
-    """Over pairs of pilots: moved, the share of the parameters given to different matrices (mean and
-    largest); spearman, the mean rank correlation of the ranks; from_uniform, how far the mean suggestion is
-    from uniform by the same measure. A suggestion whose `moved` is near its `from_uniform` is noise.
+    """How much a suggestion changes over pairs of pilots.
+
+    A suggestion whose `moved` is near its `from_uniform` is noise.
+
+    Attributes:
+        pilots: how many were compared.
+        moved_mean: mean share of the parameters given to different matrices.
+        moved_largest: the largest such share.
+        spearman: the mean rank correlation of the ranks.
+        from_uniform: how far the mean suggestion is from uniform by the same measure as `moved`.
     """
 
     pilots: int
@@ -46,8 +53,9 @@ def stability(
     budget: Budget,
     limits: Limits | None = None,
 ) -> Stability:
-    """Suggest from each pilot's delta spectra alone and compare. spectra: name -> sigma, one mapping a pilot,
-    two at least.
+    """Suggest from each pilot's delta spectra alone and compare.
+
+    `spectra`: name -> sigma, one mapping a pilot, two at least.
     """
     if len(spectra) < 2:
         raise RequestError("stability needs the deltas of two pilots or more: --pilot-seeds 3, or several --delta.")

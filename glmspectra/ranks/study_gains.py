@@ -15,8 +15,12 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Gain:
-    """Held-out loss below uniform's at equal parameters, nats a token, least and most over three budgets; negative
-    where uniform was better. sure: p < 0.01 at each budget, after Holm's correction.
+    """Held-out loss below uniform's at equal parameters, in nats a token; negative where uniform was better.
+
+    Attributes:
+        least: over three budgets.
+        most: over three budgets.
+        sure: p < 0.01 at each budget, after Holm's correction.
     """
 
     least: float

@@ -147,9 +147,10 @@ def _mixture(evidence: Evidence, text: str, rest: str, parameters: int, limits: 
 
 
 def suggest_all(evidence: Evidence, chosen: str, budget: Budget, limits: Limits | None = None) -> dict[str, Suggestion]:
-    """Name -> suggestion, for every criterion that the tables can answer under one budget: the chosen one
-    first, then uniform, its pooled control, and the others. One whose statistic is missing for a target is
-    left out, except the chosen one.
+    """Name -> suggestion, for every criterion that the tables can answer under one budget.
+
+    The chosen one comes first, then uniform, its pooled control, and the others. One whose statistic is missing for a
+    target is left out, except the chosen one.
     """
     found = {chosen: suggest(evidence, chosen, budget, limits)}
     for name in ["uniform", f"type:{chosen}", *available(evidence)]:
@@ -203,8 +204,9 @@ def disagreement(suggestions: Mapping[str, Suggestion]) -> "pd.DataFrame":
 
 
 def kept_energy(evidence: Evidence, quantity: str, ranks: Mapping[str, int]) -> float:
-    """Share of the energy (sum of sigma^2 over all targets) of a quantity that the leading directions of
-    these ranks hold.
+    """Share of the energy of a quantity that the leading directions of these ranks hold.
+
+    Energy is the sum of sigma^2 over all targets.
     """
     spectra = evidence.spectra(quantity, absent_is_zero=True)
     total = sum(float(np.sum(sigma**2)) for sigma in spectra.values())
@@ -241,8 +243,9 @@ def budget_curve(
 def needed_parameters(
     curve: "pd.DataFrame", criterion: str, shares: Sequence[float] = (0.5, 0.8, 0.9, 0.95)
 ) -> dict[float, int]:
-    """Share of energy -> parameters of the smallest budget on the curve that holds it; shares out of reach
-    are left out.
+    """Share of energy -> parameters of the smallest budget on the curve that holds it.
+
+    Shares out of reach are left out.
     """
     rows = curve[curve["criterion"] == criterion].sort_values("parameters")
     found = {}

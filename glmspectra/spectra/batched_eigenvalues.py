@@ -91,7 +91,7 @@ def _solve(matrices: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
 
 @cache
 def _solver() -> tuple[Any, tuple[type[Exception], ...]] | None:
-    """Nvmath's bindings of cuSOLVER and their errors; None without the batched call, there or in the library."""
+    """Bindings of cuSOLVER by nvmath and their errors; None without the batched call, there or in the library."""
     try:
         from nvmath.bindings import cusolver, cusolverDn
     except ImportError:

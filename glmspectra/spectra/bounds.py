@@ -28,7 +28,7 @@ ABSOLUTE_FLOOR = 1e-10
 
 
 def gram_eigenvalue_error(long: int, short: int) -> float:
-    """Eta / lambda_1: relative 2-norm backward error of eigenvalues of a (short, short) Gram matrix of `long` terms."""
+    """`eta / lambda_1`: relative 2-norm backward error of eigenvalues of a (short, short) Gram matrix of `long` terms."""
     return float(UNIT_ROUNDOFF * (8.0 + EIGENSOLVER_FACTOR * np.sqrt(short) + SUMMATION_FACTOR * np.sqrt(long)))
 
 

@@ -88,7 +88,7 @@ def fit_distributions(
 
 
 def _ks(cdf: Callable[[FloatArray], FloatArray], low: FloatArray, high: FloatArray, cumulative: FloatArray) -> float:
-    """Sup |F_n - F| over the ends of all intervals; over all x when the intervals are single values."""
+    """`sup |F_n - F|` over the ends of all intervals; over all x when the intervals are single values."""
     before = np.concatenate([[0.0], cumulative[:-1]])
     return float(max(np.abs(cumulative - cdf(high)).max(), np.abs(before - cdf(low)).max()))
 

@@ -1,5 +1,6 @@
-"""Spectra of a product scale * left @ right from its factors, and how its directions lie in a weight or
-beside another product.
+"""Spectra of a product scale * left @ right from its factors.
+
+Also how its directions lie in a weight or beside another product.
 
 Shapes throughout: left (rows, r), right (r, cols); LoRA's B and A. The product, rows x cols, is never made:
 thin QR of left and of right^T leaves a core of r x r whose singular values are those of the product, and

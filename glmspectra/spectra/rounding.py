@@ -13,8 +13,13 @@ import torch
 
 @dataclass(frozen=True)
 class RoundingFloor:
-    """std: of the noise of an entry. edge: singular value where its bulk ends, std (sqrt(rows) + sqrt(cols)).
-    share_unchanged: entries that are equal in both checkpoints. dtype: the stored type that sets the noise.
+    """What rounding to the stored type adds to a difference of two checkpoints.
+
+    Attributes:
+        std: of the noise of an entry.
+        edge: singular value where its bulk ends, std (sqrt(rows) + sqrt(cols)).
+        share_unchanged: entries that are equal in both checkpoints.
+        dtype: the stored type that sets the noise.
     """
 
     std: float

@@ -67,8 +67,12 @@ class Tally:
 
 @dataclass(frozen=True)
 class WideFacts:
-    """Of a float32 weight (or a float64 one rounded to it): moments, the values at the ranks of `order_ranks`, and how
-    many lie beyond 3 to 6 standard deviations (OUTLIER_SIGMAS) from the mean.
+    """What is read of a float32 weight (or a float64 one rounded to it).
+
+    Attributes:
+        moments: of the values.
+        order: the values at the ranks of `order_ranks`.
+        beyond: how many lie beyond 3 to 6 standard deviations (OUTLIER_SIGMAS) from the mean.
     """
 
     moments: Moments

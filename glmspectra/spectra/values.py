@@ -82,8 +82,9 @@ def value_distribution(
 def read_values(
     weight: torch.Tensor, parts: Mapping[str, slice] | None = None, *, edges: FloatArray | None = None
 ) -> dict[str, Tally]:
-    """What `distribution_of` needs of the weight and its parts, read on the weight's device; see `value_distribution`
-    for the arguments and errors.
+    """What `distribution_of` needs of the weight and its parts, read on the weight's device.
+
+    See `value_distribution` for the arguments and errors.
     """
     if weight.ndim != 2 or not weight.is_floating_point() or weight.numel() == 0:
         raise RequestError(

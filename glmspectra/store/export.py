@@ -42,11 +42,13 @@ def check_jsonl(measured: Collection[tuple[int, str]], where: str) -> None:
 
 
 def export_jsonl(run: Run, path: Path | None = None) -> Path:
-    """Write `singular_value.jsonl` from the tables of `run` (to its folder unless `path` says otherwise);
-    return the path.
+    """Write `singular_value.jsonl` from the tables of `run`; return the path.
 
-    Raises RequestError where a layer lacks one of the four matrices, as those of other architectures do: the
-    form has no place for a hole.
+    It goes to the run's folder unless `path` says otherwise.
+
+    Raises:
+        RequestError: A layer lacks one of the four matrices, as those of other architectures do: the form has no place
+            for a hole.
     """
     table = run.singular_values
     table = table[(table["quantity"] == "weight") & (table["part"] == "whole") & table["layer"].notna()]

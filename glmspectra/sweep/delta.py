@@ -22,9 +22,15 @@ from glmspectra.sweep.progress import SweepProgress
 
 @dataclass(frozen=True)
 class DeltaResult:
-    """folder: the run's tables. matrices, states: how many. measured: how many (matrix, state) pairs were
-    measured now. nonfinite: names of the matrices whose base or change holds NaN or infinity. first: whether
-    this is process 0, which alone draws and talks.
+    """What a measurement of changes left behind.
+
+    Attributes:
+        folder: the run's tables.
+        matrices: how many.
+        states: how many.
+        measured: how many (matrix, state) pairs were measured now.
+        nonfinite: names of the matrices whose base or change holds NaN or infinity.
+        first: whether this is process 0, which alone draws and talks.
     """
 
     folder: Path

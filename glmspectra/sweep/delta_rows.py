@@ -52,7 +52,7 @@ def known(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def effective_rank(sigma: np.ndarray) -> float:
-    """Exp of the entropy of sigma / sum(sigma) (Roy & Vetterli 2007); 0 for a zero matrix."""
+    """Exponential of the entropy of sigma / sum(sigma) (Roy & Vetterli 2007); 0 for a zero matrix."""
     positive = sigma[sigma > 0]
     if not positive.size:
         return 0.0
@@ -103,8 +103,9 @@ class Bases:
 
 
 def leading_of_weight(gram: GramOfWeight, weight: torch.Tensor, k: int) -> Bases:
-    """The k leading singular vectors of a weight from the eigenvectors of its Gram matrix, W v / sigma on the
-    other side.
+    """The k leading singular vectors of a weight from the eigenvectors of its Gram matrix.
+
+    On the other side they are W v / sigma.
     """
     k = min(k, int(np.sum(gram.sigma > 1e-7 * gram.sigma[0]))) if gram.sigma.size else 0
     inner = gram.vectors[:, :k].cpu()
@@ -143,6 +144,7 @@ def overlap_columns(delta: Spectrum, base: Bases, floor: float) -> dict[str, Any
 
 
 def intruder_columns(merged: MergedSpectrum) -> dict[str, Any]:
+    """Columns of the delta table on intruder dimensions: how many, and the best cosine of each direction."""
     return {"intruders": merged.intruders(), "intruder_cosines": [float(c) for c in merged.best_cosine]}
 
 

@@ -57,8 +57,9 @@ class State:
         return not self.changes[name].low_rank if name in self.changes else False
 
     def factors(self, name: str) -> Factors | None:
-        """The change of a weight as factors, as the base stores it (without a base: as the layer multiplies); None for
-        a matrix that was trained as a whole.
+        """The change of a weight as factors, as the base stores it (without a base: as the layer multiplies).
+
+        None for a matrix that was trained as a whole.
         """
         if self.adapter is None:
             return None

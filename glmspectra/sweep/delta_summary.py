@@ -42,7 +42,8 @@ def compare_adapters(first: Path, second: Path, initial: Path | None = None) -> 
     """Weight -> cosine and subspace similarity of two adapters' changes, from the last state of each.
 
     Args:
-        first, second: Adapters, or folders of runs.
+        first: An adapter, or the folder of a run.
+        second: An adapter, or the folder of a run.
         initial: The first one before its first step, where it does not lie in its usual folder.
 
     Raises:

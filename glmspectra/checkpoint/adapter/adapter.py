@@ -79,8 +79,9 @@ class Adapter:
 
     @property
     def overwrites(self) -> list[str]:
-        """Tensors of the base that PEFT loads into the base itself, so that `disable_adapter` does not undo them: the
-        biases of bias="all" and "lora_only", and weights saved beside the factors of an embedding.
+        """Tensors of the base that PEFT loads into the base itself, so that `disable_adapter` does not undo them.
+
+        They are the biases of bias="all" and "lora_only", and weights saved beside the factors of an embedding.
         """
         saved = self.config.modules_to_save or []
         modules = [saved] if isinstance(saved, str) else saved

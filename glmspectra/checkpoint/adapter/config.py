@@ -182,7 +182,7 @@ class AdapterConfig(BaseModel):
         return int(self.rank_pattern[key]) if key is not None and self.rank_pattern else int(self.r or 0), key
 
     def scale_of(self, module: str, rank: int) -> float:
-        """Alpha / rank, or alpha / sqrt(rank) under rsLoRA, for a LoRA module of this rank."""
+        """The scale alpha / rank, or alpha / sqrt(rank) under rsLoRA, for a LoRA module of this rank."""
         key = self._alphas.first(module)
         alpha = self.alpha_pattern[key] if key is not None and self.alpha_pattern else self.lora_alpha
         return float(alpha) / (rank**0.5 if self.use_rslora else rank)

@@ -1,5 +1,6 @@
-"""What an adapter does to one base weight: two factors, and for DoRA, KaSA and LoftQ the rule that needs the weight
-itself.
+"""What an adapter does to one base weight.
+
+That is two factors, and for DoRA, KaSA and LoftQ the rule that needs the weight itself.
 """
 
 from dataclasses import dataclass, replace
@@ -82,7 +83,7 @@ class Factors:
         return self.magnitude is not None or self.rule is not None
 
     def product(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Scale * left @ right, (rows, cols): the dense form, for merging and for checks."""
+        """The product scale * left @ right, (rows, cols): the dense form, for merging and for checks."""
         return (self.scale * (self.left.to(dtype) @ self.right.to(dtype))).to(dtype)
 
     def merged(self, weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -147,7 +148,7 @@ class Factors:
         return replace(self, left=self.right.T, right=self.left.T)
 
     def forward(self, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Inputs @ (base and adapter together)^T, (n, rows) float32, as the layer computes it: by the factors.
+        """The product inputs @ (base and adapter together)^T, (n, rows) float32, as the layer computes it: by the factors.
 
         The merged weight is not made. inputs (n, cols), weight (rows, cols). DoRA's norms come from the factors' Gram
         matrices: ||W + s L R||^2 = ||W||^2 + 2 s <W R^T, L> + s^2 <L R R^T, L>, row by row (or column by column).

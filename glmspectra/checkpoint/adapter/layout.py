@@ -37,8 +37,9 @@ class BaseLayout:
         return cls({name: record.shape for name, record in checkpoint.tensors.items()}, checkpoint.config)
 
     def find(self, name: str) -> list[str]:
-        """The base's tensors that an adapter's name can mean: that name, or those that a wrapper's prefix tells apart
-        from it.
+        """The base's tensors that an adapter's name can mean.
+
+        That is the tensor of that name, or those that a wrapper's prefix tells apart from it.
         """
         if name in self.shapes:
             return [name]

@@ -25,11 +25,12 @@ class TunedCheckpoint:
 
 
 def tuned_checkpoints(path: Path | str) -> list[TunedCheckpoint]:
-    """Every state that a folder holds, by ascending step, the final one last; a folder that is itself one
-    state gives that.
+    """Every state that a folder holds, by ascending step, the final one last.
 
-    A final state whose step equals the last checkpoint's is listed once. Raises RequestError when there is
-    none.
+    A folder that is itself one state gives that. A final state whose step equals the last checkpoint's is listed once.
+
+    Raises:
+        RequestError: There is none.
     """
     path = Path(path)
     if path.is_file():

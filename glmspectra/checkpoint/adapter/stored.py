@@ -35,9 +35,13 @@ _FOREIGN = (
 
 @dataclass
 class StoredAdapter:
-    """factors: module -> part -> tensor, such as lora_A (rank, in) and lora_B (out, rank). rows: module -> the trained
-    rows of its embedding (tokens, width). whole: base name -> a tensor that replaces the base's; under it PEFT loads
-    biases and, beside factors of an embedding, the weight that they belong to.
+    """The tensors of an adapter as its file holds them, sorted by what they are.
+
+    Attributes:
+        factors: module -> part -> tensor, such as lora_A (rank, in) and lora_B (out, rank).
+        rows: module -> the trained rows of its embedding (tokens, width).
+        whole: base name -> a tensor that replaces the base's; under it PEFT loads biases and, beside factors of an
+            embedding, the weight that they belong to.
     """
 
     factors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)

@@ -120,7 +120,10 @@ def _affine(
     group: torch.Tensor | None,
     block: tuple[int, int],
 ) -> torch.Tensor:
-    """Scale * (q - z) in float32, piece by piece; group gives each column its group, where columns were reordered."""
+    """Weight `scale * (q - z)` in float32, piece by piece.
+
+    `group` gives each column its group, where columns were reordered.
+    """
 
     def spread_out(values: torch.Tensor) -> torch.Tensor:
         values = as_blocks(values.float())

@@ -46,6 +46,7 @@ MAXIMUM_HEADER = 100_000_000  # bytes; the limit of the safetensors package itse
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype's name without `torch.`, such as `float16`."""
     return str(dtype).removeprefix("torch.")
 
 

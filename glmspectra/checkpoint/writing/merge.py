@@ -221,10 +221,10 @@ class _Merge:
         return result
 
     def check(self, folder: Path) -> None:
-        """Read the written folder back: what the adapter leaves alone is the base's to the bit, and every changed layer
-        gives on random inputs what base and adapter give.
+        """Read the written folder back and compare it with base and adapter.
 
-        The second is computed as the layer computes it, by the factors; the merged weight is not made again.
+        What the adapter leaves alone is the base's to the bit, and every changed layer gives on random inputs what base
+        and adapter give. The second is computed as the layer computes it, by the factors; the merged weight is not made again.
 
         Raises:
             CheckpointError: A tensor is not what it should be.

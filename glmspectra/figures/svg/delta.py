@@ -124,10 +124,13 @@ GROWTH = (
 
 
 def draw_growth(matrices: pd.DataFrame, delta: pd.DataFrame | None = None) -> Figure | None:
-    """How delta-W grows over the checkpoints of a run: by step, the median over layers of each matrix type, band from
-    the lowest to the highest layer. None when there is only one step.
+    """How delta-W grows over the checkpoints of a run; None when there is only one step.
 
-    `matrices`: rows of quantity 'delta' of all steps, whole matrices; `delta` the further table (relative_frobenius).
+    By step, the median over layers of each matrix type, with a band from the lowest to the highest layer.
+
+    Args:
+        matrices: rows of quantity 'delta' of all steps, whole matrices.
+        delta: the further table (relative_frobenius).
     """
     rows = matrices[matrices["step"].notna()] if "step" in matrices else matrices.iloc[:0]
     rows = whole_matrices(rows)

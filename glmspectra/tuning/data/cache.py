@@ -30,8 +30,13 @@ FORMAT = 2  # raise when what is stored changes its meaning
 
 @dataclass
 class EncodedSplit:
-    """A tokenized split: a `datasets.Dataset` with input_ids, labels, length and row (index of the row that the example
-    was made of); its counts; and of each row that turned out bad the index and the reason.
+    """A tokenized split.
+
+    Attributes:
+        dataset: a `datasets.Dataset` with input_ids, labels, length and row (index of the row that the example was made
+            of).
+        counts: its counts.
+        bad: of each row that turned out bad the index and the reason.
     """
 
     dataset: Any

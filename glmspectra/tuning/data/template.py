@@ -1,10 +1,10 @@
-"""From a row to the text a model sees, in segments of which each is learnt or not.
+r"""From a row to the text a model sees, in segments of which each is learnt or not.
 
 plain: the context as it stands, then the target. It is what the original study did, whose contexts carry their own
     instruction, and so it is the default for ChatGLM2: prompt = tokenizer.encode(context), which puts [gMASK] sop
     in front, then the tokens of the target and eos. A context that ends in neither white space nor a colon gets the
     separator behind it, so that question and answer do not run into one.
-chat: the tokenizer's chat template (ChatGLM2's is "[Round 1]\\n\\n问：...\\n\\n答：", the form that `model.chat` asks
+chat: the tokenizer's chat template (ChatGLM2's is "[Round 1]\n\n问：...\n\n答：", the form that `model.chat` asks
     in). It is the default for instruction-tuned models, which have seen nothing else.
 """
 

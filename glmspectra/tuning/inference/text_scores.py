@@ -9,11 +9,9 @@ from glmspectra.errors import MissingExtraError
 
 
 class _Characters:
-    """sacrebleu's zh tokens (each Chinese character, else words and punctuation), in the form that
-    rouge-score asks for.
+    """Sacrebleu's zh tokens (each Chinese character, else words and punctuation), as rouge-score asks for them.
 
-    rouge-score's own tokenizer drops everything that is not a-z0-9, and so gives every Chinese text the score
-    0.
+    rouge-score's own tokenizer drops everything that is not a-z0-9, and so gives every Chinese text the score 0.
     """
 
     def __init__(self) -> None:

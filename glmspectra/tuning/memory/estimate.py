@@ -37,8 +37,13 @@ OPTIMIZER_BYTES = {"sgd": 0, "adafactor": 0.02, "lion_8bit": 1, "lion_32bit": 4,
 
 @dataclass(frozen=True)
 class BatchShape:
-    """The batch of a step: `rows` of `tokens` each, of which `supervised` in all are learnt; `packed`: several
-    examples in a row, kept apart by a mask.
+    """The batch of a step.
+
+    Attributes:
+        rows: how many.
+        tokens: of each row.
+        supervised: tokens in all that are learnt.
+        packed: several examples in a row, kept apart by a mask.
     """
 
     rows: int
@@ -85,10 +90,13 @@ def estimate_memory(
     hopper: bool = True,
     loss_in_chunks: bool = True,
 ) -> MemoryEstimate:
-    """The peak of one step of the model of `config` (a `PreTrainedConfig`) with the adapter of the settings, on CUDA.
+    """The peak of one step of the model of `config` with the adapter of the settings, on CUDA.
 
     Args:
+        settings: of the run.
+        config: a `PreTrainedConfig`.
         precision: of the run: types of weights and products, autocast.
+        batch: the batch of the step.
         hopper: whether the GPU is of compute capability 9 or more.
         loss_in_chunks: whether `TokenLoss` can work chunk by chunk on this model (`TokenLoss.in_chunks`).
     """
@@ -172,8 +180,10 @@ def _resident(model: nn.Module, marked: dict[str, nn.Linear], settings: Settings
 
 
 def _scale_bytes(weights: int, nested: bool) -> int:
-    """One float32 for 64 weights and the 16 values of the grid; nested, one byte for 64 weights, one float32 for 256
-    of those, and the 256 values of their own grid (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+    """Bytes of the scales of 4-bit weights: one float32 for 64 weights, and the 16 values of the grid.
+
+    Nested: one byte for 64 weights, one float32 for 256 of those, and the 256 values of their own grid (Dettmers et al.
+    2023, arXiv:2305.14314, section 3).
     """
     blocks = -(-weights // BLOCK)
     if not nested:

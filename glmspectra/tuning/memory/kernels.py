@@ -105,8 +105,9 @@ def _attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """The kernel that PyTorch takes on CUDA: flash for half types without a mask, else the memory-efficient one; it
-    does not share keys among query heads, so shared keys it cannot take go to plain products and a softmax.
+    """The kernel that PyTorch takes on CUDA: flash for half types without a mask, else the memory-efficient one.
+
+    The latter does not share keys among query heads, so shared keys it cannot take go to plain products and a softmax.
     """
     flash = attn_mask is None and q.dtype in HALF and q.shape[-1] <= 256
     if not flash and q.shape[1] != k.shape[1]:
@@ -169,8 +170,9 @@ class CudaKernels(TorchFunctionMode):
 
 
 def mark_four_bit(model: Any, compute: torch.dtype, quant_type: str) -> dict[str, nn.Linear]:
-    """Put layers that PEFT takes for bitsandbytes' Linear4bit in the place of every linear layer but the output
-    layer; returns name -> layer. Their weights keep their shape [out_features, in_features] and hold no data.
+    """Put layers that PEFT takes for bitsandbytes' Linear4bit in the place of every linear layer but the output layer.
+
+    Returns name -> layer. Their weights keep their shape [out_features, in_features] and hold no data.
     """
     from bitsandbytes.nn import Linear4bit
 

@@ -95,8 +95,9 @@ class MaskedRankAllocator(RankAllocator):
         return {f"{name}.lora_E.{self.adapter_name}": mask.tolist() for name, mask in self.kept.items()}
 
     def allocate(self, step: int) -> bool:
-        """After the optimizer's step number `step` (from 1), before gradients are cleared: update the
-        importance and set E of pruned triplets to zero. Returns whether an allocation took place.
+        """Update the importance and set E of pruned triplets to zero; returns whether an allocation took place.
+
+        To be called after the optimizer's step number `step` (from 1), before gradients are cleared.
         """
         config = self.peft_config
         if step > self.final_mask_step:
@@ -151,8 +152,10 @@ class MaskedRankAllocator(RankAllocator):
         return torch.stack(terms).mean()
 
     def describe_for_saving(self) -> None:
-        """Make the configuration say which triplets are not zero now, so that what PEFT saves gives equal
-        logits at any step (between two allocations pruned triplets may have grown again).
+        """Make the configuration say which triplets are not zero now.
+
+        So what PEFT saves gives equal logits at any step (between two allocations pruned triplets may have grown
+        again).
         """
         self.peft_config.rank_pattern = {
             f"{name}.lora_E.{self.adapter_name}": (self.triplets(name)[1].detach() != 0).view(-1).tolist()
@@ -244,5 +247,5 @@ def allocator_of(model: PeftModel) -> MaskedRankAllocator | None:
 
 
 def _first(length: int, rank: int | None) -> torch.Tensor:
-    """Bool [length], true in the first `rank` places (all of them for None)."""
+    """Mask [length] of bool, true in the first `rank` places (all of them for None)."""
     return torch.arange(length) < (length if rank is None else rank)

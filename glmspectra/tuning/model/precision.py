@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Precision:
-    """weights: of what is not quantised. compute: of products with a 4-bit base. autocast: bf16, fp16 (with
-    loss scaling) or None. Adapters are float32 always: bfloat16 has three digits, too few to add an update of
-    2e-5 to, and float16 gradients cannot be unscaled.
+    """The number types of a run.
+
+    Adapters are float32 always: bfloat16 has three digits, too few to add an update of 2e-5 to, and float16 gradients
+    cannot be unscaled.
 
     With a bfloat16 base there is no autocast where it can be helped: on a GPU it computes each norm in
     float32 and keeps its input and output so. The base computes in its own type, and adapters follow it
     (`adapter_products.py`).
+
+    Attributes:
+        weights: of what is not quantised.
+        compute: of products with a 4-bit base.
+        autocast: bf16, fp16 (with loss scaling) or None.
     """
 
     weights: torch.dtype

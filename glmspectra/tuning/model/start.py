@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 def initialize_from_data(model: PeftModel, settings: Settings, batches: Iterable[dict[str, torch.Tensor]]) -> None:
-    """The starts that need more than shapes: EVA looks at the inputs of layers over `batches` (dicts of
-    tensors), LoftQ at what quantising the base lost.
+    """The starts that need more than shapes.
+
+    EVA looks at the inputs of layers over `batches` (dicts of tensors), LoftQ at what quantising the base lost.
     """
     if settings.lora.init_lora_weights == "eva":
         from peft import initialize_lora_eva_weights
@@ -64,9 +65,10 @@ def fit_quantization_error(model: PeftModel, settings: Settings) -> None:
 
 
 def changes_base(settings: Settings) -> bool:
-    """Whether the factors do not start at a zero update of the base as it is on disk (PiSSA and OLoRA take
-    them out of it, LoftQ makes up for its quantisation), so that what training changed can only be told with
-    the start kept.
+    """Whether the factors do not start at a zero update of the base as it is on disk.
+
+    PiSSA and OLoRA take them out of it, LoftQ makes up for its quantisation; what training changed can then only be
+    told with the start kept.
     """
     start = settings.lora.init_lora_weights
     return isinstance(start, str) and start.startswith(("pissa", "olora", "loftq"))

@@ -20,6 +20,8 @@ class RanksBase(BaseModel):
 
 
 class RanksLora(BaseModel):
+    """The suggested ranks as settings of LoRA; further keys are `lora_args` too."""
+
     model_config = ConfigDict(extra="allow", strict=True)
     r: int = Field(ge=1)
     target_modules: list[str] | str
@@ -28,6 +30,8 @@ class RanksLora(BaseModel):
 
 
 class RanksAdaLora(BaseModel):
+    """The suggested ranks as settings of AdaLoRA; further keys are allowed."""
+
     model_config = ConfigDict(extra="allow", strict=True)
     init_r: int = Field(ge=1)
     target_r: int = Field(ge=1)

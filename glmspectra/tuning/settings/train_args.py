@@ -23,8 +23,9 @@ Json = dict[str, Any]
 
 def _entry(status: Status) -> Callable[..., Any]:
     def field(default: Any, takes: str, meaning: str, also: tuple[Any, ...] = (), **constraints: Any) -> Any:
-        """A field: its default, what it takes, what it means (or why it is refused), values beside the default that
-        are what is done anyway, and bounds.
+        """A field: its default, what it takes, and what it means (or why it is refused).
+
+        `also` holds values beside the default that are what is done anyway; `constraints` are bounds.
         """
         extra: Json = {"allowed": takes, "status": status, "also": list(also)}
         return Field(default, description=meaning, json_schema_extra=extra, **constraints)

@@ -75,9 +75,10 @@ class Explosion(BaseModel):
 
 
 class ExplosionWatch:
-    """Whether the mean loss of the last `window` steps is both over `factor` times the lowest such mean so
-    far and over ln(vocabulary), the loss of a model that knows nothing: worse than guessing, and far worse
-    than it was.
+    """Whether the loss has become worse than guessing, and far worse than it was.
+
+    That is where the mean loss of the last `window` steps is both over `factor` times the lowest such mean so far and
+    over ln(vocabulary), the loss of a model that knows nothing.
     """
 
     def __init__(self, vocabulary: int, window: int = 10, factor: float = 3.0):

@@ -21,12 +21,18 @@ RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 @dataclass
 class RateSearch:
-    """rates, and for each the loss on `judged` rows after `steps` steps (None: it diverged); `before` is that
-    of the start.
+    """The losses of a search for a learning rate.
 
-    best: the rate with the lowest loss; advised: the largest rate not above a third of the first that
-    diverged, at most best. A longer run needs a rate no higher than a short one, since it has more steps in
-    which to diverge.
+    A longer run needs a rate no higher than a short one, since it has more steps in which to diverge.
+
+    Attributes:
+        steps: of each short run.
+        judged: the rows that the loss is of.
+        before: that loss at the start.
+        rates: the rates tried.
+        losses: for each rate the loss on `judged` rows after `steps` steps (None: it diverged).
+        best: the rate with the lowest loss.
+        advised: the largest rate not above a third of the first that diverged, at most best.
     """
 
     steps: int

@@ -52,8 +52,13 @@ OF_EVALUATION = {
 
 
 class RunRecord(BaseModel):
-    """One run folder. base: fingerprint of the base's files (None: a form that has none). data: split -> hash of its
-    token ids and labels. precision: types of weights and products, autocast. finished: the result, None until then.
+    """One run folder.
+
+    Attributes:
+        base: fingerprint of the base's files (None: a form that has none).
+        data: split -> hash of its token ids and labels.
+        precision: types of weights and products, autocast.
+        finished: the result, None until then.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -102,8 +107,10 @@ class RunRecord(BaseModel):
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing in which a run that is asked for differs from the one in a folder. harmless: it changes no number of
-    what is trained.
+    """One thing in which a run that is asked for differs from the one in a folder.
+
+    Attributes:
+        harmless: it changes no number of what is trained.
     """
 
     key: str

@@ -137,10 +137,9 @@ def prepare_run(
     quiet: bool = False,
     allow_changed: bool = False,
 ) -> Run:
-    """A run that `train` takes: tokenizer, data and model loaded, the adapter added; nothing is written but the data's
-    cache.
+    """A run that `train` takes: tokenizer, data and model loaded, the adapter added.
 
-    Args: as `run_training`.
+    Nothing is written but the data's cache. The arguments are those of `run_training`.
 
     Raises:
         RequestError: The output folder holds another run, or this one, finished.
@@ -165,6 +164,7 @@ def request(settings: Settings, device: str) -> TrainingArguments:
 
 
 def own_device(device: str) -> torch.device:
+    """The device of this process: `device`, on the card that the launcher gave it (LOCAL_RANK)."""
     return choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
 
 

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """checkpoint: what the run goes on from, None for the first step. finished: the result of the same run, where it is
-    done already. notes: lines for the user.
+    """Where a run begins.
+
+    Attributes:
+        checkpoint: what the run goes on from, None for the first step.
+        finished: the result of the same run, where it is done already.
+        notes: lines for the user.
     """
 
     checkpoint: Path | None = None

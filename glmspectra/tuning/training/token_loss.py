@@ -112,9 +112,12 @@ class TokenLoss:
         self.in_chunks = plain and self._head_has_the_last_word()
 
     def __call__(self, model: Any, inputs: dict[str, Any]) -> TokenLosses:
-        """`model` is `causal_lm` or a wrapper around it; inputs hold input_ids [b, s] and labels [b, s]
-        (-100: not supervised; the label at position t is predicted by position t - 1, as everywhere in
-        transformers).
+        """The losses of the tokens of one batch.
+
+        Args:
+            model: `causal_lm` or a wrapper around it.
+            inputs: hold input_ids [b, s] and labels [b, s] (-100: not supervised; the label at position t is predicted
+                by position t - 1, as everywhere in transformers).
         """
         inputs = {name: value for name, value in inputs.items() if name != "num_items_in_batch"}
         labels = inputs.pop("labels")

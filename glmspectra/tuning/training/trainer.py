@@ -349,8 +349,9 @@ class AdapterTrainer(Trainer):
         set_peft_model_state_dict(self.model, tensors, adapter_name=self.adapter)
 
     def _load_best_model(self) -> None:
-        """The adapter of the best checkpoint; of AdaLoRA its ranks too, which may be above the budget if it is an early
-        one.
+        """Load the adapter of the best checkpoint.
+
+        Of AdaLoRA its ranks too, which may be above the budget if it is an early one.
         """
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
