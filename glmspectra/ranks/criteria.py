@@ -54,6 +54,7 @@ CRITERIA: dict[str, Criterion] = {}
 
 def criterion(name: str, kind: Kind, needs: str | None, option: str | None = None) -> Callable[[Measure], Measure]:
     """Register the decorated function as the criterion `name`; the arguments are the fields of `Criterion`."""
+
     def register(measure: Measure) -> Measure:
         CRITERIA[name] = Criterion(name, kind, needs, option, measure)
         return measure
