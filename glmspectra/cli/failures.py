@@ -56,7 +56,7 @@ def sentence(error: Exception) -> tuple[str, int]:
 
 
 def _not_allocated(error: Exception) -> bool:
-    """PyPyTorch's allocator for the CPU raises a plain RuntimeError."""
+    """PyTorch's allocator for the CPU raises a plain RuntimeError."""
     return isinstance(error, RuntimeError) and bool(re.search(r"can't allocate memory|not enough memory", str(error)))
 
 

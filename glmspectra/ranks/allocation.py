@@ -20,7 +20,13 @@ GOLDEN = 0.6180339887498949  # spreads ties evenly over the layers
 
 @dataclass(frozen=True)
 class Limits:
-    """Each rank is at least min_rank, at most max_rank (None: rows or cols), and a multiple of multiple_of (0 is one)."""
+    """What each rank must keep to.
+
+    Attributes:
+        min_rank: the least.
+        max_rank: the most; None: rows or cols.
+        multiple_of: what it is a multiple of (0 is one).
+    """
 
     min_rank: int = 0
     max_rank: int | None = None
@@ -209,7 +215,10 @@ def _round(targets: Sequence[Target], real: np.ndarray, budget: int, limits: Lim
 
 
 def round_ranks(targets: Sequence[Target], real: Mapping[str, float], budget: int, limits: Limits) -> Allocation:
-    """Round ranks that are already real numbers within the budget (mixtures, means over layers) by largest remainder."""
+    """Round ranks that are already real numbers within the budget by largest remainder.
+
+    Such are mixtures and means over layers.
+    """
     values = np.array([real[target.name] for target in targets], dtype=np.float64)
     high = np.array([float(limits.highest(target)) for target in targets])
     return Allocation(_round(targets, np.clip(values, limits.lowest, high), budget, limits), "largest remainder")

@@ -1,4 +1,4 @@
-r"""Ranks as PEFT's settings: patterns that match each module exactly and no other, alphas that keep the effective scale.
+r"""Ranks as PEFT's settings: patterns that match each module exactly, alphas that keep the effective scale.
 
 PEFT matches a pattern's key as `(.*\.)?(key)$` and takes the first that matches, in the order of the file;
 so 'dense' would also be 'mlp.dense', and an unescaped '.' anything. Here every key is `^` and the escaped
@@ -86,7 +86,11 @@ def target_modules(targets: Sequence[str], modules: Sequence[str]) -> list[str] 
 
 
 def verify(rank_pattern: Mapping[str, int], ranks: Mapping[str, int], modules: Sequence[str]) -> None:
-    """Every pattern matches exactly one of all the modules, and it gives that one its rank; GlmspectraError otherwise."""
+    """Check that every pattern matches exactly one of all the modules and gives that one its rank.
+
+    Raises:
+        GlmspectraError: It does not.
+    """
     for pattern, rank in rank_pattern.items():
         found = matched_by(pattern, modules)
         if len(found) != 1 or ranks.get(found[0]) != rank:
@@ -112,7 +116,10 @@ def adalora_args(suggestion: Suggestion) -> dict[str, Any]:
 def ranks_file(
     suggestion: Suggestion, evidence: Evidence, scale: float = DEFAULT_SCALE, rslora: bool = False
 ) -> dict[str, Any]:
-    """What `train --ranks` takes: the base's fingerprint, settings for PEFT, and every rank by weight name, 0 included."""
+    """What `train --ranks` takes.
+
+    That is the base's fingerprint, settings for PEFT, and every rank by weight name, 0 included.
+    """
     return {
         "glmspectra_ranks": FORM,
         "base": {"name": evidence.base_name, "fingerprint": evidence.base_fingerprint},

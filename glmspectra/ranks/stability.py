@@ -110,7 +110,10 @@ def between_steps(
 
 
 def pilot_rank(budget: Budget, evidence: Evidence) -> int:
-    """The uniform rank that a pilot should have: three times the mean rank of the budget over the targets, at least 4."""
+    """The uniform rank that a pilot should have.
+
+    Three times the mean rank of the budget over the targets, at least 4.
+    """
     mean = budget.parameters / sum(target.cost for target in evidence.targets)
     smallest = min(min(target.rows, target.cols) for target in evidence.targets)
     return int(min(smallest, max(4, np.ceil(PILOT_RANK_FACTOR * mean))))

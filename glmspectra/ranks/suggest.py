@@ -1,4 +1,7 @@
-"""From evidence and a budget to ranks: one criterion, a mixture, a pooled control; all of them side by side; the curve."""
+"""From evidence and a budget to ranks.
+
+By one criterion, a mixture, a pooled control; all of them side by side; the curve.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -174,7 +177,10 @@ def moved_share(first: Mapping[str, int], second: Mapping[str, int], targets: Se
 
 
 def side_by_side(suggestions: Mapping[str, Suggestion]) -> "pd.DataFrame":
-    """One row a matrix: name, layer, matrix, rows, cols, parameters_per_rank, and a column of ranks for each criterion."""
+    """A table of one row a matrix, with a column of ranks for each criterion.
+
+    The columns before those are name, layer, matrix, rows, cols, parameters_per_rank.
+    """
     import pandas as pd
 
     targets = next(iter(suggestions.values())).targets

@@ -28,7 +28,10 @@ ABSOLUTE_FLOOR = 1e-10
 
 
 def gram_eigenvalue_error(long: int, short: int) -> float:
-    """`eta / lambda_1`: relative 2-norm backward error of eigenvalues of a (short, short) Gram matrix of `long` terms."""
+    """Relative 2-norm backward error, eta / lambda_1, of eigenvalues of a Gram matrix.
+
+    The matrix is (short, short), each entry a sum of `long` terms.
+    """
     return float(UNIT_ROUNDOFF * (8.0 + EIGENSOLVER_FACTOR * np.sqrt(short) + SUMMATION_FACTOR * np.sqrt(long)))
 
 

@@ -17,7 +17,7 @@ from glmspectra.spectra.blocks import LongView
 
 
 def add_gram(gram: torch.Tensor, block: torch.Tensor) -> None:
-    """Add block^T block to `gram`, for `block` of shape (length, short) and `gram` of shape (short, short), both float64.
+    """Add block^T block to `gram`, for `block` of shape (length, short) and `gram` (short, short), both float64.
 
     On the CPU only the lower triangle is written (BLAS syrk, half the work of a general product); on CUDA all of it.
     """

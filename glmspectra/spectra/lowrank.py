@@ -151,7 +151,10 @@ def project(weight: torch.Tensor, basis: torch.Tensor, chunk: int = 2048) -> tor
 
 @dataclass(frozen=True)
 class AdapterSimilarity:
-    """Two products beside each other: cosine of the matrices, and similarity of the leading directions on both sides."""
+    """Two products beside each other.
+
+    Cosine of the matrices, and similarity of the leading directions on both sides.
+    """
 
     cosine: float
     left: float

@@ -97,7 +97,10 @@ def _checked_ranges(weight: torch.Tensor, parts: Mapping[str, slice] | None) -> 
 
 
 def _scaled(weight: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """A float64 weight whose squares could leave the range of float64, divided by a power of two; (weight, exponent)."""
+    """The weight and the exponent of the power of two that it was divided by.
+
+    Divided is a float64 weight whose squares could leave the range of float64.
+    """
     if weight.dtype != torch.float64:
         return weight, 0
     largest = float(weight.abs().max())

@@ -140,7 +140,10 @@ def _measure(plan: DeltaPlan, root: Path, store: RunStore, device: str, processe
 
 
 def _has_more(store: RunStore, plan: DeltaPlan) -> bool:
-    """Whether the run's folder holds every change of this plan, measured against the same base (any, if none is given)."""
+    """Whether the run's folder holds every change of this plan, measured against the same base.
+
+    Any base will do if none is given.
+    """
     if not (store.folder / "manifest.json").is_file():
         return False
     requests = store.manifest()["requests"]

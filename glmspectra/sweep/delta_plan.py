@@ -241,7 +241,10 @@ def _match_checkpoint(
 
 
 def _same_weights(base: Checkpoint, tuned: Checkpoint, records: dict[str, TensorRecord]) -> dict[str, str]:
-    """Base name -> tuned name: equal, or the only tuned one that ends in it or that it ends in (a prefix more or less)."""
+    """Base name -> tuned name.
+
+    The two are equal, or the tuned one is the only one that ends in it or that it ends in (a prefix more or less).
+    """
     names = {}
     for name in records:
         if name in tuned.tensors:

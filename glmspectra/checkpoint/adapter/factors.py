@@ -148,9 +148,9 @@ class Factors:
         return replace(self, left=self.right.T, right=self.left.T)
 
     def forward(self, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """The product inputs @ (base and adapter together)^T, (n, rows) float32, as the layer computes it: by the factors.
+        """The product inputs @ (base and adapter together)^T, (n, rows) float32.
 
-        The merged weight is not made. inputs (n, cols), weight (rows, cols). DoRA's norms come from the factors' Gram
+        As the layer computes it, by the factors: the merged weight is not made. inputs (n, cols), weight (rows, cols). DoRA's norms come from the factors' Gram
         matrices: ||W + s L R||^2 = ||W||^2 + 2 s <W R^T, L> + s^2 <L R R^T, L>, row by row (or column by column).
         """
         base = weight.float() if self.rule is None else self.rule.apply(weight.float())

@@ -224,7 +224,8 @@ class _Merge:
         """Read the written folder back and compare it with base and adapter.
 
         What the adapter leaves alone is the base's to the bit, and every changed layer gives on random inputs what base
-        and adapter give. The second is computed as the layer computes it, by the factors; the merged weight is not made again.
+        and adapter give. The second is computed as the layer computes it, by the factors; the merged weight is not
+        made again.
 
         Raises:
             CheckpointError: A tensor is not what it should be.

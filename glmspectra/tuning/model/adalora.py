@@ -73,7 +73,10 @@ class MaskedRankAllocator(RankAllocator):
         return factors
 
     def scores(self) -> dict[str, torch.Tensor]:
-        """Importance of each triplet (equation 6: that of E plus the means of those of its row of A and column of B)."""
+        """Importance of each triplet.
+
+        Equation 6: that of E plus the means of those of its row of A and column of B.
+        """
         scores = {}
         for name in self.layers:
             a, e, b = (self._element_score(f"{name}.lora_{part}.{self.adapter_name}") for part in "AEB")
@@ -142,7 +145,10 @@ class MaskedRankAllocator(RankAllocator):
                 e.masked_fill_(~mask.to(e.device)[:, None], 0.0)
 
     def orthogonality(self) -> torch.Tensor:
-        """Mean over all A and B of |A A^T - I|_F and |B^T B - I|_F (equation 4), over the triplets a matrix may have."""
+        """Mean over all A and B of |A A^T - I|_F and |B^T B - I|_F (equation 4).
+
+        Over the triplets a matrix may have.
+        """
         terms = []
         for name, mask in self.start.items():
             a, _, b = self.triplets(name)

@@ -1,4 +1,7 @@
-"""`--find-lr`: a few steps at each of several learning rates, all from the same start, judged on rows not trained on."""
+"""`--find-lr`: a few steps at each of several learning rates.
+
+All begin from the same start and are judged on rows not trained on.
+"""
 
 from __future__ import annotations
 

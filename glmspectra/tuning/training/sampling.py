@@ -1,4 +1,7 @@
-"""The order of training rows: a function of seed and epoch alone, so that a resumed run sees what it would have seen."""
+"""The order of training rows.
+
+It is a function of seed and epoch alone, so that a resumed run sees what it would have seen.
+"""
 
 from __future__ import annotations
 

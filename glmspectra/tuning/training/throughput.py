@@ -34,7 +34,10 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def flops_parameters(model: nn.Module) -> int:
-    """N of "4 N flops a token": weights of the linear layers, the output layer's too; an embedding is only looked up."""
+    """N of "4 N flops a token": weights of the linear layers, the output layer's too.
+
+    An embedding is only looked up.
+    """
     total = 0
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and "lora_" not in name:

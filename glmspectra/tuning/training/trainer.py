@@ -389,7 +389,10 @@ class AdapterTrainer(Trainer):
 
 
 def token_metrics(nll: float, tokens: float, correct: float) -> dict[str, float]:
-    """Mean loss in nats a token, perplexity = exp of it, share of tokens that were the most likely one, their number."""
+    """Mean loss in nats a token, perplexity, accuracy and number of tokens.
+
+    Perplexity is exp of the loss; accuracy the share of tokens that were the most likely one.
+    """
     mean = nll / tokens if tokens else math.nan
     return {
         "loss": mean,
