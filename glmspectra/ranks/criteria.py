@@ -124,9 +124,9 @@ def _share(option: str | None, name: str) -> float:
 
 @criterion("uniform", "score", None)
 def uniform(evidence: Evidence, option: str | None) -> Answer:
-    """The same rank everywhere: LoRA as published (Hu et al.
+    """The same rank everywhere, the control that everything else must beat.
 
-    2021), the control that everything else must beat.
+    LoRA as published (Hu et al. 2021).
     """
     return dict.fromkeys((target.name for target in evidence.targets), 1.0)
 
@@ -226,10 +226,10 @@ def quantisation(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("quantisation-rank", "score", "quant_error", option="0.5")
 def quantisation_rank(evidence: Evidence, option: str | None) -> Answer:
-    """Directions needed to recover a share (option, 0.5) of the energy of W - Q(W): LoftQ's view (Li et al.
+    """Directions needed to recover a share (option, 0.5) of the energy of W - Q(W), proportional.
 
-    2023), proportional. Where the stored singular values do not reach it, every further direction is taken to hold as
-    much as the last of them, a lower bound of the rank.
+    LoftQ's view (Li et al. 2023). Where the stored singular values do not reach it, every further direction is taken to
+    hold as much as the last of them, a lower bound of the rank.
     """
     share = _share(option, "quantisation-rank")
     norms = evidence.column("quant_error", "frobenius_norm")
@@ -273,9 +273,10 @@ def delta_threshold(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("delta-fan", "threshold", "delta")
 def delta_fan(evidence: Evidence, option: str | None) -> Answer:
-    """sigma_i of delta-W times sqrt(cols / rows), one global threshold: the size that muP gives an update (Yang et al.
+    """sigma_i of delta-W times sqrt(cols / rows), one global threshold.
 
-    2023), since plain ones grow with the square root of the rows. Not confirmed by our study.
+    The size that muP gives an update (Yang et al. 2023), since plain ones grow with the square root of the rows. Not
+    confirmed by our study.
     """
     sizes = evidence.spectra("delta", absent_is_zero=True)
     return {t.name: sizes[t.name] * (t.cols / t.rows) ** 0.5 for t in evidence.targets}

@@ -1,4 +1,4 @@
-r"""Ranks as PEFT's settings: patterns that match each module exactly, alphas that keep the effective scale.
+r"""Ranks as PEFT's settings: patterns that match one module each, alphas that keep the effective scale.
 
 PEFT matches a pattern's key as `(.*\.)?(key)$` and takes the first that matches, in the order of the file;
 so 'dense' would also be 'mlp.dense', and an unescaped '.' anything. Here every key is `^` and the escaped

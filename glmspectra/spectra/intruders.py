@@ -80,9 +80,9 @@ class MergedSpectrum:
     best_cosine: np.ndarray
 
     def intruders(self, epsilon: float = INTRUDER_EPSILON) -> int:
-        """How many of the k leading directions are unlike every direction of W: Shuttleworth et al.
+        """How many of the k leading directions are unlike every direction of W.
 
-        2024 (arXiv 2410.21228), definition 1 of an intruder dimension: max_i |cos(u'_j, u_i)| < epsilon.
+        Shuttleworth et al. 2024 (arXiv 2410.21228), definition 1 of an intruder dimension: max_i |cos(u'_j, u_i)| < epsilon.
         """
         return int(np.sum(self.best_cosine < epsilon))
 

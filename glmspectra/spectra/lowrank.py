@@ -99,9 +99,9 @@ def numerical_rank(sigma: np.ndarray, floor: float) -> int:
 
 
 def subspace_similarity(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
-    """Grassmann similarity of the leading directions of two orthonormal bases: Hu et al.
+    """Grassmann similarity of the leading directions of two orthonormal bases.
 
-    2021, LoRA, section 7.2, eq. 4.
+    Hu et al. 2021, LoRA, section 7.2, eq. 4.
 
     phi(i, j) = || first[:, :i]^T second[:, :j] ||_F^2 / min(i, j), from 0 (orthogonal) to 1 (one holds the
     other). first (n, a), second (n, b), orthonormal columns, best first; returns (a, b) with phi(i + 1, j +
@@ -115,9 +115,9 @@ def subspace_similarity(first: torch.Tensor, second: torch.Tensor) -> np.ndarray
 
 
 def amplification_factor(delta: Spectrum, weight: torch.Tensor, directions: int | None = None) -> float:
-    """How much delta-W amplifies its own directions over what W holds there: Hu et al.
+    """How much delta-W amplifies its own directions over what W holds there.
 
-    2021, section 7.3, table 7.
+    Hu et al. 2021, section 7.3, table 7.
 
     ||Delta||_F / || U^T W V ||_F with U, V the `directions` leading singular vectors of delta-W (all of them
     when None) and Delta cut to the same directions. weight (rows, cols). Infinity where W holds nothing in

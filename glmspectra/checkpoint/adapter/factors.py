@@ -150,8 +150,9 @@ class Factors:
     def forward(self, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The product inputs @ (base and adapter together)^T, (n, rows) float32.
 
-        As the layer computes it, by the factors: the merged weight is not made. inputs (n, cols), weight (rows, cols). DoRA's norms come from the factors' Gram
-        matrices: ||W + s L R||^2 = ||W||^2 + 2 s <W R^T, L> + s^2 <L R R^T, L>, row by row (or column by column).
+        As the layer computes it, by the factors: the merged weight is not made. inputs (n, cols), weight (rows,
+        cols). DoRA's norms come from the factors' Gram matrices:
+        ||W + s L R||^2 = ||W||^2 + 2 s <W R^T, L> + s^2 <L R R^T, L>, row by row (or column by column).
         """
         base = weight.float() if self.rule is None else self.rule.apply(weight.float())
         left, right = self.left.float(), self.right.float()

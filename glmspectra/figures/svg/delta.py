@@ -227,10 +227,10 @@ def draw_rank_use(delta: pd.DataFrame) -> Figure | None:
 
 
 def draw_similarity(similarity: pd.DataFrame, name: str | None = None) -> Figure:
-    """Subspace similarity phi(i, j) of Hu et al.
+    """Subspace similarity phi(i, j) between the top i directions of one matrix and the top j of the other.
 
-    2021, section 7, between the top i directions of one matrix and the top j of the other: a panel for each matrix type
-    and side; the median over layers, or one weight if `name` is given.
+    Hu et al. 2021, section 7. A panel for each matrix type and side; the median over layers, or one weight if `name` is
+    given.
 
     Raises StoreError when a column is missing.
     """

@@ -40,10 +40,9 @@ def initialize_from_data(model: PeftModel, settings: Settings, batches: Iterable
 
 
 def fit_quantization_error(model: PeftModel, settings: Settings) -> None:
-    """LoftQ (Li et al.
+    """LoftQ: scale * B A starts as the best approximation of W - Q of the adapter's rank, Q being the 4-bit base.
 
-    2023, https://arxiv.org/abs/2310.08659, algorithm 1 with the base as bitsandbytes quantised it): scale * B A starts
-    as the best approximation of W - Q of the adapter's rank, Q being the 4-bit base.
+    Li et al. 2023, https://arxiv.org/abs/2310.08659, algorithm 1 with the base as bitsandbytes quantised it.
     """
     from bitsandbytes.functional import dequantize_4bit
 
