@@ -82,7 +82,8 @@ class MergedSpectrum:
     def intruders(self, epsilon: float = INTRUDER_EPSILON) -> int:
         """How many of the k leading directions are unlike every direction of W.
 
-        Shuttleworth et al. 2024 (arXiv 2410.21228), definition 1 of an intruder dimension: max_i |cos(u'_j, u_i)| < epsilon.
+        Shuttleworth et al. 2024 (arXiv 2410.21228), definition 1 of an intruder dimension:
+        max_i |cos(u'_j, u_i)| < epsilon.
         """
         return int(np.sum(self.best_cosine < epsilon))
 

@@ -24,9 +24,10 @@ class _Characters:
 
 
 def text_scores(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """{"rouge_l": mean F-measure of the longest common subsequence (Lin 2004), "bleu": corpus BLEU-4 (Papineni et al.
+    """ROUGE-L and BLEU-4 of answers, both from 0 to 100, over tokens of `_Characters`.
 
-    2002)}, both from 0 to 100, over tokens of `_Characters`.
+    {"rouge_l": mean F-measure of the longest common subsequence (Lin 2004), "bleu": corpus BLEU-4 (Papineni et al.
+    2002)}.
 
     Raises MissingExtraError without rouge-score and sacrebleu.
     """
