@@ -1,12 +1,13 @@
 """The page over all reports of a folder: `reports/index.html`, a row for each page beside it with its results."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from glmspectra.errors import StoreError
 from glmspectra.figures.words import number
 from glmspectra.figures.writing import Cell, Grid, Page, plain, write_page, written_here
+from glmspectra.json_files import parse_json
 from glmspectra.language import Words, both
 
 _SUMMARY = re.compile(r'<script type="application/json" id="summary">(.*?)</script>', re.DOTALL)
@@ -46,8 +47,8 @@ def _told(text: str) -> dict[str, Any]:
     """The summary that a page holds; empty for a page of an earlier version."""
     match = _SUMMARY.search(text)
     try:
-        told = json.loads(match[1]) if match else {}
-    except ValueError:
+        told = parse_json(match[1], "a page", StoreError) if match else {}
+    except StoreError:
         return {}
     return told if isinstance(told, dict) else {}
 

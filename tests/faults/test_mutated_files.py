@@ -17,6 +17,7 @@ from safetensors.torch import save, save_file
 
 from glmspectra.checkpoint import open_checkpoint, select
 from glmspectra.checkpoint.adapter.adapter import open_adapter
+from glmspectra.checkpoint.adapter.run_folder import tuned_checkpoints
 from glmspectra.errors import GlmspectraError
 from glmspectra.figures.training_log import read_training
 from glmspectra.store import read_manifest
@@ -138,6 +139,12 @@ def state(folder):
     return Json(folder / "trainer_state.json", value, lambda: read_training(folder))
 
 
+def step(folder):
+    adapter(folder)
+    value = {"global_step": 10, "log_history": [], "epoch": 1.0}
+    return Json(folder / "trainer_state.json", value, lambda: tuned_checkpoints(folder))
+
+
 def manifest(folder):
     request = {"kind": "values", "quantity": "weight", "step": None, "options": {}, "vectors": 0, "stamp": "0" * 12}
     request |= {"names": ["a"], "done": ["a"], "left_out": [], "complete": True}
@@ -160,6 +167,7 @@ READERS = {
     "config": lambda folder: in_checkpoint(folder, "config.json"),
     "adapter": adapter,
     "state": state,
+    "step": step,
     "manifest": manifest,
     "arguments": arguments,
 }

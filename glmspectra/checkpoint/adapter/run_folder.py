@@ -1,6 +1,5 @@
 """Finds what a training run left: every checkpoint-N and its final adapter or model, by step."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from glmspectra.checkpoint.adapter.config import CONFIG_FILE
 from glmspectra.checkpoint.adapter.start import INITIAL_FOLDERS
 from glmspectra.checkpoint.adapter.stored import foreign_form
 from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.json_files import read_object
 
 FINAL_ADAPTER = "final_adapter"  # where a run keeps its last state
 
@@ -109,6 +109,6 @@ def _step_told_by(folder: Path) -> int | None:
     if not state.is_file():
         return None
     try:
-        return int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
-    except (ValueError, KeyError, TypeError) as error:
+        return int(read_object(state, allow_nan=True)["global_step"])
+    except (ValueError, OverflowError, KeyError, TypeError) as error:
         raise CheckpointError(f"{state}: cannot be read ({error}).") from None
