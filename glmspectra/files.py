@@ -77,12 +77,20 @@ def make_folder(folder: Path) -> None:
         raise explain(error, folder, "be created") from error
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], sweep: bool = True) -> None:
     """Let `write` fill a new file and put it at `path`, replacing what was there.
 
-    The temporary name carries the process id, so that several processes may write into one folder, even the
-    same file (the last rename wins). Raises StoreError, with nothing left behind, where the file system
-    refuses.
+    The temporary name carries the process id, so that several processes may write into one folder, even the same file
+    (the last rename wins).
+
+    Args:
+        path: The file.
+        write: Writes the content into the open file.
+        sweep: Remove what killed processes left of this file. It lists the folder; whoever writes thousands of files
+            into one calls `remove_leftovers` once before.
+
+    Raises:
+        StoreError: The file system refuses; nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
@@ -92,6 +100,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _flush(path.parent)
+        if sweep:
+            _remove_unfinished(path.parent, f".{path.name}.")
     except OSError as error:
         raise explain(error, path) from error
     finally:
@@ -228,17 +238,24 @@ def remove_leftovers(folder: Path) -> None:
     for leftover in folder.glob(f".*{UNFINISHED}"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
-            continue
-        process = leftover.name.removesuffix(UNFINISHED).rsplit(".", 1)[-1]
-        if not (process.isdigit() and _is_running(int(process))):
-            with suppress(OSError):
-                leftover.unlink()
+    _remove_unfinished(folder, ".")
+
+
+def _remove_unfinished(folder: Path, prefix: str) -> None:
+    """Remove the unfinished files of dead processes whose names begin with `prefix`."""
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            if not (entry.name.startswith(prefix) and entry.name.endswith(UNFINISHED)) or entry.is_dir():
+                continue
+            process = entry.name.removesuffix(UNFINISHED).rsplit(".", 1)[-1]
+            if not (process.isascii() and process.isdigit() and _is_running(int(process))):
+                Path(entry.path).unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # the second: a number that no process has
         return False
     except PermissionError:
         return True

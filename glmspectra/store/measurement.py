@@ -87,7 +87,7 @@ def write_part(path: Path, measurement: Measurement, stamp: str) -> None:
     for part, (edges, counts) in measurement.histograms.items():
         arrays[f"edges/{part}"] = np.asarray(edges, dtype=np.float64)
         arrays[f"counts/{part}"] = np.asarray(counts, dtype=np.int64)
-    write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    write_atomically(path, lambda file: np.savez(file, **arrays), sweep=False)  # type: ignore[arg-type]
 
 
 def read_part(path: Path, stamp: str) -> Measurement | None:

@@ -37,7 +37,7 @@ def write_vectors(path: Path, vectors: Vectors, asked: int) -> None:
         tensors[f"{part}/right"] = np.ascontiguousarray(right, dtype=np.float32)
     make_folder(path.parent)
     content = save(tensors, metadata={"vectors": str(asked)})
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, lambda file: file.write(content), sweep=False)
 
 
 def count_vectors(path: Path) -> int:

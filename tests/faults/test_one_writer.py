@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from glmspectra.errors import RequestError
-from glmspectra.files import WRITER, exclusive
+from glmspectra.files import WRITER, exclusive, write_text
 
 HOLD = """
 import sys, time
@@ -110,3 +110,13 @@ def test_the_times_in_a_lock_are_readable(tmp_path):
     with exclusive(tmp_path / "run", "train"):
         text = (tmp_path / "run" / WRITER).read_text()
     assert time.strftime("%Y-%m-%d") in text
+
+
+def test_a_file_written_again_takes_away_what_a_dead_process_left_of_it(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f".page.html.{dead.pid}.partial", f".page.html.{os.getppid()}.partial", f".other.{dead.pid}.partial"):
+        (tmp_path / name).write_text("half")
+    write_text(tmp_path / "page.html", "whole")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted([f".other.{dead.pid}.partial", f".page.html.{os.getppid()}.partial", "page.html"])
