@@ -1,9 +1,11 @@
 """What is known of a tensor before it is read."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 WHOLE = "whole"
+Split = Literal["no", "parts", "heads"]  # what is measured of a fused matrix beside the whole
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,15 @@ class TensorRecord:
             return [Part(WHOLE, 0, self.rows if self.rows else (self.shape[0] if self.shape else 1))]
         return [Part(f"expert_{n}", n * self.rows, (n + 1) * self.rows) for n in range(self.experts)]
 
-    def inner_parts(self, split: bool | str = False) -> tuple[Part, ...]:
-        """Row ranges inside a matrix: its fused parts with `split=True`, its heads too with `split="heads"`."""
-        return (self.fused_parts if split else ()) + (self.head_parts if split == "heads" else ())
+    def inner_parts(self, split: Split = "no") -> tuple[Part, ...]:
+        """Row ranges inside a matrix: its fused parts with split 'parts', its heads too with 'heads'."""
+        return (self.fused_parts if split != "no" else ()) + (self.head_parts if split == "heads" else ())
 
-    def parts(self, split: bool | str = False) -> list[Part]:
+    def parts(self, split: Split = "no") -> list[Part]:
         """Row ranges to measure.
 
-        `whole` comes first (of a stack: `expert_0`, `expert_1` ... in its place). With `split=True` the fused parts
-        follow (q, k, v; gate, up; `expert_0.gate`), with `split="heads"` the attention heads after them. A matrix that
+        `whole` comes first (of a stack: `expert_0`, `expert_1` ... in its place). With split 'parts' the fused ones
+        follow (q, k, v; gate, up; `expert_0.gate`), with 'heads' the attention heads after them. A matrix that
         is not fused has `whole` alone.
         """
         found = []

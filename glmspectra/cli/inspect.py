@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmspectra.cli.options import Device, Json, Model, Out, Quiet
-from glmspectra.cli.selection_options import Exclude, Include, Layers, Matrices, SplitHeads, SplitParts
+from glmspectra.cli.selection_options import Exclude, Include, Layers, Matrices, SplitHeads, SplitParts, split_of
 from glmspectra.language import text
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def inspect(
     from glmspectra.json_files import write_json
     from glmspectra.sweep.cost import selection_cost
 
-    parts: bool | str = "heads" if heads else split
+    parts = split_of(split, heads)
     with open_checkpoint(choose_model(model)) as checkpoint:
         records = list(checkpoint.tensors.values())
         chosen = select(checkpoint, layers, matrices, include or (), exclude or ())

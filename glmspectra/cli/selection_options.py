@@ -1,9 +1,12 @@
 """The options by which `values` and `svd` choose matrices, each fact stated once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from glmspectra.checkpoint.records import Split
 
 OutRoot = Annotated[
     Path | None,
@@ -44,6 +47,6 @@ NoReport = Annotated[bool, typer.Option("--no-report", help="Write the tables, d
 SvgFiles = Annotated[bool, typer.Option("--svg", help="Draw the figures as SVG files too, beside the page.")]
 
 
-def split_of(parts: bool, heads: bool) -> str:
+def split_of(parts: bool, heads: bool) -> "Split":
     """The `split` of sweep.SweepOptions that the two switches ask for."""
     return "heads" if heads else "parts" if parts else "no"

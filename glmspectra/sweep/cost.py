@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from glmspectra.checkpoint import TensorRecord
+    from glmspectra.checkpoint.records import Split
 
 # How long an operation of the symmetric eigensolver, (4/3) n^3 of them, takes beside one of the Gram matrix: half of
 # them are matrix-vector products, bound by memory. Measured: 3424 x 2048 on two CPU cores, Gram 0.16 s and eigenvalues
@@ -72,7 +73,7 @@ def spectrum_flops(shapes: Iterable[tuple[int, int]]) -> int:
     return sum(2 * m * n**2 + 4 * n**3 // 3 for n, m in sides)
 
 
-def spectrum_memory(record: "TensorRecord", split: bool | str = False) -> int:
+def spectrum_memory(record: "TensorRecord", split: "Split" = "no") -> int:
     """Bytes held beside the mapped file while one matrix is worked on; an estimate from above."""
     rows, columns = record.rows, record.columns
     inner = [part.row_stop - part.row_start for part in record.inner_parts(split)]
@@ -82,7 +83,7 @@ def spectrum_memory(record: "TensorRecord", split: bool | str = False) -> int:
     return GRAM_COPIES * FLOAT64 * min(rows, columns) ** 2 + FLOAT64 * grams + dequantised + block
 
 
-def selection_cost(records: Iterable["TensorRecord"], split: bool | str = False) -> SelectionCost:
+def selection_cost(records: Iterable["TensorRecord"], split: "Split" = "no") -> SelectionCost:
     """Add up what the exact spectra of these matrices cost; one that cannot be read costs nothing."""
     records = [record for record in records if record.fault is None]
     shapes = [(part.row_stop - part.row_start, r.columns) for r in records for part in r.parts(split)]

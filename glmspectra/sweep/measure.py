@@ -68,8 +68,7 @@ Vectors = dict[str, tuple[np.ndarray, np.ndarray]]
 
 def part_slices(record: "TensorRecord", options: SweepOptions) -> dict[str, slice]:
     """Part -> its rows within a matrix of `record`, 'whole' first; the heads too where they are asked for."""
-    split: bool | str = "heads" if options.split == "heads" else options.split == "parts"
-    inner = {part.name: slice(part.row_start, part.row_stop) for part in record.inner_parts(split)}
+    inner = {part.name: slice(part.row_start, part.row_stop) for part in record.inner_parts(options.split)}
     return {WHOLE: slice(0, record.rows)} | inner
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from glmspectra.checkpoint.records import SPLITS, Split
 from glmspectra.errors import RequestError
 
 
@@ -20,7 +21,7 @@ class SweepOptions:
 
     values: bool = True
     spectrum: bool = True
-    split: str = "no"
+    split: Split = "no"
     method: str = "exact"
     top_k: int = 64
     rtol: float = 1e-4
@@ -30,7 +31,7 @@ class SweepOptions:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        if self.split not in ("no", "parts", "heads"):
+        if self.split not in SPLITS:
             raise RequestError(f"--split is no, parts or heads, not {self.split!r}.")
         if self.method not in ("exact", "topk"):
             raise RequestError(f"--method is exact or topk, not {self.method!r}.")

@@ -45,7 +45,7 @@ def test_operations_of_the_exact_method():
 def test_parts_add_to_the_cost(model):
     with open_checkpoint(model) as checkpoint:
         records = select(checkpoint, "0", "query_key_value")
-        whole, split, heads = (selection_cost(records, split) for split in (False, True, "heads"))
+        whole, split, heads = (selection_cost(records, split) for split in ("no", "parts", "heads"))
     assert (whole.matrices, whole.spectra, split.spectra, heads.spectra) == (1, 1, 4, 12)
     assert whole.flops < split.flops < heads.flops
     assert whole.memory < split.memory < heads.memory

@@ -107,7 +107,7 @@ def test_official_packed_form(tmp_path, bits, stated):
         record = checkpoint.tensors[QKV]
         assert (record.quantization, record.dtype, record.shape) == (f"int{bits}", "int8", (64, 32))
         assert record.nbytes == stored[QKV].nbytes + stored[QKV + "_scale"].nbytes
-        assert [part.name for part in record.parts(True)] == ["whole", "q", "k", "v"]
+        assert [part.name for part in record.parts("parts")] == ["whole", "q", "k", "v"]
         assert len(select(checkpoint)) == 8
         for name, tensor in expected.items():
             assert torch.equal(checkpoint.read(name), tensor)

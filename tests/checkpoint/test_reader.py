@@ -53,8 +53,8 @@ def test_depth_order_is_the_order_of_the_forward_pass(tmp_path):
 def test_parts_of_fused_matrices_cover_their_rows(tmp_path):
     with open_checkpoint(write(tmp_path, chatglm2_tensors(), "safetensors")) as checkpoint:
         record = checkpoint.tensors["transformer.encoder.layers.1.self_attention.query_key_value.weight"]
-        assert [part.name for part in record.parts(False)] == ["whole"]
-        ranges = {part.name: (part.row_start, part.row_stop) for part in record.parts(True)}
+        assert [part.name for part in record.parts("no")] == ["whole"]
+        ranges = {part.name: (part.row_start, part.row_stop) for part in record.parts("parts")}
         assert ranges == {"whole": (0, 64), "q": (0, 32), "k": (32, 48), "v": (48, 64)}
         heads = record.parts("heads")
         assert [part.name for part in heads[4:]] == [
@@ -63,7 +63,7 @@ def test_parts_of_fused_matrices_cover_their_rows(tmp_path):
         ]
         rows = [row for part in heads[4:] for row in range(part.row_start, part.row_stop)]
         assert rows == list(range(64))
-        gate_up = checkpoint.tensors["transformer.encoder.layers.1.mlp.dense_h_to_4h.weight"].parts(True)
+        gate_up = checkpoint.tensors["transformer.encoder.layers.1.mlp.dense_h_to_4h.weight"].parts("parts")
         assert [(part.name, part.rows) for part in gate_up[1:]] == [
             ("gate", slice(0, FFN)),
             ("up", slice(FFN, 2 * FFN)),

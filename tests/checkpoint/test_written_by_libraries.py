@@ -111,7 +111,7 @@ def test_experts_of_gpt_oss_against_transformers(tmp_path):
     with open_checkpoint(tmp_path) as checkpoint:
         (record,) = select(checkpoint)
         assert (record.name, record.shape, record.experts) == (name, (2, 64, 48), 2)
-        assert [part.name for part in record.parts(True)] == [
+        assert [part.name for part in record.parts("parts")] == [
             "expert_0",
             "expert_1",
         ]  # gate and up are interleaved here

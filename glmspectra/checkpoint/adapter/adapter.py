@@ -78,20 +78,6 @@ class Adapter:
         return sorted({*self._stored.whole, *rows, *added}, key=natural_order)
 
     @property
-    def overwrites(self) -> list[str]:
-        """Tensors of the base that PEFT loads into the base itself, so that `disable_adapter` does not undo them.
-
-        They are the biases of bias="all" and "lora_only", and weights saved beside the factors of an embedding.
-        """
-        saved = self.config.modules_to_save or []
-        modules = [saved] if isinstance(saved, str) else saved
-        return [
-            name
-            for name in sorted(self._stored.whole, key=natural_order)
-            if not any(f".{module}." in f".{name}" for module in modules)
-        ]
-
-    @property
     def needs_base(self) -> bool:
         """Whether some change of a matrix cannot be told without the base's weight."""
         return any("lora_magnitude_vector" in parts for parts in self._stored.factors.values()) or (
@@ -261,6 +247,7 @@ class Adapter:
         """
         tied = base.tied | {change.name: change.source for change in found.values() if change.name != change.source}
         apart = False
+        followed: dict[str, TensorChange] = {}
         for name, source in tied.items():
             self._share(found, name, source)
             one, other = found.get(name), found.get(source)
@@ -270,10 +257,11 @@ class Adapter:
                 follows = other is not None and other.only_rows
             if follows and other is not None:
                 found.pop(name, None)
-                if name in base.shapes:
-                    found[name] = replace(other, name=name, source=name)
+                followed[name] = replace(other, name=name, source=name if name in base.shapes else source)
             elif one is not None or other is not None:
                 apart = True
+        # A configuration unties all pairs or none: then those that changed alike are written twice too.
+        found |= {name: change for name, change in followed.items() if apart or name in base.shapes}
         return tied if apart else {}
 
     def _share(self, found: dict[str, TensorChange], name: str, source: str) -> None:
