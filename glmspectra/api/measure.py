@@ -51,7 +51,7 @@ class MatrixSpectrum:
     def _repr_html_(self) -> str:
         """The measures as a table, for Jupyter."""
         frame = self.measures.to_frame(f"{self.shape[0]} x {self.shape[1]}")
-        return frame.to_html(float_format=lambda number: f"{number:.6g}")
+        return str(frame.to_html(float_format=lambda number: f"{number:.6g}"))
 
 
 def spectrum(

@@ -135,7 +135,7 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor | None:
         """One token's attention [b, 1, H, d] over a static cache by the kernels for it; None where there are none."""
         layer = cache.layers[self.layer_idx] if cache is not None and mixed.shape[1] == 1 else None
-        if type(layer) is not StaticLayer or not layer.is_initialized or self.config._attn_implementation != "sdpa":
+        if type(layer) is not StaticLayer or layer.keys is None or self.config._attn_implementation != "sdpa":
             return None
         if seen is None or seen.dtype != torch.bool or seen.shape[1:] != (1, 1, layer.keys.shape[2]):
             return None

@@ -39,7 +39,9 @@ def write_loop_page(options: LoopOptions, results: Results, out: Path) -> Path:
 def outcome(results: Results) -> Outcome:
     """What the evaluation found: losses of each model, and differences row by row."""
     found = results["evaluate"]
-    losses = {name: found[name] for name in ("base", "uniform", "suggested") if name in found}
+    losses: dict[str, dict[str, float]] = {
+        name: found[name] for name in ("base", "uniform", "suggested") if name in found
+    }
     pairs = (("suggested", "uniform"), ("suggested", "base"), ("uniform", "base"))
     differences = {f"{a}-{b}": found[f"{a}_minus_{b}"] for a, b in pairs if found.get(f"{a}_minus_{b}")}
     parameters = {name: results[stage].get("trainable_parameters") for name, stage in TRAINED.items()}

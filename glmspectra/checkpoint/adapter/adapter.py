@@ -213,9 +213,9 @@ class Adapter:
             if any(part in leaf for part in modules or []) and tensor.shape[0] % blocks.nblocks:
                 raise CheckpointError(f"{self.path}: {module} does not divide into {blocks.nblocks} blocks.")
         if any(part in leaf for part in blocks.target_modules_bd_a or []):
-            right = torch.block_diag(*right.chunk(blocks.nblocks))
+            right = torch.block_diag(*right.chunk(blocks.nblocks))  # type: ignore[no-untyped-call]
         if any(part in leaf for part in blocks.target_modules_bd_b or []):
-            left = torch.block_diag(*left.chunk(blocks.nblocks))
+            left = torch.block_diag(*left.chunk(blocks.nblocks))  # type: ignore[no-untyped-call]
         return left, right
 
     def _rule(self, rank: int) -> BaseRule | None:

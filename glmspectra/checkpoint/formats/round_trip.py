@@ -35,7 +35,8 @@ def _int8_rows(weight: torch.Tensor) -> torch.Tensor:
     """Through int8 by rows as bitsandbytes' Int8Params does it: rounded to float16 first."""
     functional = _bitsandbytes("int8")
     packed, scale, _ = functional.int8_vectorwise_quant(weight.half().contiguous())
-    return functional.int8_vectorwise_dequant(packed, scale).to(torch.float32)
+    restored: torch.Tensor = functional.int8_vectorwise_dequant(packed, scale)
+    return restored.to(torch.float32)
 
 
 def _bitsandbytes(form: str) -> ModuleType:
@@ -51,7 +52,8 @@ def _through_bitsandbytes(weight: torch.Tensor, form: str) -> torch.Tensor:
     packed, state = functional.quantize_4bit(
         weight.contiguous(), blocksize=NF4_BLOCK, compress_statistics=False, quant_type=form
     )
-    return functional.dequantize_4bit(packed, state).to(torch.float32).reshape(weight.shape)
+    restored: torch.Tensor = functional.dequantize_4bit(packed, state)
+    return restored.to(torch.float32).reshape(weight.shape)
 
 
 def loftq_base(weight: torch.Tensor, bits: int, rank: int, iterations: int) -> torch.Tensor:

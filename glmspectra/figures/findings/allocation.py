@@ -1,6 +1,7 @@
 """Rules on suggested ranks."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 
@@ -49,7 +50,7 @@ def far_from_uniform(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     if moved is None or moved < rule.threshold:
         return
     gained = (wide[chosen] - wide["uniform"]).groupby(wide["matrix"]).mean()
-    values = {
+    values: dict[str, Any] = {
         "share": percent(moved, 2),
         "criterion": chosen,
         "most": str(gained.idxmax()),
@@ -68,7 +69,11 @@ def left_out(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     none = wide[wide[chosen] == 0]
     if len(none) >= rule.threshold:
         kinds = ", ".join(dict.fromkeys(none["matrix"].astype(str)))
-        values = {"count": len(none), "all": str(len(wide)), "kinds": Words(kinds, kinds.replace(", ", "、"))}
+        values: dict[str, Any] = {
+            "count": len(none),
+            "all": str(len(wide)),
+            "kinds": Words(kinds, kinds.replace(", ", "、")),
+        }
         yield rule.says(f"{len(none)} / {len(wide)}", 1 + len(none) / len(wide), "#map?set=ranks&map=chosen", **values)
 
 
@@ -89,6 +94,6 @@ def criteria_disagree(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     weight = spread.idxmax()
     row, low, high = ranks.loc[weight], str(ranks.loc[weight].idxmin()), str(ranks.loc[weight].idxmax())
     at = wide.loc[weight]
-    values = {"matrix": str(at["matrix"]), "layer": str(at["layer"]), "low": low, "high": high}
+    values: dict[str, Any] = {"matrix": str(at["matrix"]), "layer": str(at["layer"]), "low": low, "high": high}
     values |= {"least": str(int(row.min())), "most": str(int(row.max())), "median": f"{float(spread.median()):g}"}
     yield rule.says(values["least"] + " – " + values["most"], typical / rule.threshold, "#criteria", **values)

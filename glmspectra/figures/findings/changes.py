@@ -1,6 +1,7 @@
 """Rules on what training changed."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ def larger_than_weight(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     if len(large):
         worst = _worst(large, "relative_frobenius")
         most = float(worst["relative_frobenius"])
-        values = {"count": len(large), "all": str(len(rows)), "most": percent(most)}
+        values: dict[str, Any] = {"count": len(large), "all": str(len(rows)), "most": percent(most)}
         values |= {"layer": str(worst["layer"]), "matrix": worst["series"]}
         size = max(most / rule.threshold, 1.0) * (1 + len(large) / len(rows))
         yield rule.says(f"{len(large)} / {len(rows)}", size, link_to(worst, "relative_frobenius"), **values)
@@ -45,7 +46,12 @@ def unchanged(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     still = rows[rows["spectral_norm"].eq(0).fillna(False).astype(bool)]
     if len(still) >= rule.threshold:
         first = still.iloc[0]
-        values = {"count": len(still), "all": str(len(rows)), "layer": str(first["layer"]), "matrix": first["series"]}
+        values: dict[str, Any] = {
+            "count": len(still),
+            "all": str(len(rows)),
+            "layer": str(first["layer"]),
+            "matrix": first["series"],
+        }
         yield rule.says(
             f"{len(still)} / {len(rows)}", 1 + 4 * len(still) / len(rows), link_to(first, "spectral_norm"), **values
         )
@@ -97,7 +103,11 @@ def intruders(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     share = len(with_some) / len(measured)
     if share >= rule.threshold:
         worst = _worst(with_some, "intruders")
-        values = {"count": len(with_some), "all": str(len(measured)), "most": str(int(worst["intruders"]))}
+        values: dict[str, Any] = {
+            "count": len(with_some),
+            "all": str(len(measured)),
+            "most": str(int(worst["intruders"])),
+        }
         values |= {"layer": str(worst["layer"]), "matrix": worst["series"]}
         value = f"{len(with_some)} / {len(measured)}"
         yield rule.says(value, share / rule.threshold, link_to(worst, "intruders"), **values)
@@ -114,5 +124,9 @@ def still_growing(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         return
     growth = float(by_step.iloc[-1] / by_step.iloc[-2]) - 1
     if growth >= rule.threshold:
-        values = {"from": str(by_step.index[-2]), "to": str(by_step.index[-1]), "growth": percent(growth, 2)}
+        values: dict[str, Any] = {
+            "from": str(by_step.index[-2]),
+            "to": str(by_step.index[-1]),
+            "growth": percent(growth, 2),
+        }
         yield rule.says(f"+{percent(growth, 2)}", growth / rule.threshold, "#growth", **values)

@@ -1,6 +1,7 @@
 """Rules on several runs side by side."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 
@@ -43,7 +44,12 @@ def moved_measures(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         if best is None:
             continue
         factor, name, matrix, a, b = best
-        values = {"measure": Words(*column(name).label), "matrix": str(matrix), "one": first, "two": second}
+        values: dict[str, Any] = {
+            "measure": Words(*column(name).label),
+            "matrix": str(matrix),
+            "one": first,
+            "two": second,
+        }
         values |= {"before": measured(a, column(name)), "after": measured(b, column(name))}
         link = f"#compared?measure={name}&matrix={matrix}"
         yield rule.says(f"× {number(factor, 2)}", factor / rule.threshold, link, **values)

@@ -1,6 +1,7 @@
 """Rules on the weights: values and spectra."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,9 +53,9 @@ def outlying_cells(rows: pd.DataFrame, rule: Rule) -> list[Finding]:
         first = group.iloc[0]
         name, others = str(first["measure"]), list(group["measure"][1:3])
         own, usual = (measured(float(first[key]), column(name)) for key in (name, "middle"))
-        values = {"layer": str(first["layer"]), "matrix": first["series"], "measure": _label(name)}
+        values: dict[str, Any] = {"layer": str(first["layer"]), "matrix": first["series"], "measure": _label(name)}
         values |= {"value": own, "median": usual}
-        extra = {"variant": "-also", "others": _listed(others)} if others else {}
+        extra: dict[str, Any] = {"variant": "-also", "others": _listed(others)} if others else {}
         found.append(rule.says(own, float(first["size"]), link_to(first, name), **values, **extra))
         if len(found) == MOST_CELLS:
             break
@@ -106,7 +107,12 @@ def far_entries(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     if len(far):
         worst = far.loc[far["abs_max_in_std"].astype(float).idxmax()]
         value = number(float(worst["abs_max_in_std"]))
-        values = {"layer": str(worst["layer"]), "matrix": worst["series"], "value": value, "count": len(far)}
+        values: dict[str, Any] = {
+            "layer": str(worst["layer"]),
+            "matrix": worst["series"],
+            "value": value,
+            "count": len(far),
+        }
         size = float(worst["abs_max_in_std"]) / rule.threshold
         yield rule.says(value, size, link_to(worst, "abs_max_in_std"), all=str(len(rows)), **values)
 
@@ -120,7 +126,12 @@ def outlier_channels(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
             worst = rows.loc[rows[name].astype(float).idxmax()]
             value = number(float(worst[name]), 2)
             count = int((rows[name] >= rule.threshold).sum())
-            values = {"layer": str(worst["layer"]), "matrix": worst["series"], "value": value, "count": count}
+            values: dict[str, Any] = {
+                "layer": str(worst["layer"]),
+                "matrix": worst["series"],
+                "value": value,
+                "count": count,
+            }
             size = float(worst[name]) / rule.threshold
             variant = "-columns" if name == "column_peak" else ""
             yield rule.says(value, size, link_to(worst, name), variant=variant, all=str(len(rows)), **values)
@@ -150,7 +161,12 @@ def lost_rank(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         worst = bad.loc[condition[bad.index].idxmax()]
         value = number(float(worst["condition_number"]), 2)
         size = min(float(np.log10(worst["condition_number"]) / np.log10(rule.threshold)), 10.0)
-        values = {"layer": str(worst["layer"]), "matrix": worst["series"], "value": value, "count": len(bad)}
+        values: dict[str, Any] = {
+            "layer": str(worst["layer"]),
+            "matrix": worst["series"],
+            "value": value,
+            "count": len(bad),
+        }
         yield rule.says(value, size, link_to(worst, "condition_number"), all=str(len(rows)), **values)
 
 
@@ -165,7 +181,12 @@ def few_directions(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         worst = heavy.loc[heavy["top12_energy_share"].astype(float).idxmax()]
         value = percent(float(worst["top12_energy_share"]), 2)
         size = float(worst["top12_energy_share"]) / rule.threshold
-        values = {"layer": str(worst["layer"]), "matrix": worst["series"], "value": value, "count": len(heavy)}
+        values: dict[str, Any] = {
+            "layer": str(worst["layer"]),
+            "matrix": worst["series"],
+            "value": value,
+            "count": len(heavy),
+        }
         yield rule.says(value, size, link_to(worst, "top12_energy_share"), all=str(len(rows)), **values)
 
 
@@ -188,6 +209,6 @@ def trends(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     if best is not None:
         factor, name, series, rises = best
         value = f"× {number(factor, 2)}"
-        values = {"measure": _label(name), "matrix": series, "factor": number(factor, 2)}
+        values: dict[str, Any] = {"measure": _label(name), "matrix": series, "factor": number(factor, 2)}
         link = f"#depth?depth={name}"
         yield rule.says(value, factor / rule.threshold, link, variant="" if rises else "-falls", **values)

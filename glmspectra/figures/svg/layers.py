@@ -123,7 +123,7 @@ def draw_sheet(spectra: Spectra, what: str = "top") -> Figure:
     for ax, layer in zip(axes, layers, strict=True):
         for name, sigma in drawn[layer].items():
             at = np.arange(min(TOP, len(sigma))) if what == "top" else thin(len(sigma), 60)
-            marker = {"markersize": 2.2, "linewidth": 0.9}
+            marker: dict[str, float | str] = {"markersize": 2.2, "linewidth": 0.9}
             if what != "top" and len(at) > 1:  # of one value only the marker can be seen
                 marker = {"marker": "", "linewidth": 1.0}
             ax.plot(at + 1, sigma[at], gid=slug(f"layer-{layer}-{name}"), **looks[name].line(**marker))

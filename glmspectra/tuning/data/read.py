@@ -81,7 +81,9 @@ def read_questions(path: Path, columns: Columns) -> tuple[list[tuple[dict[str, A
     facts = FileFacts(path.name)
     found = []
     for item in values_of(path, facts):
-        row = item if isinstance(item, BadRow) else parse_question(path.name, *item, columns, facts)
+        if isinstance(item, BadRow):
+            raise DataError(f"{path}, line {item.line}: {item.reason}.")
+        row = parse_question(path.name, *item, columns, facts)
         if isinstance(row, BadRow):
             raise DataError(f"{path}, line {row.line}: {row.reason}.")
         found.append((dict(item[1]), row))

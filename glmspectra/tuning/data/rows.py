@@ -65,5 +65,5 @@ class Columns:
             ) from None
 
     @classmethod
-    def of(cls, named: Mapping[str, str] | None) -> "Columns":
+    def of(cls, named: Mapping[Any, str] | None) -> "Columns":
         return cls(**(named or {}))

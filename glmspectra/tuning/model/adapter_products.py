@@ -42,7 +42,7 @@ def follow_input_dtype(model: Any, adapter: str) -> int:
         for factors in pair:
             factors[adapter] = _typed(factors[adapter])
         layer.cast_input_dtype_enabled = False
-        layer.forward = MethodType(_joined_forward, layer)
+        layer.forward = MethodType(_joined_forward, layer)  # type: ignore[attr-defined]  # a mixin of modules
         changed += 1
     return changed
 
