@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from glmspectra.errors import RequestError
 from glmspectra.tuning.settings.models import parse_columns
