@@ -33,9 +33,11 @@ OLDEST := .venv-oldest
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -m "not slow" tests/chatglm2 tests/tuning
 
-# Line and branch coverage; of child processes too.
+# Line and branch coverage of the packages that measure, read and choose ranks, by their own quick tests.
+COVERED := spectra ranks store checkpoint sweep
 coverage: $(STAMP)
-	$(PYTEST) -m "not slow" --cov=glmspectra --cov-branch --cov-report=term:skip-covered
+	$(PYTEST) -m "not slow" $(addprefix --cov=glmspectra.,$(COVERED)) --cov-branch --cov-report=term:skip-covered \
+		tests/spectra tests/ranks tests/store tests/checkpoint tests/sweep tests/delta
 
 # Ranks from a pilot as an entry of PEFT's comparison (docs/trainers.md): needs MODEL, DATA and PEFT.
 METAMATHQA = $(PEFT)/method_comparison/MetaMathQA/experiments/lora/llama-3.2-3B-rank32-pattern
