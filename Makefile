@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo metamathqa test test-quick test-oldest coverage lint docs gallery torture
+.PHONY: demo metamathqa test test-quick test-oldest coverage lint docs example gallery torture
 
 demo: $(STAMP)
 	$(BIN)/glmspectra demo
@@ -12,6 +12,10 @@ demo: $(STAMP)
 # Two processes of one thread each: on two cores more threads would only wait for each other.
 PYTEST_OPTIONS ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_OPTIONS)
+
+# The tables and the page under param_matrix/example/ and reports/example/.
+example: $(STAMP)
+	$(BIN)/python scripts/example.py
 
 # Pages of four models and a training log, and pictures of them for the README.
 gallery: $(STAMP)

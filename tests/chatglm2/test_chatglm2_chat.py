@@ -1,6 +1,7 @@
 """Conversation: chat, stream_chat, and going on from keys and values of the rounds before."""
 
 import itertools
+import threading
 
 import pytest
 import torch
@@ -118,11 +119,18 @@ def test_what_only_looks_like_a_next_round_stays(model, tokenizer):
 
 
 def test_an_abandoned_stream_ends(model, tokenizer):
-    stream = model.stream_chat(tokenizer, "头晕怎么办？", do_sample=False)
+    steps = []
+
+    def never_ends(input_ids, scores):
+        steps.append(input_ids.shape[1])
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([1000]), 0.0)
+
+    threads = set(threading.enumerate())
+    stream = model.stream_chat(tokenizer, "头晕怎么办？", logits_processor=[never_ends], max_new_tokens=1000)
     next(stream)
-    stream.close()  # waits for the thread, which would else go on to 8192 tokens
-    with pytest.raises(StopIteration):
-        next(stream)
+    stream.close()
+    assert set(threading.enumerate()) <= threads, "closing waits for the thread"
+    assert len(steps) < 500, "the thread would else go on to 1000 tokens"
 
 
 def test_what_goes_wrong_in_the_thread_is_raised_here(model, tokenizer):

@@ -11,6 +11,7 @@ from tests.docs.documents import BLOCK, ROOT, arguments_of, commands, prepare, r
 HOWTOS = sorted(path for path in (ROOT / "docs" / "howto").glob("*.md") if not path.name.endswith(".zh.md"))
 PAIRS = [(ROOT / "README.md", ROOT / "README.zh-CN.md")]
 PAIRS += [(path, path.with_name(path.name.replace(".md", ".zh.md"))) for path in [*HOWTOS, ROOT / "docs/python.md"]]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md")])
 NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*")
 
 
@@ -55,7 +56,7 @@ def test_the_readme_is_short():
         assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) < 200
 
 
-@pytest.mark.parametrize("document", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]), ids=str)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_links_of_documents_lead_somewhere(document: Path):
     text = document.read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
