@@ -24,7 +24,7 @@ def replace(model, other):
 
 
 def rewrite_in_place(model, other):
-    """Over the old bytes, never shorter: cutting a file that is mapped ends whoever reads the missing part by SIGBUS."""
+    """Over the old bytes, never shorter: a file cut short ends whoever reads it through a mapping by SIGBUS."""
     with (model / "model.safetensors").open("r+b") as file:
         file.write((other / "model.safetensors").read_bytes())
 
