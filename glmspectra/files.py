@@ -367,7 +367,7 @@ def _describe_holder(descriptor: int) -> str:
     try:
         note = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {int(note['pid'])} on {note['host']} ({note['doing']}, since {note['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from glmspectra.json_files import write_json
-from glmspectra.ranks.outcome import Outcome, RankRequest
-from glmspectra.ranks.outcome import suggest_ranks as suggest
-from glmspectra.ranks.peft_form import ranks_file
+from glmspectra.ranks import Suggestion, ranks_file
+from glmspectra.ranks.report import lines
+from glmspectra.ranks.request import RankRequest
+from glmspectra.ranks.request import suggest_ranks as suggest
 from glmspectra.store import Run
 
 __all__ = ["SuggestedRanks", "suggest_ranks"]
@@ -34,13 +35,12 @@ class SuggestedRanks:
     criterion: str
     parameters: int
     lines: list[str] = field(repr=False)
-    _outcome: Outcome = field(repr=False)
+    _suggestion: Suggestion = field(repr=False)
     _request: RankRequest = field(repr=False)
 
     def write(self, path: str | Path) -> Path:
         """Write the file that `train(ranks=...)` takes; returns its path. Raises RequestError when all ranks are 0."""
-        content = ranks_file(self._outcome.chosen, self._outcome.evidence, self._request.scale, self._request.rslora)
-        return write_json(Path(path), content)
+        return write_json(Path(path), ranks_file(self._suggestion, self._request.scale, self._request.rslora))
 
     def _repr_html_(self) -> str:
         """The table and the first line, for Jupyter."""
@@ -62,11 +62,11 @@ def suggest_ranks(
         RequestError: The tables cannot answer what is asked.
     """
     asked = RankRequest(budget=budget, **request)
-    outcome = suggest(base, [deltas] if isinstance(deltas, Run) else list(deltas), asked)
-    chosen, uniform = outcome.chosen, outcome.suggestions.get("uniform")
+    found = suggest(base, [deltas] if isinstance(deltas, Run) else list(deltas), asked)
+    chosen, uniform = found.chosen, found.allocations.get("uniform")
     rows = [
         {
-            "checkpoint": outcome.evidence.base_name,
+            "checkpoint": found.evidence.base_name,
             "name": target.name,
             "layer": target.layer,
             "matrix": target.matrix,
@@ -77,4 +77,4 @@ def suggest_ranks(
         }
         for target in chosen.targets
     ]
-    return SuggestedRanks(pd.DataFrame(rows), chosen.criterion, chosen.parameters, outcome.lines(), outcome, asked)
+    return SuggestedRanks(pd.DataFrame(rows), found.criterion, chosen.parameters, lines(found), found, asked)

@@ -1,7 +1,7 @@
 """`glmspectra suggest-rank`: ranks for every matrix under a budget, as files `train` takes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from glmspectra.cli.console import finish, note, stderr
 from glmspectra.cli.options import Device, Json, Model, Quiet
 from glmspectra.cli.selection_options import NoReport, OutRoot
 from glmspectra.cli.train import ArgsFolder
+
+if TYPE_CHECKING:
+    from glmspectra.ranks import Allocation
 
 RANKS_FILE = Path("args_file/ranks.json")
 
@@ -128,8 +131,9 @@ def suggest_rank(
     from glmspectra.errors import RequestError
     from glmspectra.loop.suggestion import Sources, suggest_for_model
     from glmspectra.ranks import Limits
-    from glmspectra.ranks.outcome import RankRequest
     from glmspectra.ranks.peft_form import scale_of
+    from glmspectra.ranks.report import facts, lines, write_suggestion
+    from glmspectra.ranks.request import RankRequest
 
     if pilot is not None or gradients is not None:
         hush()
@@ -154,9 +158,9 @@ def suggest_rank(
     )
     found = suggest_for_model(sources, request)
     note(found.left_out, quiet)
-    files = found.outcome.write(ranks or root / RANKS_FILE, found.tables, request)
+    files = write_suggestion(found.suggestion, ranks or root / RANKS_FILE, found.tables, request)
     index = None if no_report else _report(root, found.tables)
-    said = [*(found.portfolio.lines() if found.portfolio else []), *found.outcome.lines()]
+    said = [*(found.portfolio.lines() if found.portfolio else []), *lines(found.suggestion)]
     said += [
         f"ranks:  {files['ranks_file']} (glmspectra train --ranks {files['ranks_file']})",
         f"table:  {files['table']}",
@@ -164,9 +168,9 @@ def suggest_rank(
     said += [f"export: {name}" for name in files["exports"]]
     said += [f"report: {index}"] if index else []
     if not as_json and not quiet:
-        _print_table(found.outcome.suggestions)
+        _print_table(found.suggestion.allocations)
     told = {"portfolio": found.portfolio.as_dict() if found.portfolio else None, "report": index}
-    finish(found.outcome.facts() | files | told, said, as_json)
+    finish(facts(found.suggestion) | files | told, said, as_json)
 
 
 def _report(root: Path, tables: Path) -> str:
@@ -185,7 +189,7 @@ def _list(as_json: bool) -> None:
     finish(found, said, as_json)
 
 
-def _print_table(suggestions: dict) -> None:
+def _print_table(allocations: "dict[str, Allocation]") -> None:
     from rich.table import Table
 
     from glmspectra.ranks.report import summary_rows
@@ -193,6 +197,6 @@ def _print_table(suggestions: dict) -> None:
     table = Table(title="criteria at the same budget", title_justify="left")
     for name in ("criterion", "kind", "parameters", "elsewhere than uniform"):
         table.add_column(name, justify="left" if name in ("criterion", "kind") else "right")
-    for name, kind, parameters, moved in summary_rows(suggestions):
+    for name, kind, parameters, moved in summary_rows(allocations):
         table.add_row(name, kind, f"{parameters:,}", f"{moved:.0%}")
     stderr.print(table)

@@ -1,10 +1,9 @@
 """The settings of `glmspectra demo`: the sample data on the embedded model, in minutes on two cores."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from glmspectra.json_files import write_json
+from glmspectra.json_files import read_object, write_json
 from glmspectra.tuning.settings.presets import write_presets
 
 
@@ -31,6 +30,5 @@ def write_demo_settings(out: Path) -> Path:
     }
     for name, values in changes.items():
         path = folder / name
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, kept | values)
+        write_json(path, read_object(path) | values)
     return folder

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from glmspectra.errors import RequestError
-from glmspectra.ranks.suggest import Suggestion
+from glmspectra.ranks.allocation import Allocation
 from glmspectra.spectra.lowrank import factor_spectrum
 
 if TYPE_CHECKING:
@@ -105,19 +105,19 @@ def best_of(losses: Mapping[str, np.ndarray], tokens: np.ndarray) -> tuple[tuple
 def try_menu(
     settings: "Settings",
     adapter: Path,
-    suggestions: Mapping[str, Suggestion],
+    allocations: Mapping[str, Allocation],
     pilot_steps: int,
     device: str = "auto",
     batch_size: int = 8,
 ) -> Portfolio | None:
-    """Cut a pilot's adapter to the ranks of every suggestion in MENU and take its loss on held-out rows.
+    """Cut a pilot's adapter to the ranks of every criterion in MENU and take its loss on held-out rows.
 
     The model is loaded once; each allocation replaces the adapter's factors by their leading singular directions.
 
     Args:
         settings: Of the model and the data.
         adapter: The pilot's adapter folder, of one rank on every target.
-        suggestions: Criterion to ranks, `uniform` among them; all of one budget.
+        allocations: Criterion to ranks, `uniform` among them; all of one budget.
         pilot_steps: Of all pilots, to be told.
         device: As `choose_device` takes it.
         batch_size: Rows at a time.
@@ -147,8 +147,8 @@ def try_menu(
     tokens = np.ones(len(rows))
     with inputs.precision.context(inputs.device):
         for name in MENU:
-            if name in suggestions:
-                chosen = suggestions[name]
+            if name in allocations:
+                chosen = allocations[name]
                 pilot.cut({target.module: chosen.ranks[target.name] for target in chosen.targets})
                 sums = losses_by_row(model, token_loss, rows, collator, batch_size)
                 losses[name], tokens = sums[:, 0], np.maximum(sums[:, 1], 1.0)

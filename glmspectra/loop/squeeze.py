@@ -110,7 +110,7 @@ def squeeze_adapter(
     held = sum(float(np.sum(sizes[t.name][: allocation.ranks[t.name]] ** 2)) for t in targets)
     return Squeezed(
         str(out),
-        allocation.cost(targets),
+        allocation.parameters,
         adapter.parameters,
         ranks,
         held / whole,

@@ -14,9 +14,10 @@ from glmspectra.json_files import read_object, write_json
 from glmspectra.loop.options import LoopOptions
 from glmspectra.loop.pilot import as_overrides, run_pilots, train_once
 from glmspectra.loop.suggestion import TABLES
-from glmspectra.ranks import ranks_file
-from glmspectra.ranks.outcome import Outcome, RankRequest, evidence_and_budget, suggest_ranks
+from glmspectra.ranks import Suggestion, ranks_file
 from glmspectra.ranks.peft_form import scale_of
+from glmspectra.ranks.report import facts, lines, write_suggestion
+from glmspectra.ranks.request import RankRequest, evidence_and_budget, suggest_ranks
 from glmspectra.store import Run, read_run
 
 Results = dict[str, dict[str, Any]]
@@ -39,7 +40,7 @@ def measure_weights(options: LoopOptions, results: Results) -> dict[str, Any]:
 def suggest_from_base(options: LoopOptions, results: Results) -> dict[str, Any]:
     """What the base weights alone suggest: the answer that a pilot is then to better."""
     request = replace(_request(options), criterion=None)
-    return _suggestion(suggest_ranks(_base(results), [], request), request, options, results, "ranks_from_base.json")
+    return _write(suggest_ranks(_base(results), [], request), request, options, results, "ranks_from_base.json")
 
 
 def train_pilots(options: LoopOptions, results: Results) -> dict[str, Any]:
@@ -70,10 +71,10 @@ def suggest_from_pilots(options: LoopOptions, results: Results) -> dict[str, Any
     """The ranks that training will use, and the uniform control's at the same budget."""
     deltas = [read_run(Path(folder)) for folder in results["pilot-delta"]["tables"]]
     request = replace(_request(options), exports=("peft", "axolotl"))
-    outcome = suggest_ranks(_base(results), deltas, request)
-    found = _suggestion(outcome, request, options, results, "ranks.json")
-    uniform = ranks_file(outcome.suggestions["uniform"], outcome.evidence, request.scale, request.rslora)
-    return found | {"uniform_file": str(write_json(options.out / "args_file" / "ranks_uniform.json", uniform))}
+    suggestion = suggest_ranks(_base(results), deltas, request)
+    written = _write(suggestion, request, options, results, "ranks.json")
+    uniform = ranks_file(suggestion, request.scale, request.rslora, "uniform")
+    return written | {"uniform_file": str(write_json(options.out / "args_file" / "ranks_uniform.json", uniform))}
 
 
 def train_suggested(options: LoopOptions, results: Results) -> dict[str, Any]:
@@ -119,12 +120,12 @@ def measure_trained(options: LoopOptions, results: Results) -> dict[str, Any]:
     """Spectra of what the training changed, and the ranks they would suggest next time."""
     run = _change(options, Path(results["train"]["output_dir"]), against_base=True)
     request = _request(options)
-    outcome = suggest_ranks(_base(results), [run], request)
-    files = outcome.write(options.out / "args_file" / "ranks_next.json", run.folder, request)
+    suggestion = suggest_ranks(_base(results), [run], request)
+    files = write_suggestion(suggestion, options.out / "args_file" / "ranks_next.json", run.folder, request)
     from glmspectra.ranks import moved_share
 
     used = _ranks_of(Path(results["suggest"]["ranks_file"]))
-    moved = moved_share(outcome.chosen.ranks, used, outcome.evidence.targets)
+    moved = moved_share(suggestion.chosen.ranks, used, suggestion.chosen.targets)
     return {"tables": str(run.folder), "next_ranks_file": files["ranks_file"], "moved_from_used": moved}
 
 
@@ -181,12 +182,12 @@ def _request(options: LoopOptions) -> RankRequest:
     return RankRequest(options.criterion, options.budget, options.targets, scale=scale, rslora=rslora)
 
 
-def _suggestion(
-    outcome: Outcome, request: RankRequest, options: LoopOptions, results: Results, name: str
+def _write(
+    suggestion: Suggestion, request: RankRequest, options: LoopOptions, results: Results, name: str
 ) -> dict[str, Any]:
     tables = Path(results["svd"]["tables"])
-    files = outcome.write(options.out / "args_file" / name, tables, request)
-    return outcome.facts() | files | {"lines": outcome.lines()}
+    files = write_suggestion(suggestion, options.out / "args_file" / name, tables, request)
+    return facts(suggestion) | files | {"lines": lines(suggestion)}
 
 
 def _ranks_of(path: Path) -> dict[str, int]:

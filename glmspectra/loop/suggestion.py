@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from glmspectra.errors import RequestError
 from glmspectra.loop.pilot import ADAPTER_FOLDER, run_pilots
 from glmspectra.loop.portfolio import Portfolio, try_menu
-from glmspectra.ranks.outcome import Outcome, RankRequest, evidence_and_budget, suggest_ranks
+from glmspectra.ranks import Suggestion
+from glmspectra.ranks.request import RankRequest, evidence_and_budget, suggest_ranks
 from glmspectra.store import Run, read_run
 
 if TYPE_CHECKING:
@@ -53,13 +54,13 @@ class Suggested:
     """What was found.
 
     Attributes:
-        outcome: The ranks by the chosen criterion, all others beside it.
+        suggestion: The ranks by the chosen criterion, all others beside it.
         tables: The run's folder they are written to.
         portfolio: The test that chose, where pilots were trained and no criterion was asked for.
         left_out: What of the model is not measured, as a sentence.
     """
 
-    outcome: Outcome
+    suggestion: Suggestion
     tables: Path
     portfolio: Portfolio | None
     left_out: str | None
@@ -75,20 +76,20 @@ def suggest_for_model(sources: Sources, request: RankRequest) -> Suggested:
     folders = list(sources.deltas)
     pilots = _pilots(sources, base, request) if sources.pilot_steps is not None and base is not None else []
     deltas = [_delta_run(sources, folder) for folder in [*folders, *pilots]]
-    outcome = suggest_ranks(base, deltas, request)
+    suggestion = suggest_ranks(base, deltas, request)
     portfolio = None
     if pilots and sources.pilot_steps is not None and request.criterion is None:
-        portfolio = _test(sources, outcome, pilots[0], sources.pilot_steps * len(pilots))
-        if portfolio is not None and portfolio.chosen != outcome.chosen.criterion:
-            outcome = suggest_ranks(base, deltas, replace(request, criterion=portfolio.chosen))
-    return Suggested(outcome, base.folder if base is not None else deltas[0].folder, portfolio, left_out)
+        portfolio = _test(sources, suggestion, pilots[0], sources.pilot_steps * len(pilots))
+        if portfolio is not None and portfolio.chosen != suggestion.criterion:
+            suggestion = suggest_ranks(base, deltas, replace(request, criterion=portfolio.chosen))
+    return Suggested(suggestion, base.folder if base is not None else deltas[0].folder, portfolio, left_out)
 
 
-def _test(sources: Sources, outcome: Outcome, pilot: Path, steps: int) -> Portfolio | None:
+def _test(sources: Sources, suggestion: Suggestion, pilot: Path, steps: int) -> Portfolio | None:
     from glmspectra.tuning.settings.load import load_settings
 
     settings = load_settings(sources.args, [f"finetune.model_path={json.dumps(str(sources.model))}"])
-    return try_menu(settings, pilot / ADAPTER_FOLDER, outcome.suggestions, steps, sources.device)
+    return try_menu(settings, pilot / ADAPTER_FOLDER, suggestion.allocations, steps, sources.device)
 
 
 def _base(sources: Sources, request: RankRequest) -> tuple[Run | None, str | None]:

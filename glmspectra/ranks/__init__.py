@@ -8,12 +8,12 @@ from glmspectra.ranks.peft_form import lora_args, ranks_file
 from glmspectra.ranks.stability import Stability, between_runs, between_steps, pilot_rank, stability
 from glmspectra.ranks.suggest import (
     Suggestion,
+    allocate,
     budget_curve,
     default_criterion,
     moved_share,
     side_by_side,
     suggest,
-    suggest_all,
 )
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Stability",
     "Suggestion",
     "Target",
+    "allocate",
     "available",
     "between_runs",
     "between_steps",
@@ -41,5 +42,4 @@ __all__ = [
     "side_by_side",
     "stability",
     "suggest",
-    "suggest_all",
 ]

@@ -56,9 +56,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Allocation:
-    """Ranks of all targets, and how they were found.
+    """Ranks of all targets by one criterion under one budget, and how they were found.
 
     Attributes:
+        targets: the matrices that get ranks.
         ranks: name -> rank, 0 included.
         how: the way they were found.
         threshold: the global one, for kind 'threshold'.
@@ -66,6 +67,7 @@ class Allocation:
         capped: names whose rank is all that the criterion knows of, so that more might have been worth something.
     """
 
+    targets: tuple[Target, ...]
     ranks: dict[str, int]
     how: str
     threshold: float | None = None
@@ -73,8 +75,10 @@ class Allocation:
     gap: float = 0.0
     capped: tuple[str, ...] = ()
 
-    def cost(self, targets: Sequence[Target]) -> int:
-        return sum(self.ranks[target.name] * target.cost for target in targets)
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters of these ranks."""
+        return sum(self.ranks[target.name] * target.cost for target in self.targets)
 
 
 def allocate_by_gains(
@@ -100,6 +104,7 @@ def allocate_by_gains(
         target.name: int(option[pick]) for target, option, pick in zip(targets, options, choice.picks, strict=True)
     }
     return Allocation(
+        tuple(targets),
         ranks,
         "best sum" if choice.exact else "greedy",
         value=choice.value,
@@ -147,7 +152,11 @@ def allocate_by_threshold(
         ranks[name] += step
         offer(name)
     return Allocation(
-        ranks, "one global threshold", threshold=threshold or 0.0, capped=_capped(targets, ranks, sizes, limits)
+        tuple(targets),
+        ranks,
+        "one global threshold",
+        threshold=threshold or 0.0,
+        capped=_capped(targets, ranks, sizes, limits),
     )
 
 
@@ -172,7 +181,7 @@ def allocate_by_scores(
     values = values / values.max()
     values[values < 1e-12] = 0.0  # too small to count, and their inverse would overflow
     ranks = _round(targets, _proportional(values, costs, low, high, budget), budget, limits)
-    return Allocation(ranks, "every score is 0: uniform" if nothing else "largest remainder")
+    return Allocation(tuple(targets), ranks, "every score is 0: uniform" if nothing else "largest remainder")
 
 
 def _proportional(values: np.ndarray, costs: np.ndarray, low: np.ndarray, high: np.ndarray, budget: int) -> np.ndarray:
@@ -221,7 +230,8 @@ def round_ranks(targets: Sequence[Target], real: Mapping[str, float], budget: in
     """
     values = np.array([real[target.name] for target in targets], dtype=np.float64)
     high = np.array([float(limits.highest(target)) for target in targets])
-    return Allocation(_round(targets, np.clip(values, limits.lowest, high), budget, limits), "largest remainder")
+    ranks = _round(targets, np.clip(values, limits.lowest, high), budget, limits)
+    return Allocation(tuple(targets), ranks, "largest remainder")
 
 
 def _capped(

@@ -10,15 +10,15 @@ from typing import Any
 from glmspectra.errors import RequestError
 from glmspectra.files import write_atomically, write_text
 from glmspectra.json_files import write_json
+from glmspectra.ranks.allocation import Allocation
 from glmspectra.ranks.evidence import Evidence
-from glmspectra.ranks.suggest import Suggestion
 
 EXPORTS = ("peft", "axolotl", "llama-factory", "ms-swift")
 UNTRAINED = "untrained_adapter"
 
 
 def export(
-    kind: str, folder: Path, arguments: Mapping[str, Any], suggestion: Suggestion, evidence: Evidence
+    kind: str, folder: Path, arguments: Mapping[str, Any], allocation: Allocation, evidence: Evidence
 ) -> list[Path]:
     """Write the settings of one trainer under folder; returns the files. arguments: of `peft_form.lora_args`.
 
@@ -29,9 +29,9 @@ def export(
     if kind == "axolotl":
         return [_write_yaml(folder / "axolotl.yaml", _axolotl(arguments), "axolotl: merge into your configuration")]
     if kind == "llama-factory":
-        return _llama_factory(folder / "llama_factory", arguments, suggestion, evidence)
+        return _llama_factory(folder / "llama_factory", arguments, allocation, evidence)
     if kind == "ms-swift":
-        return _ms_swift(folder / "ms_swift", arguments, suggestion, evidence)
+        return _ms_swift(folder / "ms_swift", arguments, allocation, evidence)
     raise RequestError(f"--export {kind}: there are {', '.join(EXPORTS)}.")
 
 
@@ -62,7 +62,7 @@ def _axolotl(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _llama_factory(
-    folder: Path, arguments: Mapping[str, Any], suggestion: Suggestion, evidence: Evidence
+    folder: Path, arguments: Mapping[str, Any], allocation: Allocation, evidence: Evidence
 ) -> list[Path]:
     """LLaMA-Factory's settings take no patterns, but it goes on from an adapter it is given."""
     adapter = folder / UNTRAINED
@@ -70,13 +70,13 @@ def _llama_factory(
         "finetuning_type": "lora",
         "adapter_name_or_path": str(adapter),
         "create_new_adapter": False,
-        "lora_target": sorted({target.matrix for target in suggestion.targets if suggestion.ranks[target.name]}),
+        "lora_target": sorted({target.matrix for target in allocation.targets if allocation.ranks[target.name]}),
     }
     yaml = _write_yaml(folder / "llama_factory.yaml", settings, "LLaMA-Factory: merge into your configuration")
-    return [*_untrained(adapter, arguments, suggestion, evidence), yaml]
+    return [*_untrained(adapter, arguments, allocation, evidence), yaml]
 
 
-def _ms_swift(folder: Path, arguments: Mapping[str, Any], suggestion: Suggestion, evidence: Evidence) -> list[Path]:
+def _ms_swift(folder: Path, arguments: Mapping[str, Any], allocation: Allocation, evidence: Evidence) -> list[Path]:
     """An adapter for ms-swift, which takes no patterns either (its rank_pattern is always none).
 
     Its `--adapters` reads an adapter's weights without an optimizer, and goes on from them with its ranks.
@@ -87,11 +87,11 @@ def _ms_swift(folder: Path, arguments: Mapping[str, Any], suggestion: Suggestion
         f'swift sft --tuner_type lora --adapters {shlex.quote(str(adapter))} "$@"',
     ]
     script = write_text(folder / "ms_swift.sh", "\n".join(words) + "\n")
-    return [*_untrained(adapter, arguments, suggestion, evidence), script]
+    return [*_untrained(adapter, arguments, allocation, evidence), script]
 
 
 def _untrained(
-    adapter: Path, arguments: Mapping[str, Any], suggestion: Suggestion, evidence: Evidence
+    adapter: Path, arguments: Mapping[str, Any], allocation: Allocation, evidence: Evidence
 ) -> tuple[Path, Path]:
     """An adapter before its first step with the suggested ranks; returns its two files.
 
@@ -102,8 +102,8 @@ def _untrained(
 
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for target in suggestion.targets:
-        rank = suggestion.ranks[target.name]
+    for target in allocation.targets:
+        rank = allocation.ranks[target.name]
         if rank:
             bound = 1 / math.sqrt(target.cols)
             a = torch.empty(rank, target.cols).uniform_(-bound, bound, generator=generator)

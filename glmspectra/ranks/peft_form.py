@@ -17,6 +17,7 @@ from typing import Any
 from glmspectra.errors import CheckpointError, GlmspectraError, RequestError
 from glmspectra.json_files import read_object
 from glmspectra.peft_rules import matched_by, module_pattern
+from glmspectra.ranks.allocation import Allocation
 from glmspectra.ranks.evidence import Evidence
 from glmspectra.ranks.suggest import Suggestion
 
@@ -41,14 +42,14 @@ def scale_of(args: Path) -> tuple[float, bool]:
 
 
 def lora_args(
-    suggestion: Suggestion, evidence: Evidence, scale: float = DEFAULT_SCALE, rslora: bool = False
+    allocation: Allocation, evidence: Evidence, scale: float = DEFAULT_SCALE, rslora: bool = False
 ) -> dict[str, Any]:
-    """PEFT's r, lora_alpha, target_modules, rank_pattern and alpha_pattern for the suggestion.
+    """PEFT's r, lora_alpha, target_modules, rank_pattern and alpha_pattern for the allocation.
 
     r is the most common rank (every module is in the patterns all the same). Matrices of rank 0 are no
     targets. Raises RequestError when all ranks are 0.
     """
-    ranks = {t.module: suggestion.ranks[t.name] for t in suggestion.targets if suggestion.ranks[t.name] > 0}
+    ranks = {t.module: allocation.ranks[t.name] for t in allocation.targets if allocation.ranks[t.name] > 0}
     if not ranks:
         raise RequestError("every rank is 0: there is nothing to train; raise the budget.")
     values = list(ranks.values())
@@ -100,38 +101,49 @@ def verify(rank_pattern: Mapping[str, int], ranks: Mapping[str, int], modules: S
             )
 
 
-def adalora_args(suggestion: Suggestion) -> dict[str, Any]:
+def adalora_args(allocation: Allocation) -> dict[str, Any]:
     """AdaLoRA's budget: target_r triplets a matrix on average at the end, 1.5 times as many at the start.
 
     start_ranks: module -> where each begins, in proportion to its suggested rank. PEFT itself starts all at
     init_r and cannot start them apart; glmspectra's training can. init_r is the largest start rank.
     """
-    ranks = {t.module: suggestion.ranks[t.name] for t in suggestion.targets if suggestion.ranks[t.name] > 0}
-    smallest = {t.module: min(t.rows, t.cols) for t in suggestion.targets}
+    ranks = {t.module: allocation.ranks[t.name] for t in allocation.targets if allocation.ranks[t.name] > 0}
+    smallest = {t.module: min(t.rows, t.cols) for t in allocation.targets}
     starts = {module: min(math.ceil(ADALORA_START * rank), smallest[module]) for module, rank in ranks.items()}
     target = max(1, round(sum(ranks.values()) / len(ranks)))
     return {"init_r": max(*starts.values(), target, 1), "target_r": target, "start_ranks": starts}
 
 
 def ranks_file(
-    suggestion: Suggestion, evidence: Evidence, scale: float = DEFAULT_SCALE, rslora: bool = False
+    suggestion: Suggestion, scale: float = DEFAULT_SCALE, rslora: bool = False, criterion: str | None = None
 ) -> dict[str, Any]:
     """What `train --ranks` takes.
 
     That is the base's fingerprint, settings for PEFT, and every rank by weight name, 0 included.
+
+    Args:
+        suggestion: Whose ranks.
+        scale: alpha / r of every matrix.
+        rslora: Whether the scale follows rsLoRA's rule, alpha / sqrt(r).
+        criterion: One of the suggestion's allocations; None: the chosen one.
+
+    Raises:
+        RequestError: All ranks are 0.
     """
+    criterion = criterion or suggestion.criterion
+    allocation, evidence = suggestion.allocations[criterion], suggestion.evidence
     return {
         "glmspectra_ranks": FORM,
         "base": {"name": evidence.base_name, "fingerprint": evidence.base_fingerprint},
-        "criterion": suggestion.criterion,
+        "criterion": criterion,
         "budget": {
             "kind": suggestion.budget.kind,
             "text": suggestion.budget.text,
             "parameters": suggestion.budget.parameters,
-            "used": suggestion.parameters,
+            "used": allocation.parameters,
         },
         "alpha_rule": f"alpha = {scale:g} * {'sqrt(rank)' if rslora else 'rank'}",
-        "lora_args": lora_args(suggestion, evidence, scale, rslora),
-        "adalora": adalora_args(suggestion),
-        "ranks": dict(suggestion.ranks),
+        "lora_args": lora_args(allocation, evidence, scale, rslora),
+        "adalora": adalora_args(allocation),
+        "ranks": dict(allocation.ranks),
     }

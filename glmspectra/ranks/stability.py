@@ -10,7 +10,7 @@ from glmspectra.errors import RequestError
 from glmspectra.ranks.allocation import Limits
 from glmspectra.ranks.budget import Budget
 from glmspectra.ranks.evidence import Evidence, gather, mean_spectra
-from glmspectra.ranks.suggest import moved_share, suggest
+from glmspectra.ranks.suggest import allocate, moved_share
 from glmspectra.store import Run
 
 PILOT_RANK_FACTOR = 3  # a pilot's rank over the mean rank of the budget, so that few matrices end at its cap
@@ -62,14 +62,14 @@ def stability(
     limits = limits or Limits()
 
     def ranks_of(sigma: Mapping[str, np.ndarray]) -> dict[str, int]:
-        return suggest(replace(evidence, sigma={**evidence.sigma, "delta": sigma}), criterion, budget, limits).ranks
+        return allocate(replace(evidence, sigma={**evidence.sigma, "delta": sigma}), criterion, budget, limits).ranks
 
     each = [ranks_of(sigma) for sigma in spectra]
     pairs = [(a, b) for a, b in combinations(each, 2)]
     moved = [moved_share(a, b, evidence.targets) for a, b in pairs]
     names = [target.name for target in evidence.targets]
     correlations = [_spearman([a[n] for n in names], [b[n] for n in names]) for a, b in pairs]
-    uniform = suggest(evidence, "uniform", budget, limits).ranks
+    uniform = allocate(evidence, "uniform", budget, limits).ranks
     together = ranks_of(mean_spectra(list(spectra)))
     return Stability(
         len(spectra),

@@ -4,7 +4,7 @@ By one criterion, a mixture, a pooled control; all of them side by side; the cur
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,28 +25,35 @@ from glmspectra.ranks.evidence import Evidence, Target
 if TYPE_CHECKING:
     import pandas as pd
 
+    from glmspectra.ranks.stability import Stability
+
 # Below this share of the budget moved, ranks are uniform for all practical purposes.
 UNIFORM_WITHIN = 0.05
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Ranks by one criterion. criterion: as asked for, with options. allocation: the ranks and how they were found."""
+    """Ranks under one budget by the chosen criterion, and all that stands beside them.
+
+    Attributes:
+        criterion: the chosen one as asked for, with its options.
+        budget: of every allocation.
+        evidence: what they were computed from.
+        allocations: criterion -> ranks, for all that the tables can answer; the chosen one first.
+        curve: of `budget_curve`, for the chosen one and uniform.
+        stabilities: between pilots and between steps, where there are several.
+    """
 
     criterion: str
     budget: Budget
-    limits: Limits
-    targets: tuple[Target, ...]
-    allocation: Allocation
+    evidence: Evidence
+    allocations: dict[str, Allocation]
+    curve: "pd.DataFrame"
+    stabilities: Mapping[str, "Stability"] = field(default_factory=dict)
 
     @property
-    def ranks(self) -> dict[str, int]:
-        return self.allocation.ranks
-
-    @property
-    def parameters(self) -> int:
-        """Trainable parameters of these ranks."""
-        return self.allocation.cost(self.targets)
+    def chosen(self) -> Allocation:
+        return self.allocations[self.criterion]
 
 
 def default_criterion(evidence: Evidence) -> str:
@@ -67,17 +74,15 @@ def check_criterion(text: str) -> None:
         find(text)
 
 
-def suggest(evidence: Evidence, criterion: str, budget: Budget, limits: Limits | None = None) -> Suggestion:
-    """Ranks of every target under the budget.
+def allocate(evidence: Evidence, criterion: str, budget: Budget, limits: Limits | None = None) -> Allocation:
+    """Ranks of every target under the budget by one criterion.
 
     criterion: a name of the registry with its option ('delta-rank:0.95'); 'type:NAME', the control in which
     only the kind of matrix counts: NAME's ranks averaged over layers; 'mixture:NAME=WEIGHT,NAME=WEIGHT', the
     weighted mean of the ranks that each gives under the same budget. Raises RequestError for an unknown one
     or missing tables.
     """
-    limits = limits or Limits()
-    allocation = _allocate(evidence, criterion, budget.parameters, limits)
-    return Suggestion(criterion, budget, limits, evidence.targets, allocation)
+    return _allocate(evidence, criterion, budget.parameters, limits or Limits())
 
 
 def _allocate(evidence: Evidence, text: str, parameters: int, limits: Limits) -> Allocation:
@@ -149,21 +154,25 @@ def _mixture(evidence: Evidence, text: str, rest: str, parameters: int, limits: 
     return round_ranks(evidence.targets, real, parameters, limits)
 
 
-def suggest_all(evidence: Evidence, chosen: str, budget: Budget, limits: Limits | None = None) -> dict[str, Suggestion]:
-    """Name -> suggestion, for every criterion that the tables can answer under one budget.
+def suggest(evidence: Evidence, criterion: str, budget: Budget, limits: Limits | None = None) -> Suggestion:
+    """Ranks by every criterion that the tables can answer under one budget, and what other budgets would hold.
 
     The chosen one comes first, then uniform, its pooled control, and the others. One whose statistic is missing for a
     target is left out, except the chosen one.
+
+    Raises:
+        RequestError: The chosen criterion is unknown, or the tables do not hold what it needs.
     """
-    found = {chosen: suggest(evidence, chosen, budget, limits)}
-    for name in ["uniform", f"type:{chosen}", *available(evidence)]:
-        if name in found or (name.startswith("type:") and chosen.partition(":")[0] in ("uniform", "random", "type")):
+    allocations = {criterion: allocate(evidence, criterion, budget, limits)}
+    for name in ["uniform", f"type:{criterion}", *available(evidence)]:
+        pooled_control = name.startswith("type:")
+        if name in allocations or (pooled_control and criterion.partition(":")[0] in ("uniform", "random", "type")):
             continue
         try:
-            found[name] = suggest(evidence, name, budget, limits)
+            allocations[name] = allocate(evidence, name, budget, limits)
         except RequestError:
             continue
-    return found
+    return Suggestion(criterion, budget, evidence, allocations, budget_curve(evidence, criterion, budget, limits))
 
 
 def moved_share(first: Mapping[str, int], second: Mapping[str, int], targets: Sequence[Target]) -> float:
@@ -176,14 +185,14 @@ def moved_share(first: Mapping[str, int], second: Mapping[str, int], targets: Se
     return difference / total if total else 0.0
 
 
-def side_by_side(suggestions: Mapping[str, Suggestion]) -> "pd.DataFrame":
+def side_by_side(allocations: Mapping[str, Allocation]) -> "pd.DataFrame":
     """A table of one row a matrix, with a column of ranks for each criterion.
 
     The columns before those are name, layer, matrix, rows, cols, parameters_per_rank.
     """
     import pandas as pd
 
-    targets = next(iter(suggestions.values())).targets
+    targets = next(iter(allocations.values())).targets
     frame = pd.DataFrame(
         {
             "name": [t.name for t in targets],
@@ -194,18 +203,18 @@ def side_by_side(suggestions: Mapping[str, Suggestion]) -> "pd.DataFrame":
             "parameters_per_rank": [t.cost for t in targets],
         }
     )
-    for name, suggestion in suggestions.items():
-        frame[name] = [suggestion.ranks[t.name] for t in targets]
+    for name, allocation in allocations.items():
+        frame[name] = [allocation.ranks[t.name] for t in targets]
     return frame
 
 
-def disagreement(suggestions: Mapping[str, Suggestion]) -> "pd.DataFrame":
+def disagreement(allocations: Mapping[str, Allocation]) -> "pd.DataFrame":
     """Criterion x criterion, the share of the parameters on which two of them differ (`moved_share`)."""
     import pandas as pd
 
-    targets = next(iter(suggestions.values())).targets
-    names = list(suggestions)
-    rows = [[moved_share(suggestions[a].ranks, suggestions[b].ranks, targets) for b in names] for a in names]
+    targets = next(iter(allocations.values())).targets
+    names = list(allocations)
+    rows = [[moved_share(allocations[a].ranks, allocations[b].ranks, targets) for b in names] for a in names]
     return pd.DataFrame(rows, index=names, columns=names)
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from glmspectra.errors import StoreError
 from glmspectra.files import write_atomically
+from glmspectra.json_files import parse_json
 from glmspectra.store.schema import IDENTITY, KINDS, MATRICES, MEASURED, QUANTITIES, STATUSES
 
 _IDENTITY = frozenset(column.name for column in IDENTITY)
@@ -95,7 +96,7 @@ def read_part(path: Path, stamp: str) -> Measurement | None:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {member: archive[member] for member in archive.files}
-        record = json.loads(arrays.pop("record").tobytes())
+        record = parse_json(arrays.pop("record").tobytes(), str(path), StoreError, allow_nan=True)
         if record.pop("stamp") != stamp:
             return None
         parts = [row["part"] for row in record["rows"]]

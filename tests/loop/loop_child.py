@@ -16,7 +16,6 @@ from pathlib import Path
 from glmspectra.embedded import EMBEDDED_MODEL
 from glmspectra.loop import LoopOptions, run_loop, stages
 from glmspectra.loop.demonstration import write_demo_settings
-from glmspectra.ranks.outcome import Outcome
 from glmspectra.store import RunStore
 from glmspectra.tuning.training.trainer import AdapterTrainer
 
@@ -55,7 +54,7 @@ def arm(stage: str) -> None:
         elif stage in ("pilot", "train", "control"):
             die_at(AdapterTrainer, "training_step", 4)  # after checkpoint-2, before checkpoint-4
         elif stage in ("suggest-from-base", "suggest"):
-            die_at(Outcome, "write", 1)
+            die_at(stages, "write_suggestion", 1)
         elif stage == "evaluate":
             import glmspectra.tuning.inference.evaluation as evaluation
 

@@ -20,22 +20,22 @@ MIXED = targets_of((60, 40), (40, 40), (200, 40), (40, 100), (64, 64))
 
 def test_equal_scores_give_equal_ranks_and_spend_the_whole_budget():
     budget = sum(7 * t.cost for t in MIXED)
-    shares = allocate_by_scores(MIXED, {t.name: 3.3 for t in MIXED}, budget, Limits())
-    assert set(shares.ranks.values()) == {7}
-    assert shares.cost(MIXED) == budget
+    allocation = allocate_by_scores(MIXED, {t.name: 3.3 for t in MIXED}, budget, Limits())
+    assert set(allocation.ranks.values()) == {7}
+    assert allocation.parameters == budget
 
 
 def test_a_remainder_is_spread_over_the_layers():
-    shares = allocate_by_scores(EQUAL, {t.name: 1.0 for t in EQUAL}, 100 * (10 * 4 + 3), Limits())
-    more = [i for i, t in enumerate(EQUAL) if shares.ranks[t.name] == 5]
+    allocation = allocate_by_scores(EQUAL, {t.name: 1.0 for t in EQUAL}, 100 * (10 * 4 + 3), Limits())
+    more = [i for i, t in enumerate(EQUAL) if allocation.ranks[t.name] == 5]
     assert len(more) == 3
     assert max(more) - min(more) > 4, "not the first three layers"
 
 
 def test_scores_are_followed_in_proportion():
     scores = {t.name: float(i + 1) for i, t in enumerate(EQUAL)}
-    shares = allocate_by_scores(EQUAL, scores, 100 * 110, Limits())
-    assert [shares.ranks[t.name] for t in EQUAL] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
+    allocation = allocate_by_scores(EQUAL, scores, 100 * 110, Limits())
+    assert [allocation.ranks[t.name] for t in EQUAL] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
 
 
 @settings(max_examples=100, deadline=None)
@@ -57,10 +57,10 @@ def test_limits_and_budget_hold_for_any_scores(values, low, high, step, budget):
         with pytest.raises(RequestError, match="alone costs more"):
             allocate_by_scores(MIXED, scores, budget, limits)
         return
-    shares = allocate_by_scores(MIXED, scores, budget, limits)
-    assert shares.cost(MIXED) <= budget
+    allocation = allocate_by_scores(MIXED, scores, budget, limits)
+    assert allocation.parameters <= budget
     for t in MIXED:
-        rank = shares.ranks[t.name]
+        rank = allocation.ranks[t.name]
         assert limits.lowest <= rank <= limits.highest(t)
         assert rank % step == 0
         if values[MIXED.index(t)] == 0 and any(values):
@@ -70,34 +70,34 @@ def test_limits_and_budget_hold_for_any_scores(values, low, high, step, budget):
 def test_one_threshold_keeps_exactly_what_is_over_it():
     rng = np.random.default_rng(1)
     sizes = {t.name: np.sort(rng.exponential(size=30))[::-1] for t in EQUAL}
-    shares = allocate_by_threshold(EQUAL, sizes, 100 * 57, Limits())
-    assert shares.cost(EQUAL) == 100 * 57
+    allocation = allocate_by_threshold(EQUAL, sizes, 100 * 57, Limits())
+    assert allocation.parameters == 100 * 57
     pooled = np.sort(np.concatenate(list(sizes.values())))[::-1]
-    assert shares.threshold == pooled[57], "the first direction that did not fit"
+    assert allocation.threshold == pooled[57], "the first direction that did not fit"
     for t in EQUAL:
-        assert shares.ranks[t.name] == int(np.sum(sizes[t.name] > shares.threshold))
-    assert shares.capped == ()
+        assert allocation.ranks[t.name] == int(np.sum(sizes[t.name] > allocation.threshold))
+    assert allocation.capped == ()
 
 
 def test_matrices_at_the_pilots_cap_are_reported_and_zeros_are_not_bought():
     sizes = {t.name: np.array([3.0, 2.0, 1.0]) for t in EQUAL}
     sizes[EQUAL[0].name] = np.array([3.0, 0.0, 0.0])
     sizes[EQUAL[1].name] = np.zeros(0)
-    shares = allocate_by_threshold(EQUAL, sizes, 10**6, Limits())
-    assert shares.ranks[EQUAL[0].name] == 1
-    assert shares.ranks[EQUAL[1].name] == 0
-    assert shares.capped == tuple(t.name for t in EQUAL[2:])
+    allocation = allocate_by_threshold(EQUAL, sizes, 10**6, Limits())
+    assert allocation.ranks[EQUAL[0].name] == 1
+    assert allocation.ranks[EQUAL[1].name] == 0
+    assert allocation.capped == tuple(t.name for t in EQUAL[2:])
     gains = allocate_by_gains(EQUAL, sizes, 10**6, Limits())
-    assert gains.ranks == shares.ranks
-    assert gains.capped == shares.capped
+    assert gains.ranks == allocation.ranks
+    assert gains.capped == allocation.capped
 
 
 def test_a_threshold_in_blocks_keeps_to_the_multiple():
     rng = np.random.default_rng(2)
     sizes = {t.name: np.sort(rng.exponential(size=30))[::-1] for t in EQUAL}
-    shares = allocate_by_threshold(EQUAL, sizes, 100 * 57, Limits(min_rank=1, max_rank=8, multiple_of=4))
-    assert set(shares.ranks.values()) <= {4, 8}
-    assert shares.cost(EQUAL) == 100 * 56
+    allocation = allocate_by_threshold(EQUAL, sizes, 100 * 57, Limits(min_rank=1, max_rank=8, multiple_of=4))
+    assert set(allocation.ranks.values()) <= {4, 8}
+    assert allocation.parameters == 100 * 56
 
 
 def test_limits_that_leave_nothing_are_refused():

@@ -88,12 +88,12 @@ def test_the_published_models_size_is_solved_exactly_and_at_once():
     rng = np.random.default_rng(0)
     gains = {t.name: np.sort(rng.pareto(1.5, 64))[::-1] ** 2 for t in targets}
     budget = 12 * 28 * (4608 + 4096)
-    shares = allocate_by_gains(targets, gains, budget, Limits())
-    assert shares.how == "best sum"
-    assert shares.gap == 0
+    allocation = allocate_by_gains(targets, gains, budget, Limits())
+    assert allocation.how == "best sum"
+    assert allocation.gap == 0
     greedy = allocate_by_gains(targets, gains, budget, Limits(), seconds=0)
     assert greedy.how in ("greedy", "best sum")
-    assert greedy.value <= shares.value <= greedy.value + greedy.gap
-    assert shares.cost(targets) <= budget
+    assert greedy.value <= allocation.value <= greedy.value + greedy.gap
+    assert allocation.parameters <= budget
     odd = [Target(t.name, t.layer, t.matrix, t.rows + 1, t.cols) for t in targets]
     assert allocate_by_gains(odd, gains, 8_000_000, Limits()).how == "best sum", "no divisor, and still exact"

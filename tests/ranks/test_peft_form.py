@@ -55,6 +55,11 @@ def suggestion(evidence):
     return suggest(evidence, "delta-threshold", parse_budget("like:r=2", evidence), Limits())
 
 
+@pytest.fixture(scope="module")
+def allocation(suggestion):
+    return suggestion.chosen
+
+
 def adapted(config):
     model = peft.get_peft_model(Model(), config)
     found = {
@@ -67,23 +72,23 @@ def adapted(config):
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_peft_gives_every_module_its_rank_and_the_same_scale(evidence, suggestion, rslora):
-    assert min(suggestion.ranks.values()) == 0, "some matrices leave the targets"
-    assert len(set(suggestion.ranks.values())) > 3
-    arguments = ranks_file(suggestion, evidence, scale=1.5, rslora=rslora)["lora_args"]
+def test_peft_gives_every_module_its_rank_and_the_same_scale(suggestion, allocation, rslora):
+    assert min(allocation.ranks.values()) == 0, "some matrices leave the targets"
+    assert len(set(allocation.ranks.values())) > 3
+    arguments = ranks_file(suggestion, scale=1.5, rslora=rslora)["lora_args"]
     layers, trainable = adapted(peft.LoraConfig(**arguments))
-    assert {name: m.r["default"] for name, m in layers.items()} == {n: r for n, r in suggestion.ranks.items() if r}
+    assert {name: m.r["default"] for name, m in layers.items()} == {n: r for n, r in allocation.ranks.items() if r}
     assert {round(m.scaling["default"], 9) for m in layers.values()} == {1.5}
-    assert trainable == suggestion.parameters
+    assert trainable == allocation.parameters
 
 
-def test_unanchored_patterns_would_have_been_wrong(evidence, suggestion):
+def test_unanchored_patterns_would_have_been_wrong(evidence, allocation):
     """The control: the short keys that people write give other ranks than they say."""
-    arguments = lora_args(suggestion, evidence)
+    arguments = lora_args(allocation, evidence)
     short = {pattern.replace("\\", "").split("layers.")[1]: rank for pattern, rank in arguments["rank_pattern"].items()}
     sloppy = {key.split(".", 1)[1]: rank for key, rank in short.items()}
     layers, _ = adapted(peft.LoraConfig(**{**arguments, "rank_pattern": sloppy}))
-    wrong = [n for n, m in layers.items() if m.r["default"] != suggestion.ranks[n]]
+    wrong = [n for n, m in layers.items() if m.r["default"] != allocation.ranks[n]]
     assert wrong
 
 
@@ -109,31 +114,31 @@ def test_a_pattern_matches_one_module_and_no_other():
     assert hit == ["layers.1.dense"]
 
 
-def test_the_ranks_file_says_whose_ranks_they_are(evidence, suggestion):
-    content = json.loads(json.dumps(ranks_file(suggestion, evidence)))
+def test_the_ranks_file_says_whose_ranks_they_are(suggestion, allocation):
+    content = json.loads(json.dumps(ranks_file(suggestion)))
     assert content["glmspectra_ranks"] == 1
     assert content["base"] == {"name": "base", "fingerprint": "0123456789abcdef"}
-    assert content["ranks"] == suggestion.ranks
-    assert content["budget"]["used"] == suggestion.parameters <= content["budget"]["parameters"]
+    assert content["ranks"] == allocation.ranks
+    assert content["budget"]["used"] == allocation.parameters <= content["budget"]["parameters"]
     adalora = content["adalora"]
     assert adalora["init_r"] == max(adalora["start_ranks"].values())
-    used = {name.removesuffix(".weight"): rank for name, rank in suggestion.ranks.items() if rank}
+    used = {name.removesuffix(".weight"): rank for name, rank in allocation.ranks.items() if rank}
     assert adalora["target_r"] == round(sum(used.values()) / len(used))
     assert all(start == min(math.ceil(1.5 * used[m]), 48) for m, start in adalora["start_ranks"].items())
     arguments = {key: value for key, value in adalora.items() if key != "start_ranks"}
     peft.AdaLoraConfig(**arguments, total_step=100, target_modules=content["lora_args"]["target_modules"])
 
 
-def test_train_reads_the_ranks_file(evidence, suggestion, tmp_path):
+def test_train_reads_the_ranks_file(suggestion, tmp_path):
     settings_ranks = pytest.importorskip("glmspectra.tuning.settings.ranks")
     path = tmp_path / "ranks.json"
-    path.write_text(json.dumps(ranks_file(suggestion, evidence)))
+    path.write_text(json.dumps(ranks_file(suggestion)))
     found = settings_ranks.read_ranks(path)
     assert found.base.fingerprint == "0123456789abcdef"
-    assert found.lora_args.rank_pattern == ranks_file(suggestion, evidence)["lora_args"]["rank_pattern"]
+    assert found.lora_args.rank_pattern == ranks_file(suggestion)["lora_args"]["rank_pattern"]
 
 
-def test_the_rule_of_alpha_is_the_users_own_and_stands_in_the_file(evidence, suggestion, tmp_path):
+def test_the_rule_of_alpha_is_the_users_own_and_stands_in_the_file(suggestion, tmp_path):
     settings_files = pytest.importorskip("glmspectra.tuning.settings.files")
     settings_ranks = pytest.importorskip("glmspectra.tuning.settings.ranks")
     assert scale_of(tmp_path) == (2.0, False)
@@ -145,7 +150,7 @@ def test_the_rule_of_alpha_is_the_users_own_and_stands_in_the_file(evidence, sug
     for broken in ("[1]", "{", '{"r": 0, "lora_alpha": 1}', '{"r": "x", "lora_alpha": 1}'):
         mine.write_text(broken)
         assert scale_of(tmp_path) == (2.0, False)
-    path = write_json(tmp_path / "deep" / "ranks.json", ranks_file(suggestion, evidence, 3.0))
+    path = write_json(tmp_path / "deep" / "ranks.json", ranks_file(suggestion, 3.0))
     lora = settings_files.Section("lora")
     for key, value in (("use_rslora", True), ("r", 16), ("lora_alpha", 16)):
         lora.put(key, value, "lora_args.json")
@@ -153,26 +158,26 @@ def test_the_rule_of_alpha_is_the_users_own_and_stands_in_the_file(evidence, sug
     assert lora.values["use_rslora"] is False, "the alphas of the file are of the plain rule"
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(evidence, suggestion, tmp_path):
+def test_a_place_that_cannot_be_written_is_one_sentence(suggestion, tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "ranks.json", tmp_path):
         with pytest.raises(StoreError, match=r"cannot be (created|written)"):
-            write_json(place, ranks_file(suggestion, evidence))
+            write_json(place, ranks_file(suggestion))
 
 
-def test_exports_for_plain_peft_axolotl_llama_factory_and_ms_swift(evidence, suggestion, tmp_path):
+def test_exports_for_plain_peft_axolotl_llama_factory_and_ms_swift(evidence, allocation, tmp_path):
     import yaml
     from safetensors.torch import load_file
 
-    arguments = lora_args(suggestion, evidence)
+    arguments = lora_args(allocation, evidence)
     written = [
         p
         for kind in ("peft", "axolotl", "llama-factory", "ms-swift")
-        for p in export(kind, tmp_path, arguments, suggestion, evidence)
+        for p in export(kind, tmp_path, arguments, allocation, evidence)
     ]
     assert all(path.is_file() for path in written)
     layers, trainable = adapted(peft.LoraConfig.from_pretrained(tmp_path / "peft"))
-    assert {n: m.r["default"] for n, m in layers.items()} == {n: r for n, r in suggestion.ranks.items() if r}
+    assert {n: m.r["default"] for n, m in layers.items()} == {n: r for n, r in allocation.ranks.items() if r}
     settings = yaml.safe_load((tmp_path / "axolotl.yaml").read_text())
     assert settings["lora_rank_pattern"] == arguments["rank_pattern"]
     assert settings["lora_alpha_pattern"] == arguments["alpha_pattern"]
@@ -181,7 +186,7 @@ def test_exports_for_plain_peft_axolotl_llama_factory_and_ms_swift(evidence, sug
     # yet.
     untrained = tmp_path / "llama_factory" / "untrained_adapter"
     model = peft.PeftModel.from_pretrained(Model(), untrained, is_trainable=True)
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable == suggestion.parameters
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable == allocation.parameters
     tensors = load_file(untrained / "adapter_model.safetensors")
     assert all(not t.any() for name, t in tensors.items() if "lora_B" in name)
     assert all(t.abs().max() > 0 for name, t in tensors.items() if "lora_A" in name)

@@ -7,6 +7,7 @@ from glmspectra.errors import RequestError
 from glmspectra.ranks import (
     CRITERIA,
     Limits,
+    allocate,
     available,
     between_runs,
     budget_curve,
@@ -17,11 +18,10 @@ from glmspectra.ranks import (
     parse_budget,
     pilot_rank,
     suggest,
-    suggest_all,
 )
 from glmspectra.ranks.criteria import energy_rank, rank_for_share
-from glmspectra.ranks.outcome import RankRequest
 from glmspectra.ranks.report import against_uniform, curve_table, facts, lines, long_table
+from glmspectra.ranks.request import RankRequest
 from glmspectra.ranks.study_gains import sentence
 from glmspectra.ranks.suggest import kept_energy, needed_parameters
 from tests.ranks.made_evidence import BASE, base_run, delta_run, make_run, weight_names
@@ -87,7 +87,7 @@ def test_every_criterion_stays_in_the_budget_and_names_its_source(evidence):
     assert available(full) == list(CRITERIA), "the tables answer them all"
     budget = parse_budget("like:r=5", full)
     for name, entry in CRITERIA.items():
-        suggestion = suggest(full, name, budget)
+        suggestion = allocate(full, name, budget)
         assert 0.5 * budget.parameters < suggestion.parameters <= budget.parameters, name
         assert len(entry.source) > 60, name
     literature = ("Hu et al.", "Roy & Vetterli", "Gavish & Donoho", "Martin, Peng & Mahoney", "Li et al. 2023", "GoRA")
@@ -99,19 +99,19 @@ def test_what_the_tables_do_not_hold_is_refused_with_the_way_to_get_it():
     evidence = gather(base_run())
     budget = parse_budget("like:r=4", evidence)
     with pytest.raises(RequestError, match="needs a change to look at"):
-        suggest(evidence, "delta-threshold", budget)
+        allocate(evidence, "delta-threshold", budget)
     with pytest.raises(RequestError, match="--quantized"):
-        suggest(evidence, "quantisation", budget)
+        allocate(evidence, "quantisation", budget)
     with pytest.raises(RequestError, match="there is no 'magic'"):
-        suggest(evidence, "magic", budget)
+        allocate(evidence, "magic", budget)
     with pytest.raises(RequestError, match="no tables"):
         gather(None)
 
 
 def test_the_delta_threshold_is_one_number_over_all_matrices(evidence):
     budget = parse_budget("like:r=4", evidence)
-    suggestion = suggest(evidence, "delta-threshold", budget)
-    threshold = suggestion.allocation.threshold
+    suggestion = allocate(evidence, "delta-threshold", budget)
+    threshold = suggestion.threshold
     for target in evidence.targets:
         sigma = evidence.sigma["delta"][target.name]
         over = int(np.sum(sigma > threshold))
@@ -121,9 +121,9 @@ def test_the_delta_threshold_is_one_number_over_all_matrices(evidence):
 
 def test_delta_energy_holds_the_most_and_the_curve_says_so(evidence):
     budget = parse_budget("like:r=4", evidence)
-    best = kept_energy(evidence, "delta", suggest(evidence, "delta-energy", budget).ranks)
+    best = kept_energy(evidence, "delta", allocate(evidence, "delta-energy", budget).ranks)
     for name in available(evidence):
-        assert kept_energy(evidence, "delta", suggest(evidence, name, budget).ranks) <= best + 1e-12, name
+        assert kept_energy(evidence, "delta", allocate(evidence, name, budget).ranks) <= best + 1e-12, name
     curve = budget_curve(evidence, "delta-energy", budget)
     assert set(curve["criterion"]) == {"delta-energy", "uniform"}
     for _, rows in curve.groupby("criterion"):
@@ -137,7 +137,7 @@ def test_delta_energy_holds_the_most_and_the_curve_says_so(evidence):
 
 def test_the_pooled_control_leaves_only_the_kind_of_matrix(evidence):
     budget = parse_budget("like:r=6", evidence)
-    pooled = suggest(evidence, "type:delta-threshold", budget)
+    pooled = allocate(evidence, "type:delta-threshold", budget)
     assert pooled.parameters <= budget.parameters
     for kind in ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"):
         ranks = {pooled.ranks[t.name] for t in evidence.targets if t.matrix == kind}
@@ -146,18 +146,18 @@ def test_the_pooled_control_leaves_only_the_kind_of_matrix(evidence):
 
 def test_mixtures_lie_between(evidence):
     budget = parse_budget("like:r=6", evidence)
-    a, b = (suggest(evidence, name, budget).ranks for name in ("delta-threshold", "effective-rank"))
-    mixed = suggest(evidence, "mixture:delta-threshold=1,effective-rank=1", budget).ranks
+    a, b = (allocate(evidence, name, budget).ranks for name in ("delta-threshold", "effective-rank"))
+    mixed = allocate(evidence, "mixture:delta-threshold=1,effective-rank=1", budget).ranks
     for name, rank in mixed.items():
         assert min(a[name], b[name]) <= rank <= max(a[name], b[name]) + 1
-    assert suggest(evidence, "mixture:delta-threshold=5", budget).ranks == a
+    assert allocate(evidence, "mixture:delta-threshold=5", budget).ranks == a
     with pytest.raises(RequestError, match="write a mixture as"):
-        suggest(evidence, "mixture:delta-threshold", budget)
+        allocate(evidence, "mixture:delta-threshold", budget)
 
 
 def test_random_ranks_differ_by_seed_and_repeat(evidence):
     budget = parse_budget("like:r=6", evidence)
-    one, two, again = (suggest(evidence, f"random:{seed}", budget).ranks for seed in (1, 2, 1))
+    one, two, again = (allocate(evidence, f"random:{seed}", budget).ranks for seed in (1, 2, 1))
     assert one == again
     assert moved_share(one, two, evidence.targets) > 0.2
     assert moved_share(one, one, evidence.targets) == 0
@@ -165,46 +165,37 @@ def test_random_ranks_differ_by_seed_and_repeat(evidence):
 
 def test_side_by_side_and_in_words(evidence):
     budget = parse_budget("like:r=6", evidence)
-    all_of_them = suggest_all(evidence, "delta-threshold", budget)
-    assert list(all_of_them)[:3] == ["delta-threshold", "uniform", "type:delta-threshold"]
-    table = long_table(all_of_them)
-    assert len(table) == len(all_of_them) * 4 * LAYERS
+    suggestion = suggest(evidence, "delta-threshold", budget)
+    assert list(suggestion.allocations)[:3] == ["delta-threshold", "uniform", "type:delta-threshold"]
+    table = long_table(suggestion.allocations)
+    assert len(table) == len(suggestion.allocations) * 4 * LAYERS
     assert (table[table["criterion"] == "uniform"]["rank"] == 6).all()
-    curve = budget_curve(evidence, "delta-threshold", budget)
-    told = facts(all_of_them, evidence, curve, {})
+    told = facts(suggestion)
     assert told["base"] == {"name": "base", "fingerprint": BASE["fingerprint"]}
     assert told["bytes"] == 4 * told["parameters"]
-    said = "\n".join(lines(all_of_them, evidence, curve, {}))
+    said = "\n".join(lines(suggestion))
     assert "of the parameters are elsewhere than with uniform ranks" in said
     assert "Criteria disagree most between" in said
     assert "pilot" not in said
     alone = gather(base_run())
-    said = lines(suggest_all(alone, "effective-rank", budget), alone, budget_curve(alone, "effective-rank", budget), {})
-    assert "pilot" in said[-1], "one line on what a pilot would add"
-    said = lines(suggest_all(alone, "spikes", budget), alone, budget_curve(alone, "spikes", budget), {})
+    assert "pilot" in lines(suggest(alone, "effective-rank", budget))[-1], "one line on what a pilot would add"
+    said = lines(suggest(alone, "spikes", budget))
     assert any("so nothing is known" in line for line in said)
     assert not any("energy of delta-W" in line for line in said)
-    uniform = suggest_all(evidence, "gavish-donoho", budget)
-    uniform["gavish-donoho"] = uniform["uniform"]
     flat = make_run(
         "weight",
         {n: np.ones(40) for n in weight_names(2)},
         columns={"effective_rank": dict.fromkeys(weight_names(2), 40.0)},
     )
     flat_evidence = gather(flat)
-    flat_budget = parse_budget("like:r=6", flat_evidence)
-    found = suggest_all(flat_evidence, "effective-rank", flat_budget)
-    assert any(
-        line.startswith("These are uniform ranks")
-        for line in lines(found, flat_evidence, budget_curve(flat_evidence, "effective-rank", flat_budget), {})
-    )
+    found = suggest(flat_evidence, "effective-rank", parse_budget("like:r=6", flat_evidence))
+    assert any(line.startswith("These are uniform ranks") for line in lines(found))
 
 
 def test_where_limits_leave_no_choice_no_disagreement_is_made_up(evidence):
-    budget = parse_budget("like:r=5", evidence)
-    limits = Limits(min_rank=4, max_rank=4)
-    suggestions = suggest_all(evidence, "delta-threshold", budget, limits)
-    said = lines(suggestions, evidence, budget_curve(evidence, "delta-threshold", budget, limits), {})
+    said = lines(
+        suggest(evidence, "delta-threshold", parse_budget("like:r=5", evidence), Limits(min_rank=4, max_rank=4))
+    )
     assert "All criteria give the same ranks: limits and budget leave them no choice." in said
     assert not any("disagree" in line for line in said)
 
@@ -265,11 +256,11 @@ def test_what_rounding_alone_can_have_made_gets_no_rank():
     details = {"name": "tuned", "fingerprint": "1" * 16, "details": {"base": dict(BASE)}}
     noisy = make_run("delta", sigma, checkpoint=details, columns={"noise_floor": dict.fromkeys(names, 1.01)})
     evidence = gather(base_run(), [noisy])
-    suggestion = suggest(evidence, "delta-threshold", parse_budget("like:r=6", evidence))
+    suggestion = allocate(evidence, "delta-threshold", parse_budget("like:r=6", evidence))
     assert set(suggestion.ranks.values()) == {2}
     blind = make_run("delta", sigma, checkpoint=details)
     evidence = gather(base_run(), [blind])
-    fooled = suggest(evidence, "delta-threshold", parse_budget("like:r=6", evidence))
+    fooled = allocate(evidence, "delta-threshold", parse_budget("like:r=6", evidence))
     assert max(fooled.ranks.values()) > 2, "the control: without the floor noise is bought"
 
 
@@ -279,10 +270,9 @@ def test_the_summary_says_what_a_criterion_gains(evidence):
         ("delta-threshold", "0.010 to 0.013 (135M model, a task far from it)"),
         ("delta-rank:0.8", "not among those our study confirms"),
     ):
-        found = suggest_all(evidence, criterion, budget)
-        said = "\n".join(lines(found, evidence, budget_curve(evidence, criterion, budget), {}))
+        found = suggest(evidence, criterion, budget)
+        said, told = "\n".join(lines(found)), facts(found)
         assert words in said
-        told = facts(found, evidence, budget_curve(evidence, criterion, budget), {})
         own, theirs = told["delta_energy_held"], told["delta_energy_held_by_uniform"]
         assert f"hold {theirs:.1%} of the energy of delta-W at this cost where these hold {own:.1%}" in said
     assert own != theirs
@@ -290,9 +280,7 @@ def test_the_summary_says_what_a_criterion_gains(evidence):
     nearly = against_uniform({"moved_from_uniform": 0.02, "criterion": "effective-rank"})
     assert "Only 2.0%" in nearly[0]
     assert "expect no difference" in nearly[0]
-    limits = Limits(min_rank=4, max_rank=4)
-    same = suggest_all(evidence, "delta-threshold", budget, limits)
-    said = lines(same, evidence, budget_curve(evidence, "delta-threshold", budget, limits), {})
+    said = lines(suggest(evidence, "delta-threshold", budget, Limits(min_rank=4, max_rank=4)))
     assert any(line.startswith("These are uniform ranks") for line in said)
     assert not any("What it gains" in line for line in said)
 

@@ -6,17 +6,17 @@ quantisation absmax itself is stored in 8 bits: `nested_code[a_j] * nested_absma
 offset` (Dettmers et al. 2023, QLoRA, section 3). 8 bits (LLM.int8): `q * SCB[row] / 127`.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from glmspectra.checkpoint.formats.chatglm_int import CHUNK, row_chunks
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
 from glmspectra.errors import CheckpointError
+from glmspectra.json_files import parse_json, validate
 
 STATE_PREFIX = ".quant_state.bitsandbytes__"
 CODES = {"quant_map": 16, "nested_quant_map": 256}  # values of each code
@@ -33,6 +33,16 @@ class State4bit:
     blocksize: int
     nested_blocksize: int | None
     nested_offset: float
+
+
+class _StoredState(BaseModel):
+    """The JSON of a quant_state; its types of numbers (`dtype`, `nested_dtype`) are those of its tensors."""
+
+    quant_type: str
+    shape: list[int]
+    blocksize: int
+    nested_blocksize: int | None = None
+    nested_offset: float | None = None
 
 
 def recognise(name: str, files: Files) -> Logical | None:
@@ -102,23 +112,15 @@ def parse_state(name: str, raw: torch.Tensor) -> State4bit:
 
     Raises CheckpointError when it is malformed.
     """
-    try:
-        state: dict[str, Any] = json.loads(bytes(raw.tolist()))
-        nested = state.get("nested_blocksize")
-        parsed = State4bit(
-            kind=str(state["quant_type"]),
-            shape=tuple(int(n) for n in state["shape"]),
-            blocksize=int(state["blocksize"]),
-            nested_blocksize=None if nested is None else int(nested),
-            nested_offset=float(state.get("nested_offset") or 0.0),
-        )
-        if parsed.blocksize < 1 or min(parsed.shape, default=0) < 0 or (parsed.nested_blocksize or 1) < 1:
-            raise ValueError("a size that cannot be")
-        return parsed
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(
-            f"the quantisation state of {name} cannot be read ({type(error).__name__}: {error}): save the model again"
-        ) from None
+    origin = f"the quantisation state of {name}"
+    found = parse_json(bytes(raw.tolist()), origin)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{origin} is no JSON object: save the model again")
+    state = validate(found, _StoredState, origin)
+    nested = state.nested_blocksize
+    if state.blocksize < 1 or min(state.shape, default=0) < 0 or (nested is not None and nested < 1):
+        raise CheckpointError(f"{origin} has a size that cannot be: save the model again")
+    return State4bit(state.quant_type, tuple(state.shape), state.blocksize, nested, state.nested_offset or 0.0)
 
 
 def dequantize_4bit(name: str, state: State4bit, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -7,6 +7,7 @@ against base and adapter before the folder takes its name.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -334,7 +335,7 @@ def _copy_rest(source: Path, adapter: Path, target: Path, work: _Merge) -> list[
                 shutil.copyfile(path, target / path.name)
     left_out = ("quantization_config", "compression_config", "auto_map")
     config: dict[str, Any] = {key: value for key, value in work.checkpoint.config.items() if key not in left_out}
-    config = json.loads(json.dumps(config))
+    config = copy.deepcopy(config)
     if "quantization_bit" in config:
         config["quantization_bit"] = 0
     if report.dtype:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from glmspectra.errors import TrainingError
 from glmspectra.files import write_text
+from glmspectra.json_files import parse_json
 
 
 def append(path: Path, step: int, values: Mapping[str, Any]) -> None:
@@ -27,6 +29,6 @@ def cut(path: Path, last_step: int) -> None:
 
 def _step(line: str) -> float:
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return float(parse_json(line, "a line", TrainingError)["step"])
+    except (TrainingError, ValueError, KeyError, TypeError):
         return float("inf")  # half a line, of a process that was killed while it wrote

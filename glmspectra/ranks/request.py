@@ -1,25 +1,18 @@
-"""One suggestion from tables to files: what `suggest-rank` and the loop both do."""
+"""What is asked of `ranks`, and the answer from tables: what `suggest-rank` and the loop both do."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
 
 from glmspectra.errors import RequestError
-from glmspectra.json_files import write_json
-from glmspectra.ranks import report
 from glmspectra.ranks.allocation import Limits
 from glmspectra.ranks.budget import Budget, default_budget, parse_budget
 from glmspectra.ranks.evidence import Evidence, gather
 from glmspectra.ranks.exports import EXPORTS
 from glmspectra.ranks.peft_form import DEFAULT_SCALE
 from glmspectra.ranks.stability import Stability, between_runs, between_steps
-from glmspectra.ranks.suggest import Suggestion, budget_curve, check_criterion, default_criterion, suggest_all
+from glmspectra.ranks.suggest import Suggestion, check_criterion, default_criterion, suggest
 from glmspectra.store import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -57,68 +50,24 @@ class RankRequest:
                 raise RequestError(f"--export {kind}: there are {', '.join(EXPORTS)}.")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What was found.
-
-    Attributes:
-        suggestions: the chosen criterion first, then all that the tables can answer.
-        stabilities: between pilots and between steps.
-    """
-
-    suggestions: dict[str, Suggestion]
-    evidence: Evidence
-    curve: "pd.DataFrame"
-    stabilities: dict[str, Stability]
-
-    @property
-    def chosen(self) -> Suggestion:
-        return next(iter(self.suggestions.values()))
-
-    def facts(self) -> dict[str, Any]:
-        return report.facts(self.suggestions, self.evidence, self.curve, self.stabilities)
-
-    def lines(self) -> list[str]:
-        return report.lines(self.suggestions, self.evidence, self.curve, self.stabilities)
-
-    def write(self, path: Path, tables: Path, request: RankRequest) -> dict[str, Any]:
-        """Write the ranks file at `path`, exports beside it, tables and the summary in words into the run's folder.
-
-        Returns the paths by what they are.
-        """
-        files = report.write_suggestion(
-            path,
-            tables,
-            self.suggestions,
-            self.evidence,
-            self.curve,
-            request.scale,
-            request.rslora,
-            request.exports,
-        )
-        summary = write_json(tables / "ranks_summary.json", {"ranks_file": str(path), "lines": self.lines()})
-        return {**files, "summary": str(summary)}
-
-
 def evidence_and_budget(base: Run | None, deltas: Sequence[Run], request: RankRequest) -> tuple[Evidence, Budget]:
     """The tables brought together, and the parameters that the request comes to on them. Raises RequestError."""
     evidence = gather(base, deltas, request.targets, request.step)
     return evidence, parse_budget(request.budget or default_budget(evidence), evidence)
 
 
-def suggest_ranks(base: Run | None, deltas: Sequence[Run], request: RankRequest) -> Outcome:
+def suggest_ranks(base: Run | None, deltas: Sequence[Run], request: RankRequest) -> Suggestion:
     """Ranks by the request's criterion, all others beside it. Raises RequestError for what cannot be answered."""
     evidence, budget = evidence_and_budget(base, deltas, request)
-    criterion = request.criterion or default_criterion(evidence)
-    suggestions = suggest_all(evidence, criterion, budget, request.limits)
-    curve = budget_curve(evidence, criterion, budget, request.limits)
-    return Outcome(suggestions, evidence, curve, _stabilities(base, deltas, evidence, criterion, budget, request))
+    found = suggest(evidence, request.criterion or default_criterion(evidence), budget, request.limits)
+    return replace(found, stabilities=_stabilities(base, deltas, found, request))
 
 
 def _stabilities(
-    base: Run | None, deltas: Sequence[Run], evidence: Evidence, criterion: str, budget: Budget, request: RankRequest
+    base: Run | None, deltas: Sequence[Run], suggestion: Suggestion, request: RankRequest
 ) -> dict[str, Stability]:
     """Between pilots where there are several; between the steps of the first one where it has several."""
+    criterion, evidence, budget = suggestion.criterion, suggestion.evidence, suggestion.budget
     if not criterion.startswith("delta"):
         return {}
     found = {}
