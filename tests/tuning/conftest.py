@@ -5,6 +5,8 @@ import gc
 import pytest
 import torch
 
+from tests.tuning.tiny_run import write_data, write_model
+
 
 @pytest.fixture(scope="package", autouse=True)
 def small_work():
@@ -16,3 +18,15 @@ def small_work():
     yield
     gc.unfreeze()
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a ChatGLM2 of two tiny layers."""
+    return write_model(tmp_path_factory.mktemp("model"), "chatglm")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A file of rows to train on."""
+    return write_data(tmp_path_factory.mktemp("data"))

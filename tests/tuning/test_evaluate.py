@@ -26,17 +26,7 @@ from glmspectra.tuning.settings.load import load_settings
 from glmspectra.tuning.training.inputs import load_inputs
 from glmspectra.tuning.training.learning_rate import choose_rate, find_learning_rate
 from glmspectra.tuning.training.run import train
-from tests.tuning.tiny_run import make_run, rows, tokenizer, write_args, write_data, write_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"), "chatglm")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
+from tests.tuning.tiny_run import make_run, rows, tokenizer, write_args
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,6 @@ def logits(model):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"), "chatglm")
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"), train=16, valid=4)
 

@@ -12,17 +12,7 @@ from glmspectra.cli.failures import interruption
 from glmspectra.cli.libraries import library_log
 from glmspectra.cli.main import main
 from glmspectra.errors import ConfigError
-from tests.tuning.tiny_run import make_run, write_args, write_data, write_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"), "chatglm")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
+from tests.tuning.tiny_run import make_run, write_args
 
 
 @pytest.fixture

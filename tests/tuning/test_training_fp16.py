@@ -8,17 +8,7 @@ from transformers import TrainerCallback
 
 from glmspectra.tuning.settings.load import load_settings
 from glmspectra.tuning.training.run import prepare_run, train
-from tests.tuning.tiny_run import ADALORA, make_run, write_args, write_data, write_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"), "chatglm")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
+from tests.tuning.tiny_run import ADALORA, make_run, write_args
 
 
 def scaled_run(tmp_path, model, data, initial, **changes):

@@ -25,17 +25,7 @@ from glmspectra.tuning.settings.load import load_settings
 from glmspectra.tuning.training.checkpoints import prune
 from glmspectra.tuning.training.divergence import Explosion, ExplosionWatch, StepMeasure
 from glmspectra.tuning.training.run import build_run, train
-from tests.tuning.tiny_run import make_run, write_args, write_data, write_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"), "chatglm")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
+from tests.tuning.tiny_run import make_run, write_args, write_model
 
 
 @pytest.fixture
