@@ -96,6 +96,19 @@ def awq(libraries: Path) -> None:
     config = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
     save("awq_4bit", stored, expected, config, "autoawq 0.2.9")
 
+    # The other versions compute on a GPU only: expected is the weight that was packed, whose numbers are exact.
+    from awq.modules.linear.gemv import WQLinear_GEMV
+    from awq.modules.linear.gemv_fast import WQLinear_GEMVFast
+
+    for version, kind in (("gemv", WQLinear_GEMV), ("gemv_fast", WQLinear_GEMVFast)):
+        layer = kind.from_linear(source, 4, 32, False, scales, zeros)
+        expected = source.weight.data
+        if version == "gemv_fast":  # its -scale * zero is rounded to half precision
+            shift = (-scales * zeros).half().float() + scales * zeros
+            expected = expected + shift.repeat_interleave(32, dim=1)
+        stored = {key: getattr(layer, key) for key in ("qweight", "qzeros", "scales")}
+        save(f"awq_{version}", stored, expected, config | {"version": version}, "autoawq 0.2.9")
+
 
 def compressed_tensors() -> None:
     from compressed_tensors.compressors import BaseCompressor

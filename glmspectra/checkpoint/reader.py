@@ -160,7 +160,7 @@ class Checkpoint:
         """
         logical = self._sound(name)
         self.check_unchanged(name)
-        if len(logical.shape) > 2 and logical.dequantize is not None:
+        if len(logical.shape) > 2 and logical.dequantize is not None and not logical.undivided:
             experts = []
             for expert in range(logical.shape[0]):
                 experts.append(self.read_expert(name, expert))

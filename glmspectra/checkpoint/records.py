@@ -98,7 +98,8 @@ class TensorRecord:
     @property
     def is_weight(self) -> bool:
         """Whether it has the name of a weight, so that a command that does not measure it must say so."""
-        return self.name.rpartition(".")[2] == "weight" or len(self.shape) > 2
+        small = self.dtype in ("int8", "uint8", "int16", "uint16", "int32", "uint32")  # what packed weights are held in
+        return self.name.rpartition(".")[2] == "weight" or len(self.shape) > 2 or small
 
     @property
     def matrix_parts(self) -> list[Part]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from glmspectra.checkpoint.reader import Checkpoint
 
 MOST_NAMED = 20  # tensors that are left out, by name, in a manifest
+NORMS = re.compile(r"norm|ln_", re.IGNORECASE)  # the weights in layers that are vectors
 _RANGE = re.compile(r"(-?\d+)(?:-(-?\d+))?$")
 
 
@@ -94,7 +95,11 @@ def left_out(checkpoint: "Checkpoint") -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for record in checkpoint.tensors.values():
-        if record.is_matrix or len(record.shape) < 2 or record.name.endswith("bias"):
+        if record.is_matrix or record.name.endswith("bias"):
+            continue
+        if len(record.shape) < 2:
+            if record.is_recognised and record.layer is not None and not NORMS.search(record.name):
+                found[record.name] = f"its shape {list(record.shape)} is no matrix's; was it saved in shards?"
             continue
         if record.fault is not None:
             found[record.name] = record.fault

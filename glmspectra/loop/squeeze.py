@@ -127,6 +127,11 @@ def _spectra(adapter: Adapter) -> tuple[dict[str, Spectrum], dict[str, float]]:
             f"{adapter.path}: it also trained {', '.join(adapter.whole[:3])} as a whole, which a cut would lose; "
             "`glmspectra merge` keeps them."
         )
+    if adapter.beyond_matrices:
+        raise RequestError(
+            f"{adapter.path}: {adapter.beyond_matrices[0]} is a convolution or a stack of experts; only linear layers "
+            "are cut."
+        )
     spectra, scales = {}, {}
     for name in adapter.names:
         factors = adapter.change(name)

@@ -11,6 +11,7 @@ from glmspectra.checkpoint.adapter.adapter import Adapter, open_adapter
 from glmspectra.checkpoint.adapter.change import TensorChange
 from glmspectra.checkpoint.adapter.factors import Factors
 from glmspectra.checkpoint.adapter.layout import BaseLayout
+from glmspectra.checkpoint.adapter.left_alone import left_alone_sentence
 from glmspectra.checkpoint.adapter.run_folder import TunedCheckpoint
 from glmspectra.checkpoint.fingerprint import FileIdentity, check_unchanged, identity_of
 from glmspectra.checkpoint.names import IN_LAYERS, place_of
@@ -76,6 +77,8 @@ class State:
             if change.replaced is not None and change.factors is None:
                 whole = change.replaced[index] if record.experts else change.replaced
                 return replace(change, replaced=whole.reshape(weight.shape)).merged(weight)
+            if change.experts:
+                return change.experts[index].merged(weight)
             return change.merged(weight)
         assert self.checkpoint is not None  # a state is one of the two
         there = self.checkpoint.tensors[self.names[record.name]]
@@ -89,8 +92,8 @@ class State:
         if self.checkpoint is not None:
             record = self.checkpoint.tensors[self.names[name]]
             return record.quantization or record.dtype
-        found = self.factors(name)
         change = self.changes.get(name)
+        found = self.factors(name) if change is None else next(iter(change.all_factors), None)
         tensor = found.left if found is not None else change.replaced if change is not None else None
         tensor = change.rows[1] if tensor is None and change is not None and change.rows is not None else tensor
         return "unknown" if tensor is None else str(tensor.dtype).removeprefix("torch.")
@@ -121,6 +124,8 @@ def match_adapter(state: State, base: Checkpoint, aliases: dict[str, str]) -> It
     assert state.adapter is not None
     found = state.adapter.changes(BaseLayout.of(base))
     left_out = []
+    if found.left_alone:
+        yield f"{state.where.path}: {left_alone_sentence(found.left_alone)}"
     for name, change in found.tensors.items():
         record = base.tensors[change.source]
         shape = record.shape

@@ -12,8 +12,11 @@ import torch
 
 from glmspectra.checkpoint.adapter.change import TensorChange
 from glmspectra.checkpoint.adapter.config import BASE_REDUCED, AdapterConfig, read_config
+from glmspectra.checkpoint.adapter.convolutions import as_matrix, kernel_of
 from glmspectra.checkpoint.adapter.factors import BaseRule, Factors, LoftQ, Truncation
 from glmspectra.checkpoint.adapter.layout import BaseLayout, is_transposed
+from glmspectra.checkpoint.adapter.left_alone import left_alone
+from glmspectra.checkpoint.adapter.parameters import parameter_changes
 from glmspectra.checkpoint.adapter.start import find_start, step_of
 from glmspectra.checkpoint.adapter.stored import StoredAdapter, read_stored, shortened
 from glmspectra.checkpoint.names import natural_order
@@ -30,10 +33,12 @@ class Changes:
         tensors: Name in the merged checkpoint -> its change.
         untied: Tensors that were tied to another and no longer are (an output layer to its embedding) -> the base's
             tensor that each begins as. They are written on their own, and the configuration says that nothing is tied.
+        left_alone: Modules of the base that the configuration targets and the adapter has no factors for.
     """
 
     tensors: dict[str, TensorChange]
     untied: dict[str, str]
+    left_alone: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -68,7 +73,14 @@ class Adapter:
     @property
     def parameters(self) -> int:
         """Numbers in all factors as stored."""
-        return sum(tensor.numel() for parts in self._stored.factors.values() for tensor in parts.values())
+        wrappers = [parts for found in self._stored.parameters.values() for parts in found.values()]
+        return sum(tensor.numel() for parts in (*self._stored.factors.values(), *wrappers) for tensor in parts.values())
+
+    @property
+    def beyond_matrices(self) -> list[str]:
+        """Modules with factors that are no matrix of their own: stacked experts, convolutions."""
+        kernels = [module for module, parts in self._stored.factors.items() if kernel_of(parts) is not None]
+        return sorted({*self._stored.parameters, *kernels}, key=natural_order)
 
     @property
     def whole(self) -> list[str]:
@@ -80,9 +92,8 @@ class Adapter:
     @property
     def needs_base(self) -> bool:
         """Whether some change of a matrix cannot be told without the base's weight."""
-        return any("lora_magnitude_vector" in parts for parts in self._stored.factors.values()) or (
-            self.config.kind in ("loftq", "kasa")
-        )
+        dora = any("lora_magnitude_vector" in parts for parts in self._stored.factors.values())
+        return dora or self.config.kind in ("loftq", "kasa") or bool(self._stored.parameters)
 
     def change(self, name: str) -> Factors:
         """What training changed of one weight, the way round that the layer multiplies: B A, without its start.
@@ -120,12 +131,18 @@ class Adapter:
         for module, rows in self._stored.rows.items():
             change = at(f"{module}.weight")
             change.rows = (self._tokens(module, rows), rows)
-        return Changes(found, self._untie(found, base))
+        for change in parameter_changes(self.path, self.config, self._stored.parameters, base):
+            if change.name in found:
+                raise CheckpointError(f"{self.path}: changes {change.name} twice, by a module and by a parameter.")
+            found[change.name] = change
+        return Changes(found, self._untie(found, base), left_alone(self.config, found, base))
 
     def _in_layer(self, name: str, change: TensorChange, base: BaseLayout) -> Factors:
         """The factors of one weight as its layer stores it."""
         module = name.removesuffix(".weight")
-        shapes = base if change.replaced is None else _with_shape(base, change.source, change.replaced)
+        shapes = base if change.replaced is None else base.with_shape(change.source, tuple(change.replaced.shape))
+        if (kernel := kernel_of(self._stored.factors[module])) is not None:
+            shapes = as_matrix(shapes, change.source, kernel, self.kind, f"{self.path}: {module}")
         product = self._product(name)
         start = self.start._product(name) if self.start is not None else None
         if change.replaced is not None and self.kind in BASE_REDUCED:
@@ -196,10 +213,12 @@ class Adapter:
                 "were saved while DeepSpeed ZeRO-3 or FSDP held them in shards; gather them before saving."
             )
         left, right = self._whole_blocks(module, left, right)
+        if kernel_of(parts) is not None:
+            left, right = left.flatten(1), right.flatten(1)
         if left.ndim != 2 or right.ndim != 2 or right.shape[0] != left.shape[1]:
             raise CheckpointError(
                 f"{self.path}: {module} has factors of shapes {tuple(left.shape)} and {tuple(right.shape)}, which "
-                "do not multiply to a matrix; only linear layers and embeddings are read."
+                "do not multiply to a matrix; linear layers, embeddings and convolutions are read."
             )
         return left, right
 
@@ -299,11 +318,10 @@ class Adapter:
                 f"{self.path}: {module} has {rows.shape[0]} trained tokens, and trainable_token_indices names "
                 f"{len(found)} of them."
             )
+        if len(set(found)) != len(found):
+            twice = next(token for token in found if found.count(token) > 1)
+            raise CheckpointError(f"{self.path}: trainable_token_indices names token {twice} of {module} twice.")
         return torch.tensor(found)
-
-
-def _with_shape(base: BaseLayout, name: str, tensor: torch.Tensor) -> BaseLayout:
-    return BaseLayout({**base.shapes, name: tuple(tensor.shape)}, base.config)
 
 
 def open_adapter(path: Path | str, initial: Path | str | None = None) -> Adapter:
@@ -330,7 +348,7 @@ def open_adapter(path: Path | str, initial: Path | str | None = None) -> Adapter
 
 
 def _opened(path: Path, config: AdapterConfig, only_factors: bool = False) -> Adapter:
-    stored = read_stored(path)
+    stored = read_stored(path, config.modules_of_parameters)
     if only_factors:
         for parts in stored.factors.values():
             parts.pop("lora_magnitude_vector", None)

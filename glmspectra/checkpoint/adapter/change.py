@@ -10,7 +10,7 @@ from glmspectra.errors import CheckpointError
 
 @dataclass
 class TensorChange:
-    """The change of one tensor; at least one of the four is set, and they apply in this order.
+    """The change of one tensor; at least one of the five is set, and they apply in this order.
 
     Attributes:
         name: In the merged checkpoint.
@@ -18,7 +18,9 @@ class TensorChange:
         origin: The adapter, for messages.
         adapter_name: The adapter's name of it, where it has factors.
         replaced: What takes the tensor's place.
-        factors: Low-rank change of it, the way round that the base stores it.
+        factors: Low-rank change of it, the way round that the base stores it; of a convolution, of its matrix
+            (out, in x kernel).
+        experts: The same for each matrix of a stack (experts, rows, columns), in their order.
         rows: Numbers of tokens and the rows (tokens, width) that take theirs.
         added: What is added, for a bias.
     """
@@ -29,6 +31,7 @@ class TensorChange:
     adapter_name: str = ""
     replaced: torch.Tensor | None = None
     factors: Factors | None = None
+    experts: tuple[Factors, ...] = ()
     rows: tuple[torch.Tensor, torch.Tensor] | None = None
     added: torch.Tensor | None = None
 
@@ -37,6 +40,11 @@ class TensorChange:
         """Whether the change is known from factors alone, without the base's weight."""
         alone = self.replaced is None and self.rows is None and self.added is None
         return alone and self.factors is not None and not self.factors.needs_base
+
+    @property
+    def all_factors(self) -> tuple[Factors, ...]:
+        """Those of the tensor, or of each matrix of the stack."""
+        return self.experts if self.factors is None else (self.factors,)
 
     @property
     def only_rows(self) -> bool:
@@ -66,19 +74,29 @@ class TensorChange:
             CheckpointError: The shapes do not fit.
         """
         result = weight if self.replaced is None else self.replaced
-        result = result.to(dtype) if self.factors is None else self.factors.merged(result, dtype)
+        result = self._with_factors(result, dtype)
         if self.rows is not None:
             result = self._with_rows(result)
         if self.added is not None:
             result = result + self.added.to(dtype)
         return result
 
+    def _with_factors(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if self.experts:
+            matrices = zip(self.experts, weight, strict=True)
+            return torch.stack([factors.merged(matrix, dtype) for factors, matrix in matrices])
+        if self.factors is None:
+            return weight.to(dtype)
+        return self.factors.merged(weight.flatten(1), dtype).reshape(weight.shape)
+
     def _with_rows(self, result: torch.Tensor) -> torch.Tensor:
         assert self.rows is not None
         tokens, rows = self.rows
-        if int(tokens.max()) >= result.shape[0] or int(tokens.min()) < 0 or rows.shape[1:] != result.shape[1:]:
+        beyond = [token for token in tokens.tolist() if not 0 <= token < result.shape[0]]
+        if beyond or rows.shape[1:] != result.shape[1:]:
+            token = (beyond or tokens.tolist())[0]
             raise CheckpointError(
-                f"{self.origin}: trains token {int(tokens.max())} with rows of {list(rows.shape[1:])} numbers, and "
-                f"{self.name} has shape {list(result.shape)}."
+                f"{self.origin}: trains token {token} with rows of {list(rows.shape[1:])} numbers, and {self.name} has "
+                f"shape {list(result.shape)}."
             )
         return result.index_copy(0, tokens, rows.to(result.dtype))

@@ -72,7 +72,7 @@ OTHER_TYPES = {
 WITHOUT_EFFECT = frozenset(
     {
         *("auto_mapping", "inference_mode", "peft_version", "revision", "task_type"),
-        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # the tensors say which
+        *("layers_pattern",),  # the tensors say which
         *("lora_dropout", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
         *("velora_config", "monteclora_config"),  # VeLoRA: backward only; MonteCLoRA: noise that PEFT leaves out too
         *("megatron_core", "qalora_group_size"),  # names of what other keys switch on
@@ -89,7 +89,6 @@ REFUSED = {
     "enable_lora": "LoRA of single parts of a fused weight (loralib's MergedLinear) is not read",
     "layer_replication": "it repeats layers of the base under new numbers",
     "megatron_config": "Megatron's parallel layers hold their parts of each factor",
-    "target_parameters": "LoRA on bare parameters (stacked experts) is not read; target the modules instead",
     "use_qalora": "QALoRA averages the inputs in groups",
 }
 
@@ -141,6 +140,10 @@ class AdapterConfig(BaseModel):
     loftq_config: LoftQConfig | None = None
     kasa_config: dict[str, Any] | None = None
     use_bdlora: BlockDiagonal | None = None
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    target_parameters: list[str] | None = None
     modules_to_save: list[str] | str | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     ensure_weight_tying: bool | None = False
@@ -149,6 +152,12 @@ class AdapterConfig(BaseModel):
     def adalora(self) -> bool:
         """Whether the change is B diag(E) A with pruned triplets."""
         return self.peft_type == "ADALORA"
+
+    @property
+    def modules_of_parameters(self) -> list[str]:
+        """Ends of the names of modules whose bare parameters have factors (stacked experts); a `weight` is none."""
+        split = [key.rpartition(".") for key in self.target_parameters or []]
+        return sorted({module for module, _, parameter in split if parameter != "weight"})
 
     @cached_property
     def start(self) -> str:
@@ -255,5 +264,8 @@ def _check_method(path: Path, config: AdapterConfig) -> None:
     if len(variants) > 1 or (config.adalora and variants):
         shown = " and ".join(["ADALORA", *variants] if config.adalora else variants)
         raise CheckpointError(f"{file}: {shown} exclude each other; PEFT would refuse to load it.")
+    if config.target_parameters and (variants or config.adalora or config.start in (*BASE_REDUCED, "loftq")):
+        method = config.start if config.start in (*BASE_REDUCED, "loftq") else (variants or ["ADALORA"])[0]
+        raise CheckpointError(f"{file}: target_parameters together with {method}; PEFT makes no such adapter.")
     if config.kasa_config is not None and config.start not in BASE_UNCHANGED:
         raise CheckpointError(f"{path}: KaSA on a base changed by {config.start} is not read.")

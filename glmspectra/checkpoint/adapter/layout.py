@@ -36,6 +36,10 @@ class BaseLayout:
         """The layout of an opened checkpoint."""
         return cls({name: record.shape for name, record in checkpoint.tensors.items()}, checkpoint.config)
 
+    def with_shape(self, name: str, shape: tuple[int, ...]) -> "BaseLayout":
+        """The same with another shape of one tensor."""
+        return BaseLayout({**self.shapes, name: shape}, self.config)
+
     def find(self, name: str) -> list[str]:
         """The base's tensors that an adapter's name can mean.
 

@@ -1,7 +1,7 @@
 """The tensors of an adapter's file by what they are: factors of modules, rows of tokens, and whole tensors."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,18 +39,24 @@ class StoredAdapter:
 
     Attributes:
         factors: module -> part -> tensor, such as lora_A (rank, in) and lora_B (out, rank).
+        parameters: module -> how deep its wrapper lies (0: outermost) -> part -> tensor, for LoRA on bare parameters.
         rows: module -> the trained rows of its embedding (tokens, width).
         whole: base name -> a tensor that replaces the base's; under it PEFT loads biases and, beside factors of an
             embedding, the weight that they belong to.
     """
 
     factors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    parameters: dict[str, dict[int, dict[str, torch.Tensor]]] = field(default_factory=dict)
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
     whole: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def read_stored(path: Path) -> StoredAdapter:
+def read_stored(path: Path, of_parameters: Collection[str] = ()) -> StoredAdapter:
     """The tensors of the adapter in this folder; they are megabytes and are read at once.
+
+    Args:
+        path: The folder.
+        of_parameters: Modules, by the end of their names, whose bare parameters have the factors.
 
     Raises:
         CheckpointError: There is no file of weights, it cannot be read, or it holds a tensor that is not known here.
@@ -66,9 +72,9 @@ def read_stored(path: Path) -> StoredAdapter:
     for key, tensor in stored.items():
         if not tensor.is_floating_point():
             raise CheckpointError(f"{file}: {key} holds {str(tensor.dtype).removeprefix('torch.')}, no floating point.")
-        _sort_in(file, found, saved, key, tensor)
+        _sort_in(file, found, saved, key, tensor, of_parameters)
     found.whole |= saved  # of a module with a bias and bias="all" PEFT also saves the original's, which is not used
-    if not found.factors:
+    if not found.factors and not found.parameters:
         raise CheckpointError(f"{file}: no factors in it; its tensors are {shortened(list(stored)) or 'none'}.")
     return found
 
@@ -78,7 +84,14 @@ def foreign_form(keys: Iterable[str]) -> str | None:
     return next((name for key in keys for pattern, name in _FOREIGN if pattern.search(key)), None)
 
 
-def _sort_in(file: Path, found: StoredAdapter, saved: dict[str, torch.Tensor], key: str, tensor: torch.Tensor) -> None:
+def _sort_in(
+    file: Path,
+    found: StoredAdapter,
+    saved: dict[str, torch.Tensor],
+    key: str,
+    tensor: torch.Tensor,
+    of_parameters: Collection[str],
+) -> None:
     name = key.removeprefix(_PREFIX)
     if _WITHOUT_EFFECT.search(name):
         return
@@ -88,7 +101,13 @@ def _sort_in(file: Path, found: StoredAdapter, saved: dict[str, torch.Tensor], k
         kind = part["part"] + (".bias" if part["suffix"] == ".bias" else "")
         if kind not in ("lora_B.bias",) and kind.endswith(".bias"):
             raise CheckpointError(f"{file}: the tensor {key!r} belongs to a variant of LoRA that is not read here.")
-        _put(file, found.factors.setdefault(_plain(part["module"]), {}), kind, tensor, key)
+        module = _plain(part["module"])
+        if any(f".{module}".endswith(f".{end}") for end in of_parameters):
+            wrappers = found.parameters.setdefault(module, {})
+            depth = part["module"].count(".base_layer")
+            _put(file, wrappers.setdefault(depth, {}), kind, tensor, key)
+        else:
+            _put(file, found.factors.setdefault(module, {}), kind, tensor, key)
     elif rows:
         _put(file, found.rows, _plain(rows["module"]), tensor, key)
     elif "lora_" in name or "trainable_tokens" in name:

@@ -1,22 +1,19 @@
-"""GPTQ's and AWQ's packed words: `X.qweight`, `X.qzeros`, `X.scales` and, of GPTQ, `X.g_idx`.
+"""GPTQ's packed words: `X.qweight`, `X.qzeros`, `X.scales` and `X.g_idx`; AWQ's have the same names (`awq.py`).
 
 GPTQ (AutoGPTQ, GPTQModel): column j of the weight has the group g = g_idx[j], and W[i, j] = scales[g, i] *
 (q[j, i] - z[g, i]). Numbers q are packed along the inputs, z along the outputs, in one string of bits. Format 1
 (`checkpoint_format` "gptq", the usual one) stores z - 1, format 2 ("gptq_v2") stores z.
-
-AWQ (AutoAWQ, version "gemm"): the same formula with groups of equal size; q and z are both packed along the outputs,
-eight of four bits to a word in the order 0 2 4 6 1 3 5 7.
 """
 
 import torch
 
+from glmspectra.checkpoint.formats.awq import awq_weight
 from glmspectra.checkpoint.formats.bits import unpack_words, words_for
 from glmspectra.checkpoint.formats.chatglm_int import row_chunks
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
-from glmspectra.checkpoint.formats.settings import Awq, Gptq
+from glmspectra.checkpoint.formats.settings import Gptq
 from glmspectra.errors import CheckpointError
 
-AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where number i of eight stands in its word
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # weights of (inputs, outputs)
 
 
@@ -41,7 +38,7 @@ def recognise(name: str, files: Files) -> Logical | None:
         parts.append(module + "g_idx")
     rows, outputs = files.stored[name].shape[0], files.stored[module + "scales"].shape[-1]
     if files.method == "awq" or (files.method is None and files.stored[name].shape == (rows, outputs // 8)):
-        return _awq(parts, files)
+        return awq_weight(parts[:3], files)
     return _gptq(parts, files)
 
 
@@ -86,45 +83,6 @@ def _gptq(parts: list[str], files: Files) -> Logical:
         return result.t().contiguous() if transposed else result
 
     return files.weight(shape[::-1] if transposed else shape, name, parts, dequantize)
-
-
-def _awq(parts: list[str], files: Files) -> Logical:
-    qweight, qzeros, scales = (files.stored[part].shape for part in parts[:3])
-    settings = files.settings_of(Awq)
-    version = (settings.version or settings.format or "gemm") if settings else "gemm"
-    if version.lower() != "gemm":
-        fault = f"AWQ's version {version!r} packs it by another rule than 'gemm'; take a model of version gemm"
-        return files.weight(qweight, f"awq:{version}", parts, fault=fault)
-    fit = (
-        len(qweight) == len(qzeros) == len(scales) == 2
-        and scales[1] == 8 * qweight[1]
-        and qzeros == (scales[0], qweight[1])
-        and scales[0] > 0
-        and qweight[0] % scales[0] == 0
-        and (settings is None or settings.bits == 4)
-        and all(files.stored[part].dtype == "int32" for part in parts[:2])
-        and files.stored[parts[2]].dtype.startswith(("float", "bfloat"))
-    )
-    if not fit:
-        return files.weight(qweight, "awq", parts, fault=unlike("AWQ (gemm, four bits)", files, *parts[:3]))
-    shape, size = (scales[1], qweight[0]), qweight[0] // scales[0]
-
-    def dequantize(tensors: Tensors) -> torch.Tensor:
-        words, zeros, scale = (tensors[part] for part in parts[:3])
-        zero, scale = _awq_numbers(zeros), scale.float()
-        result = torch.empty(shape, dtype=torch.float32)
-        for inputs in row_chunks((qweight[0], scales[1])):
-            group = torch.arange(inputs.start, inputs.stop) // size
-            result[:, inputs] = ((_awq_numbers(words[inputs]) - zero[group]) * scale[group]).t()
-        return result
-
-    return files.weight(shape, "awq:4bit", parts[:3], dequantize)
-
-
-def _awq_numbers(words: torch.Tensor) -> torch.Tensor:
-    eights = unpack_words(words, 4, 8 * words.shape[1]).reshape(words.shape[0], -1, 8)
-    found: torch.Tensor = eights[..., list(AWQ_ORDER)].flatten(1)
-    return found
 
 
 def _present(files: Files, parts: list[str]) -> list[str]:

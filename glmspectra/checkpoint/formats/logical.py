@@ -28,6 +28,7 @@ class Logical:
         quantization: name of the quantised format; None when it is stored as it is.
         dequantize: gives float32 from the components by name; of a stack, from those of one expert.
         fault: why it cannot be read, in words that finish "... cannot be read: "; None when it can.
+        undivided: whether `dequantize` needs a tensor of three dimensions whole, not one expert (or output) of it.
     """
 
     shape: tuple[int, ...]
@@ -38,6 +39,7 @@ class Logical:
     quantization: str | None = None
     dequantize: Dequantize | None = None
     fault: str | None = None
+    undivided: bool = False
 
     @property
     def floating(self) -> bool:

@@ -3,13 +3,14 @@
 A key that stands in neither is refused by its name: it could change what the stored numbers mean.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from glmspectra.errors import CheckpointError
-from glmspectra.json_files import validate
+from glmspectra.json_files import read_object, validate
 
 # Which modules were left alone is seen from the tensors themselves.
 MODULES = {
@@ -215,6 +216,8 @@ METHODS: dict[str, tuple[type[_Settings], set[str]]] = {
     "gguf": (Other, MODULES | OF_LOADING),
 }
 
+STATED = ("quantization_config", "compression_config")  # the key, and its name of before
+
 # Methods that are known and not read.
 REFUSED = {
     "torchao": "its tensors are classes of torchao's own",
@@ -247,11 +250,11 @@ def read_settings(config: Mapping[str, Any], origin: str) -> tuple[str | None, B
     Raises:
         CheckpointError: The method is unknown or not read here, or a key or value is not understood.
     """
-    content = config.get("quantization_config") or config.get("compression_config")
+    content, origin = _stated(config, origin)
     if not content:
         return None, None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{origin}: quantization_config is no JSON object; fetch config.json again.")
+        raise CheckpointError(f"{origin}: quantization_config is no JSON object; fetch the file again.")
     method = content.get("quant_method")
     if method is None and ({"load_in_4bit", "load_in_8bit"} & content.keys()):
         method = "bitsandbytes"  # as transformers reads the files of before quant_method
@@ -270,3 +273,41 @@ def read_settings(config: Mapping[str, Any], origin: str) -> tuple[str | None, B
     model, harmless = METHODS[method]
     kept = {key: value for key, value in content.items() if key not in harmless}
     return method, validate(kept, model, f"{origin}, quantization_config ({method})")
+
+
+def _stated(config: Mapping[str, Any], origin: str) -> tuple[Any, str]:
+    """What is said of quantisation, and where: in config.json, a part of it (text_config), or a file beside it."""
+    parts = {origin: config} | {f"{origin}, {key}": part for key, part in config.items() if isinstance(part, dict)}
+    stated = {place: part[key] for place, part in parts.items() for key in STATED if part.get(key)}
+    if stated:
+        place, content = next(iter(stated.items()))
+        if other := next((place for place in stated if stated[place] != content), None):
+            raise CheckpointError(f"{place} and {other} say different things of quantisation; leave one of the two.")
+        return content, place
+    folder = Path(origin).parent
+    for name, standard in BESIDE.items():
+        if Path(origin).name == "config.json" and (folder / name).is_file():
+            return standard(read_object(folder / name)), str(folder / name)
+    return None, origin
+
+
+def _auto_gptq(content: dict[str, Any]) -> dict[str, Any]:
+    return {"quant_method": "gptq"} | content
+
+
+def _auto_awq(content: dict[str, Any]) -> dict[str, Any]:
+    names = {"w_bit": "bits", "q_group_size": "group_size"}
+    return {"quant_method": "awq"} | {names.get(key, key): value for key, value in content.items()}
+
+
+def _modelopt(content: dict[str, Any]) -> dict[str, Any]:
+    inner = content.get("quantization")
+    return {"quant_method": "modelopt"} | (inner if isinstance(inner, dict) else content)
+
+
+# Files of their own that writers of before `quantization_config` put the same settings into.
+BESIDE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "quantize_config.json": _auto_gptq,
+    "quant_config.json": _auto_awq,
+    "hf_quant_config.json": _modelopt,
+}

@@ -4,6 +4,7 @@ A format is a module of this package with one function, `recognise(name, files)`
 `name` begins, or None. The first in the table that knows a tensor takes it and its companions.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,10 +18,12 @@ from glmspectra.checkpoint.formats import (
     hqq,
     microscaling,
     quanto,
+    reparametrized,
     torch_kinds,
 )
 from glmspectra.checkpoint.formats.logical import Files, Logical, Read
 from glmspectra.checkpoint.formats.settings import read_settings
+from glmspectra.checkpoint.geometry import EXPERTS
 from glmspectra.checkpoint.records import StoredTensor
 
 Recognise = Callable[[str, Files], Logical | None]
@@ -36,6 +39,7 @@ FORMATS: dict[str, Recognise] = {
     "ChatGLM int4, int8": chatglm_int.recognise,
     "fp8, MXFP8": fp8.recognise,
     "GGUF": gguf_file.recognise,
+    "weight norm, spectral norm, pruning": reparametrized.recognise,
     "torch": torch_kinds.recognise,
 }
 
@@ -115,6 +119,12 @@ COMPANIONS = frozenset(
 )
 COMPANION_ENDINGS = ("_scale", "_scales", "_scale_inv", "_blocks", "_zero_point", "_zeros", "_absmax", "_scale_2")
 
+# In whatever writer's own name: `weight_quantizer_scale`, `wq_scales_1`, `quant_zero_points`.
+COMPANION_WORDS = re.compile(
+    r"(^|_)(quant|qparams|quantizer|zeropoints?|zero_points?|absmax)(_|$)|(weight|^w?q|quant\w*)_\w*scales?(_|$)"
+)
+FACTORS = re.compile(r"\.lora_(A|B|E|embedding_[AB])(\.|$)")
+
 
 def assemble(
     stored: Mapping[str, StoredTensor], config: Mapping[str, Any], read: Read, origin: str
@@ -148,7 +158,7 @@ def assemble(
     for name, entry in stored.items():
         if name not in used:
             logical[name] = Logical(
-                entry.shape, entry.dtype, entry.nbytes, entry.file, (name,), fault=_fault(name, entry, method, stored)
+                entry.shape, entry.dtype, entry.nbytes, entry.file, (name,), fault=_fault(name, entry, files)
             )
     return logical
 
@@ -160,16 +170,18 @@ def weight_name(first: str) -> str:
         return f"{module}{dot}weight"
     if word == "_data":
         return module.removesuffix("._data")
+    if (whole := reparametrized.weight_of(first)) is not None:
+        return whole
     return first.removesuffix("_blocks")
 
 
 def is_companion(name: str) -> bool:
     """Whether a tensor of this name is a scale, a zero point, packed words or another companion of a weight."""
     word = name.rpartition(".")[2]
-    return word in COMPANIONS or word.endswith(COMPANION_ENDINGS)
+    return word in COMPANIONS or word.endswith(COMPANION_ENDINGS) or bool(COMPANION_WORDS.search(word))
 
 
-def _fault(name: str, entry: StoredTensor, method: str | None, stored: Mapping[str, StoredTensor]) -> str | None:
+def _fault(name: str, entry: StoredTensor, files: Files) -> str | None:
     """Why a tensor that no format took is no matrix of numbers; None when it may be one."""
     if len(entry.shape) < 2:
         return None
@@ -177,10 +189,16 @@ def _fault(name: str, entry: StoredTensor, method: str | None, stored: Mapping[s
         return "it holds powers of two (E8M0), which are scales and no weight"
     if is_companion(name):
         return "by its name it is a scale or packed part of a quantised weight, of no form that is known here"
-    scales = [scale for scale in (f"{name}_scale", f"{name}_scale_inv") if scale in stored]
+    scales = [scale for scale in (f"{name}_scale", f"{name}_scale_inv") if scale in files.stored]
     if scales and name.endswith("weight"):
         return f"it holds {entry.dtype} beside the scale {scales[0]}: whether that is in it already cannot be told"
-    if name.rpartition(".")[2] == "weight" and entry.dtype in ("int8", "uint8", "int32", "int16"):
-        of = f" of {method}" if method else ""
+    if "peft_type" not in files.config and FACTORS.search(name):
+        return (
+            "it is a factor of LoRA, and the files hold base and adapter side by side; save the adapter by "
+            "save_pretrained, or the model after merge_and_unload"
+        )
+    weight = name.rpartition(".")[2] == "weight" or (len(entry.shape) == 3 and EXPERTS.search(name))
+    if weight and entry.dtype in ("int8", "uint8", "int32", "int16"):
+        of = f" of {files.method}" if files.method else ""
         return f"it holds {entry.dtype} numbers{of}, and no scale that belongs to it is in the files"
     return None

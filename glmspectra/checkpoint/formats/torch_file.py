@@ -5,6 +5,7 @@ Torch's own unpickler with its list of admitted types, mapped; no code of a file
 
 import pickle
 import re
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,13 @@ def _load(path: Path) -> Any:
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    return (tensor.size(0),) if tensor.is_nested else tuple(tensor.shape)
+    """The shape; of a nested tensor that of its pieces one under the other, so that it has the place of a matrix."""
+    if not tensor.is_nested:
+        return tuple(tensor.shape)
+    pieces = [tuple(piece.shape) for piece in tensor.unbind()]
+    if any(len(piece) != 2 for piece in pieces):
+        return (len(pieces), max((prod(piece) for piece in pieces), default=0))
+    return sum(piece[0] for piece in pieces), max((piece[1] for piece in pieces), default=0)
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 
+from glmspectra.checkpoint.formats.reparametrized import REFUSED_PARTS, REMADE
+from glmspectra.checkpoint.formats.settings import BESIDE, STATED
 from glmspectra.checkpoint.locate import INDEXES, NOT_WEIGHTS, SUFFIXES
 from glmspectra.checkpoint.reader import Checkpoint
 from glmspectra.checkpoint.writing.folder import PROGRESS, Tensors, Written, write_checkpoint
 from glmspectra.checkpoint.writing.shards import SHARD_BYTES, Planned
-from glmspectra.errors import RequestError
+from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.json_files import read_object, write_json
 
 FLOATING = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -77,6 +79,8 @@ def _sources(checkpoint: Checkpoint, dtype: str | None) -> Tensors:
 
     planned = []
     for record in checkpoint.tensors.values():
+        if record.quantization in REMADE:
+            raise CheckpointError(f"{record.name}: {REFUSED_PARTS.format(record.quantization)}")
         target = wanted if record.floating else getattr(torch, record.dtype)
         planned.append(Planned(record.name, record.shape, target, _count(record.shape) * target.itemsize))
     return Tensors(planned, read, checkpoint.release, checkpoint.check_unchanged)
@@ -93,15 +97,17 @@ def _copy_others(checkpoint: Checkpoint, target: Path, dtype: str | None) -> lis
     for path in sorted(checkpoint.folder.iterdir()):
         if not path.is_file() or path.name.startswith(".") or path.name in weights or path.name == PROGRESS:
             continue
-        if path.suffix in SUFFIXES or NOT_WEIGHTS.match(path.name):
-            continue  # another form of the same weights, or a trainer's state
+        if path.suffix in SUFFIXES or NOT_WEIGHTS.match(path.name) or (dtype is not None and path.name in BESIDE):
+            continue  # another form of the same weights, a trainer's state, or that they were quantised
         shutil.copyfile(path, target / path.name)
         copied.append(path.name)
     config = target / "config.json"
     if dtype is not None and config.is_file():
         content = read_object(config)
-        for key in ("quantization_config", "compression_config", "quantization_bit"):
-            content.pop(key, None)
+        for part in (content, *(value for value in content.values() if isinstance(value, dict))):
+            for key in STATED:
+                part.pop(key, None)
+        content.pop("quantization_bit", None)
         content["torch_dtype" if "torch_dtype" in content else "dtype"] = dtype
         write_json(config, content)
     return copied

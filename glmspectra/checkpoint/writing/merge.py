@@ -22,6 +22,9 @@ import torch
 from glmspectra.checkpoint.adapter.adapter import Adapter, open_adapter
 from glmspectra.checkpoint.adapter.change import TensorChange
 from glmspectra.checkpoint.adapter.layout import EMBEDDING, BaseLayout
+from glmspectra.checkpoint.adapter.left_alone import left_alone_sentence
+from glmspectra.checkpoint.formats.reparametrized import REFUSED_PARTS, REMADE
+from glmspectra.checkpoint.formats.settings import BESIDE, STATED
 from glmspectra.checkpoint.names import OUTPUT, place_of
 from glmspectra.checkpoint.reader import Checkpoint, open_checkpoint
 from glmspectra.checkpoint.writing.folder import Tensors, write_checkpoint
@@ -50,6 +53,7 @@ class Merged:
         lost: Name and share of the weight whose change lost most to rounding in dtype, |stored - exact|_F / |change|_F.
         checked: Name and relative error of the changed tensor that is farthest from base and adapter on random inputs.
         vocabulary: Rows of the embedding before and after, where the adapter extended it.
+        left_alone: What is said of modules that the adapter targets and has no factors for.
         nbytes, files: What was written.
     """
 
@@ -65,6 +69,7 @@ class Merged:
     lost: tuple[str, float] = ("", 0.0)
     checked: tuple[str, float] = ("", 0.0)
     vocabulary: tuple[int, int] | None = None
+    left_alone: str = ""
     nbytes: int = 0
     files: list[str] = field(default_factory=list)
 
@@ -92,6 +97,8 @@ class Merged:
             lines.append(f"Replaced as a whole or in part, as they were trained: {self.whole} tensors.")
         if self.untied:
             lines.append(f"{', '.join(self.untied)}: no longer tied, as trained; config.json says so.")
+        if self.left_alone:
+            lines.append(self.left_alone)
         if self.vocabulary:
             lines.append(f"The vocabulary has {self.vocabulary[1]} entries now, {self.vocabulary[0]} in the base.")
         return lines
@@ -148,7 +155,8 @@ class _Merge:
             self.changes.setdefault(name, TensorChange(name, source, str(adapter.path)))
         report.untied = sorted(found.untied)
         report.vocabulary = _vocabulary(checkpoint, self.changes)
-        report.changed = sum(change.factors is not None for change in self.changes.values())
+        report.changed = sum(len(change.all_factors) for change in self.changes.values())
+        report.left_alone = left_alone_sentence(found.left_alone) if found.left_alone else ""
         report.whole = sum(
             change.replaced is not None or change.rows is not None or change.added is not None
             for change in self.changes.values()
@@ -167,6 +175,8 @@ class _Merge:
         record = self.checkpoint.tensors[self._source(name)]
         config = self.checkpoint.config
         stored = getattr(torch, record.dtype)
+        if record.quantization in REMADE:
+            raise CheckpointError(f"{name}: {REFUSED_PARTS.format(record.quantization)}")
         if record.quantization:
             stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float16"))
             self.report.dequantized += 1
@@ -213,10 +223,10 @@ class _Merge:
                 f"{name}: base and adapter together give values that are not finite; the adapter is broken."
             )
         result = exact.to(types[name])
-        if change.factors is not None:
+        if change.all_factors:
             before = stored if change.replaced is None else change.replaced
-            size = float(torch.linalg.matrix_norm(exact - before.float()))
-            lost = float(torch.linalg.matrix_norm(result.float() - exact)) / size if size > 0 else 0.0
+            size = float(torch.linalg.vector_norm(exact - before.float()))
+            lost = float(torch.linalg.vector_norm(result.float() - exact)) / size if size > 0 else 0.0
             self.report.lost = max(self.report.lost, (name, lost), key=lambda item: item[1])
             self.report.dtype = str(types[name]).removeprefix("torch.")
         return result
@@ -262,11 +272,14 @@ def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
 def _distance(change: TensorChange, found: torch.Tensor, stored: torch.Tensor, generator: torch.Generator) -> float:
     """Largest |found x - (base and adapter) x| over random x, relative to the largest |(base and adapter) x|."""
     before = (stored if change.replaced is None else change.replaced).float()
-    if change.factors is None:
+    if not change.all_factors:
         expected, got = change.merged(stored), found
     else:
-        inputs = torch.randn(CHECK_INPUTS, before.shape[1], generator=generator)
-        expected, got = change.factors.forward(inputs, before), inputs @ found.T
+        stack = before.unsqueeze(0) if change.factors is not None else before
+        matrices = list(zip(change.all_factors, stack, found.reshape(stack.shape), strict=True))
+        inputs = torch.randn(CHECK_INPUTS, stack[0].flatten(1).shape[1], generator=generator)
+        expected = torch.cat([factors.forward(inputs, matrix.flatten(1)) for factors, matrix, _ in matrices], dim=1)
+        got = torch.cat([inputs @ matrix.flatten(1).T for _, _, matrix in matrices], dim=1)
         if change.rows is not None:
             tokens, rows = change.rows
             expected = expected.index_copy(1, tokens, inputs @ rows.float().T)
@@ -326,21 +339,22 @@ def _copy_rest(source: Path, adapter: Path, target: Path, work: _Merge) -> list[
     report = work.report
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name != "config.json" and not path.name.endswith(NOT_COPIED):
-            if path.suffix == ".py" or path.name == "trainer_state.json":
-                continue  # code of the original model, the native one needs none; steps of the base's own training
+            if path.suffix == ".py" or path.name == "trainer_state.json" or path.name in BESIDE:
+                continue  # the original's code, the base's own training, and that its weights were quantized
             shutil.copyfile(path, target / path.name)
     if report.vocabulary:
         for path in sorted(adapter.iterdir()):  # the tokenizer that was extended with the vocabulary
             if path.is_file() and re.match(r"(tokenizer|special_tokens|added_tokens|vocab|merges)", path.name):
                 shutil.copyfile(path, target / path.name)
-    left_out = ("quantization_config", "compression_config", "auto_map")
-    config: dict[str, Any] = {key: value for key, value in work.checkpoint.config.items() if key not in left_out}
-    config = copy.deepcopy(config)
+    config: dict[str, Any] = copy.deepcopy(work.checkpoint.config)
+    config.pop("auto_map", None)
     if "quantization_bit" in config:
         config["quantization_bit"] = 0
     if report.dtype:
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = report.dtype
     for inner in _configs(config):
+        for key in STATED:
+            inner.pop(key, None)
         if report.untied and (inner is config or "tie_word_embeddings" in inner):
             inner["tie_word_embeddings"] = False
         for key in VOCABULARY_KEYS if report.vocabulary else ():

@@ -1,0 +1,33 @@
+"""LoRA on convolutions: A (rank, in, kernel ...) and B (out, rank, 1 ...) multiply to the matrix (out, in x kernel)."""
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+
+from glmspectra.checkpoint.adapter.layout import BaseLayout
+from glmspectra.errors import CheckpointError
+
+
+def kernel_of(parts: Mapping[str, torch.Tensor]) -> tuple[int, ...] | None:
+    """Inputs and kernel, where the factors are those of a convolution; else None."""
+    left, right = parts.get("lora_B"), parts.get("lora_A")
+    if left is None or right is None or not 2 < left.ndim == right.ndim or prod(left.shape[2:]) != 1:
+        return None
+    return tuple(right.shape[1:])
+
+
+def as_matrix(base: BaseLayout, source: str, kernel: tuple[int, ...], kind: str, where: str) -> BaseLayout:
+    """The base with the convolution's weight as the matrix that its factors multiply to.
+
+    Raises:
+        CheckpointError: The layer of the base is another one, or the method is none that PEFT has for convolutions.
+    """
+    shape = tuple(base.shapes[source])
+    if shape[1:] != kernel or kind not in ("lora", "rslora", "dora"):
+        grouped = len(shape) == len(kernel) + 1 and shape[2:] == kernel[1:] and shape[1] < kernel[0]
+        why = "is one in groups, which PEFT does not merge" if grouped else f"has a weight of shape {list(shape)}"
+        raise CheckpointError(
+            f"{where} has {kind} factors of a convolution over {list(kernel)}, and the layer of the base {why}."
+        )
+    return base.with_shape(source, (shape[0], prod(kernel)))
