@@ -73,7 +73,8 @@ def _weight_norm(name: str, scale: str, files: Files) -> Logical:
         direction = tensors[name].float()
         norm = torch.linalg.vector_norm(direction, dim=over, keepdim=True)
         factor = tensors[scale].float().reshape([1] * len(shape) if whole else sizes)
-        return direction * (factor / norm)
+        scaled: torch.Tensor = direction * (factor / norm)
+        return scaled
 
     return files.weight(shape, "weight_norm", [name, scale], dequantize)
 
@@ -89,8 +90,9 @@ def _spectral_norm(name: str, left: str, right: str, files: Files) -> Logical:
     def dequantize(tensors: Tensors) -> torch.Tensor:
         weight = tensors[name].float()
         matrix = weight.movedim(axis, 0).reshape(rows, columns)
-        sigma: torch.Tensor = tensors[left].float().flatten() @ (matrix @ tensors[right].float().flatten())
-        return weight / sigma
+        sigma = tensors[left].float().flatten() @ (matrix @ tensors[right].float().flatten())
+        divided: torch.Tensor = weight / sigma
+        return divided
 
     return files.weight(shape, "spectral_norm", [name, left, right], dequantize)
 
