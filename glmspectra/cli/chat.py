@@ -42,10 +42,7 @@ def chat(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Talk to a model: a conversation on a terminal, or one question and its answer.
-
-    Example: glmspectra chat "头晕怎么办？" --adapter runs/train/final_adapter --temperature 0
-    """
+    """Talk to a model: a conversation on a terminal, or one question and its answer."""
     import sys
 
     from glmspectra.cli.libraries import hush, library_log

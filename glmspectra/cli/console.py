@@ -7,12 +7,15 @@ terminal would obey are written out.
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from glmspectra.json_files import json_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # C0 and C1 controls but tab and line feed, marks that turn the direction of text, separators of lines, half surrogates.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -53,6 +56,12 @@ def finish(result: Mapping[str, Any], lines: str | list[str], as_json: bool) -> 
         return
     for line in [lines] if isinstance(lines, str) else lines:
         stdout.print(line, soft_wrap=True)
+
+
+def show_table(title: str, table: "Table") -> None:
+    """Print a table under its title, which rich would break to the width of the table were it the table's own."""
+    stdout.print(title, soft_wrap=True)
+    stdout.print(table)
 
 
 def note(sentence: str | None, quiet: bool = False) -> None:

@@ -47,8 +47,6 @@ def convert(
     Tensors go from file to file one at a time and are read back and compared. The new folder appears under
     its name when all is done; interrupted, the same command goes on. Without --out it is NAME-safetensors in
     this folder, or NAME-glm, NAME-chatglm.
-
-    Example: glmspectra convert chatglm2-6b --out chatglm2-6b-safetensors
     """
     from glmspectra.checkpoint import open_checkpoint
     from glmspectra.checkpoint.selection import left_out_sentence

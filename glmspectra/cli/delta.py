@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glmspectra.cli.console import finish, stderr, stdout
+from glmspectra.cli.console import finish, show_table, stderr
 from glmspectra.cli.options import Device, Json, Quiet
 from glmspectra.cli.selection_options import Exclude, Fresh, Include, Layers, Matrices, NoReport, OutRoot, SvgFiles
 from glmspectra.launch import read_launch
@@ -102,7 +102,7 @@ def delta(
         "summary": summary_of(run),
     } | ({"similarity": similarity} if similarity else {})
     if not as_json:
-        stdout.print(_table(run, facts["summary"]))
+        show_table(_title(run), _table(facts["summary"]))
     finish(facts, _lines(facts), as_json)
     if result.nonfinite:
         raise typer.Exit(1)
@@ -117,17 +117,22 @@ def _say_cost(plan: "DeltaPlan") -> None:
         stderr.print(sentence, highlight=False, soft_wrap=True)
 
 
-def _table(run: "Run", summary: dict[str, Any]) -> "Table":
+def _title(run: "Run") -> str:
+    from glmspectra.sweep.delta_summary import last_state
+
+    rows = last_state(run)
+    step = "" if rows["step"].isna().all() else f" at step {int(rows['step'].iloc[0])}"
+    return f"{run.name}{step}: median over {rows['layer'].nunique()} layers"
+
+
+def _table(summary: dict[str, Any]) -> "Table":
     from rich import box
     from rich.table import Table
 
     from glmspectra.cli.measuring import heading
-    from glmspectra.sweep.delta_summary import SUMMARY_COLUMNS, last_state
+    from glmspectra.sweep.delta_summary import SUMMARY_COLUMNS
 
-    rows = last_state(run)
-    step = "" if rows["step"].isna().all() else f" at step {int(rows['step'].iloc[0])}"
-    title = f"{run.name}{step}: median over {rows['layer'].nunique()} layers"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("matrix", no_wrap=True)
     shown = [column for column in SUMMARY_COLUMNS if any(column in values for values in summary.values())]
     for column in shown:

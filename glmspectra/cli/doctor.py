@@ -31,8 +31,6 @@ def doctor(as_json: Json = False) -> None:
     """What is wrong with this machine, and how to mend it: versions, GPU, bitsandbytes, Triton, disk, fonts.
 
     Exit status 1 where something must be mended before commands can work.
-
-    Example: glmspectra doctor
     """
     from glmspectra.cli.console import finish
 

@@ -35,11 +35,7 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Loss, perplexity, token accuracy, and on request text scores and samples, without and with an adapter.
-
-    Example: glmspectra evaluate --adapter runs/train/final_adapter --samples 5 --scored 100 --out
-    reports/tuned
-    """
+    """Loss, perplexity, token accuracy, and on request text scores and samples, without and with an adapter."""
     from glmspectra.cli.console import finish
     from glmspectra.cli.evaluation_page import write_evaluation_page
     from glmspectra.cli.libraries import hush, library_log

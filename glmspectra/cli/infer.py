@@ -28,10 +28,7 @@ def infer(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Answers to a file of questions, as a JSONL file in the same order, each beside the columns of its question.
-
-    Example: glmspectra infer questions.jsonl --adapter runs/train/final_adapter --out answers.jsonl
-    """
+    """Answers to a file of questions, as a JSONL file in the same order, each beside the columns of its question."""
     from glmspectra.cli.console import finish, stderr
     from glmspectra.cli.libraries import hush, library_log
     from glmspectra.cli.model_choice import choose_model

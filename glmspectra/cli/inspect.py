@@ -36,8 +36,6 @@ def inspect(
     """What is in a checkpoint: tensors, shapes, types, bytes, and what `svd` over the selection will cost.
 
     Only headers are read. --out names a file for the JSON object, which lists every tensor.
-
-    Example: glmspectra inspect --model chatglm2-6b --layers 0-3 --split
     """
     from dataclasses import asdict
 

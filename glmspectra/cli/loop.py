@@ -21,7 +21,7 @@ def loop(
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option("--budget", help="As of suggest-rank; absent: like:r=12@query_key_value.", show_default=False),
+        typer.Option("--budget", help="As of suggest-rank; absent: its default.", show_default=False),
     ] = None,
     targets: Annotated[
         str | None, typer.Option("--targets", help="As of suggest-rank; absent: the four matrices.", show_default=False)
@@ -39,8 +39,6 @@ def loop(
     """Spectra, a short pilot, ranks from what it changed, training with them beside uniform ranks, one report.
 
     Killed in any stage, the same command goes on from there.
-
-    Example: glmspectra loop --model chatglm2-6b --pilot-steps 80 --pilot-seeds 3 --out runs/medical
     """
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.loop import LoopOptions

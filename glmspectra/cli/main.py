@@ -15,6 +15,7 @@ from glmspectra.cli.convert import convert
 from glmspectra.cli.delta import delta
 from glmspectra.cli.doctor import doctor
 from glmspectra.cli.evaluate import evaluate
+from glmspectra.cli.example import CommandWithExample
 from glmspectra.cli.failures import INTERRUPTED, interruption, sentence
 from glmspectra.cli.infer import infer
 from glmspectra.cli.init import init
@@ -79,8 +80,8 @@ def with_language(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def add(command: Callable[..., None]) -> None:
-    """Register a command under the name of its function, with its docstring as help and `--lang` as an option."""
-    app.command(help=flowing(command.__doc__))(with_language(command))
+    """Register a command under its function's name: its docstring is the help, an example ends it, `--lang` joins."""
+    app.command(cls=CommandWithExample, help=flowing(command.__doc__))(with_language(command))
 
 
 # One line a command, in the order of the design page; each module holds one function of the command's name.

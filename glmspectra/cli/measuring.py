@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glmspectra.cli.console import finish, note, stderr
+from glmspectra.cli.console import finish, note, show_table, stderr
 from glmspectra.errors import GlmspectraError
 from glmspectra.language import both, current, text
 from glmspectra.launch import read_launch
@@ -119,9 +119,7 @@ def _tell(
         "processes": result.processes,
     }
     if not as_json:
-        from glmspectra.cli.console import stdout
-
-        stdout.print(summary_table(run, summary_columns))
+        show_table(text("terminal-medians", run=run.name), summary_table(run, summary_columns))
     finish(facts, _lines(facts, result), as_json)
 
 
@@ -168,8 +166,7 @@ def summary_table(run: "Run", columns: Sequence[str]) -> Any:
 
     weights = run.matrices[run.matrices["quantity"] == "weight"]
     shown = [column for column in columns if weights[column].notna().any()]
-    title = text("terminal-medians", run=run.name)
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     # A long name is broken in a narrow window, a number never cut.
     table.add_column(text("terminal-matrix"), overflow="fold")
     table.add_column(text("terminal-layers"), justify="right", no_wrap=True)

@@ -27,8 +27,6 @@ def merge(
     """Base and adapter into one checkpoint, in the base's original precision, one tensor at a time on the CPU.
 
     What was written is read back: each changed layer is held against base and adapter on random inputs.
-
-    Example: glmspectra merge runs/train/final_adapter --model chatglm2-6b --out chatglm2-6b-tuned
     """
     from glmspectra.checkpoint.writing import merge as merging
     from glmspectra.checkpoint.writing.shards import shard_bytes

@@ -12,8 +12,8 @@ Model = Annotated[
     Path | None,
     typer.Option(
         "--model",
-        help="A model folder or file. Absent: model_path of args_file/finetune_args.json, where there is one, "
-        "else the embedded model, nano.",
+        help="A model folder or file. Absent: model_path of the settings in args_file/, where there are any, else the "
+        "embedded model, nano.",
         show_default=False,
     ),
 ]

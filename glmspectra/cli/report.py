@@ -29,6 +29,7 @@ def report(
         list[Path] | None,
         typer.Option(
             "--training",
+            metavar="<path>",
             help="A training folder, a checkpoint-N or a trainer_state.json of any year; may be given several times, "
             "then all runs share their axes. With one stored run the curves join its page, else they get their own.",
             show_default=False,
@@ -38,6 +39,7 @@ def report(
         list[str] | None,
         typer.Option(
             "--column",
+            metavar="<name>",
             help="A further column of matrices.parquet to draw a heat map of among the SVG files; implies --svg. "
             "The page's map has all columns.",
             show_default=False,

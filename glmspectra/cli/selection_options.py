@@ -30,13 +30,19 @@ Include = Annotated[
     list[str] | None,
     typer.Option(
         "--include",
+        metavar="<glob>",
         help="Only matrices whose full name matches this glob; may be repeated.",
         show_default=False,
     ),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option("--exclude", help="No matrix whose full name matches this glob; may be repeated.", show_default=False),
+    typer.Option(
+        "--exclude",
+        metavar="<glob>",
+        help="No matrix whose full name matches this glob; may be repeated.",
+        show_default=False,
+    ),
 ]
 SplitParts = Annotated[
     bool, typer.Option("--split", help="Measure q, k, v and gate, up of fused matrices beside the whole.")

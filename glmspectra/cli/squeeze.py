@@ -28,8 +28,6 @@ def squeeze(
 
     Exact from the factors: each matrix is the best approximation of its rank. Training at the low rank was better in
     our study; this is for who cannot train again.
-
-    Example: glmspectra squeeze runs/train/final_adapter --budget like:r=4 --out runs/train/small_adapter
     """
     from glmspectra.cli.console import finish
     from glmspectra.loop.squeeze import squeeze_adapter

@@ -22,6 +22,7 @@ def suggest_rank(
         list[Path] | None,
         typer.Option(
             "--delta",
+            metavar="<path>",
             help="What an earlier training changed: an adapter, a run, a tuned model, or a run of `glmspectra delta`; "
             "may be repeated, pilots of several seeds are averaged.",
             show_default=False,

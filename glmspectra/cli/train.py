@@ -15,14 +15,21 @@ LIBRARY_LOG = "libraries.log"  # in the run's folder
 ArgsFolder = Annotated[Path, typer.Option("--args", help="The folder of the three JSON files.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="One key, as section.key=value: --set lora.r=8. Repeatable.", show_default=False),
+    typer.Option(
+        "--set",
+        metavar="<key=value>",
+        help="One key, as section.key=value: --set lora.r=8. May be repeated.",
+        show_default=False,
+    ),
 ]
 OnBadData = Annotated[
     str | None, typer.Option("--on-bad-data", help="error or warn, for rows that cannot be used.", show_default=False)
 ]
 Columns = Annotated[
     str | None,
-    typer.Option("--columns", help="Names in the data: context=question,target=answer.", show_default=False),
+    typer.Option(
+        "--columns", help="Other names than context and target in the data: target=answer.", show_default=False
+    ),
 ]
 
 
@@ -62,8 +69,6 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """LoRA, QLoRA, AdaLoRA or AdaLoRA on a 4-bit base, from three JSON files to an adapter.
-
-    Example: glmspectra train --args args_file --set finetune.method=qadalora --ranks ranks.json
 
     A run folder belongs to one run. The same command again goes on from its last whole checkpoint, or says that the run
     is finished; with other settings or data it is refused, and says what differs.

@@ -63,11 +63,12 @@ class Squeezed:
 
     def lines(self) -> list[str]:
         gone = sum(rank == 0 for rank in self.ranks.values())
+        without = f", {gone} of them without any" if gone else ""
         return [
             f"{self.parameters:,} of {self.parameters_before:,} parameters keep {self.kept_energy:.2%} of the change's "
             f"energy; relative error {self.relative_error:.3g}.",
-            f"Ranks 0 to {self.max_lora_rank} of {len(self.ranks)} matrices, {gone} of them without any; serve with a "
-            f"max_lora_rank of {self.max_lora_rank} or more.",
+            f"Ranks {min(self.ranks.values())} to {self.max_lora_rank} of {len(self.ranks)} matrices{without}; serve "
+            f"with a max_lora_rank of {self.max_lora_rank} or more.",
             BETTER,
             f"adapter: {self.adapter}",
         ]

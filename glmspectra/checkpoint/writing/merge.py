@@ -85,7 +85,7 @@ class Merged:
             else "the adapter was added to the base's original weights, not to a quantized copy"
         )
         lines = [
-            f"{self.kind} adapter of {self.changed} matrices merged into {self.base}: {base}.",
+            f"{self.kind} adapter of {self.changed} matrices merged into {Path(self.base).name}: {base}.",
             f"Written to {self.out}: {self.nbytes / 2**20:,.1f} MiB of {self.dtype} in {len(self.files)} file"
             f"{'s' if len(self.files) > 1 else ''}.",
             f"Rounding to {self.dtype} took at most {self.lost[1]:.2%} of a matrix's change"
