@@ -11,15 +11,24 @@ from transformers import GlmConfig
 from glmspectra.chatglm2.configuration import ChatGLMConfig
 from glmspectra.chatglm2.conversion import chatglm_config, correspondences, glm_config
 from glmspectra.chatglm2.tokenization import VOCAB_FILE
-from glmspectra.chatglm2.tokenizer_json import CONFIG_FILE, fast_config, slow_config, write_fast_tokenizer
+from glmspectra.chatglm2.tokenizer_json import (
+    CONFIG_FILE,
+    TEMPLATE_PREFIX,
+    fast_config,
+    slow_config,
+    write_fast_tokenizer,
+)
 from glmspectra.checkpoint import Checkpoint, open_checkpoint
 from glmspectra.checkpoint.writing.folder import Tensors, Written, write_checkpoint
 from glmspectra.checkpoint.writing.shards import SHARD_BYTES, Planned
 from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.files import write_text
 from glmspectra.json_files import read_object, write_json
 
+TEMPLATE_FILE = "chat_template.jinja"  # where there is one, it is taken before that of tokenizer_config.json
+
 # Files beside the weights that mean the same in both forms.
-ALIKE = ("generation_config.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "MODEL_LICENSE")
+ALIKE = ("generation_config.json", "tokenizer.model", "tokenizer_config.json", TEMPLATE_FILE, "MODEL_LICENSE")
 
 # Where the rows of a tensor come from: names in the source, and which rows of them (None: all).
 Rows = tuple[tuple[str, slice | None], ...]
@@ -143,13 +152,23 @@ def _write_tokenizer(source: Path, model_type: str, folder: Path) -> list[str]:
         if known.get("tokenizer_class") != fast_config()["tokenizer_class"]:
             return []
         write_json(folder / CONFIG_FILE, slow_config())
+        _rewrite_template(folder, lambda text: text.removeprefix(TEMPLATE_PREFIX))
         return [CONFIG_FILE]
     if known.get("added_tokens_decoder") or known.get("additional_special_tokens"):
         return []
     try:
-        return write_fast_tokenizer(source / VOCAB_FILE, folder)
+        written = write_fast_tokenizer(source / VOCAB_FILE, folder)
     except RequestError:
         return []
+    _rewrite_template(folder, lambda text: TEMPLATE_PREFIX + text)
+    return written
+
+
+def _rewrite_template(folder: Path, change: Callable[[str], str]) -> None:
+    """Put `[gMASK] sop` before a copied chat template, or take it off: ChatGLM2's own tokenizer adds it by itself."""
+    path = folder / TEMPLATE_FILE
+    if path.is_file():
+        write_text(path, change(path.read_text(encoding="utf-8")))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -24,6 +24,8 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 NAMES = {"sop": "<sop>", "eop": "<eop>"}
 PREFIX = ("[gMASK]", "<sop>")
+# Before a chat template: a program that fills one in adds no prefix of its own.
+TEMPLATE_PREFIX = "{{- '" + "".join(PREFIX) + "' -}}\n"
 _BPE, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 2, 3, 4, 6  # of sentencepiece_model.proto
 
 
@@ -55,7 +57,7 @@ def fast_config() -> dict[str, Any]:
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "chat_template": "{{- '" + "".join(PREFIX) + "' -}}\n" + CHAT_TEMPLATE,
+        "chat_template": TEMPLATE_PREFIX + CHAT_TEMPLATE,
     }
 
 

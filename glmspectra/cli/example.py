@@ -24,16 +24,17 @@ class CommandWithExample(TyperCommand):
     def format_help(self, ctx: "Context", formatter: "HelpFormatter") -> None:  # type: ignore[override]
         """Write the help as Typer does, then the example."""
         super().format_help(ctx, formatter)  # type: ignore[arg-type]
-        formatter.write(f"\n Example\n\n{self._indented(formatter.width)}")
+        formatter.write(f"\n Example\n\n{self._indented(formatter.width + 2)}")
 
     def _indented(self, width: int) -> str:
+        """The example, a column from the edge; tables of 79 columns fit, sentences are broken between words."""
         lines = []
         for line in example_of(self.name or "").splitlines():
             lines += textwrap.wrap(
                 line,
                 width,
-                initial_indent="   ",
-                subsequent_indent="       ",
+                initial_indent=" ",
+                subsequent_indent="     ",
                 drop_whitespace=False,
                 break_long_words=False,
                 break_on_hyphens=False,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from glmspectra.chatglm2.folder_conversion import convert_folder
 from glmspectra.chatglm2.tokenization import ChatGLMTokenizer
 from glmspectra.chatglm2.tokenizer_json import fast_tokenizer, write_fast_tokenizer
 from glmspectra.embedded import EMBEDDED_MODEL
@@ -84,6 +85,21 @@ def test_a_folder_is_read_by_auto_tokenizer_and_chats_with_the_prefix(tmp_path, 
     assert loaded.decode(slow("头晕 吃 药")["input_ids"], skip_special_tokens=True) == "头晕 吃 药"
     assert loaded.eos_token_id == slow.eos_token_id
     assert loaded.pad_token_id == slow.pad_token_id
+
+
+def test_a_folder_with_a_template_of_its_own_chats_with_the_prefix_and_without_it_on_the_way_back(tmp_path, nano):
+    assert (EMBEDDED_MODEL / "chat_template.jinja").is_file(), "AutoTokenizer takes it before tokenizer_config.json"
+    rounds = [{"role": "user", "content": "头晕怎么办？"}]
+    wanted = nano[1].apply_chat_template(rounds, add_generation_prompt=True, return_dict=False)
+    convert_folder(EMBEDDED_MODEL, tmp_path / "glm")
+    convert_folder(tmp_path / "glm", tmp_path / "back")
+    for loaded in (
+        AutoTokenizer.from_pretrained(tmp_path / "glm"),
+        ChatGLMTokenizer.from_pretrained(tmp_path / "back"),
+    ):
+        assert loaded.apply_chat_template(rounds, add_generation_prompt=True, return_dict=False) == wanted
+    texts = [(folder / "chat_template.jinja").read_text() for folder in (EMBEDDED_MODEL, tmp_path / "back")]
+    assert texts[0] == texts[1]
 
 
 def test_a_model_of_another_kind_is_refused_by_what_is_different(tmp_path):

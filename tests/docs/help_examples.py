@@ -21,9 +21,10 @@ ORDER = (
 LONG = ("loop", "demo")
 CALL = "$ glmspectra "
 
+TIME = re.compile(r"\b\d+(\.\d+)? (s\b|秒)")
 # What differs from one machine, folder or moment to another.
 FORGIVEN = [
-    (re.compile(r"\b\d+(\.\d+)? s\b"), "TIME"),
+    (TIME, "TIME"),
     (re.compile(r"\S*/glmspectra/nano\b"), "NANO"),
     (re.compile(r"[\d.]+ [KMGT]iB free( in \S+)?"), "FREE"),
     (re.compile(r"-[0-9a-f]{16}\b"), "-FINGERPRINT"),

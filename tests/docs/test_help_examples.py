@@ -1,13 +1,25 @@
 """Every command's help ends with a real call and what it really prints."""
 
 import json
+import re
 
 import pytest
 
 from glmspectra.cli.example import EXAMPLES, SKIPPED
 from glmspectra.cli.main import app
 from glmspectra.loop.demonstration import write_demo_settings
-from tests.docs.help_examples import LONG, ORDER, alike, alike_lines, call_of, lines_of, printed_by, shown_by
+from tests.docs.documents import ROOT
+from tests.docs.help_examples import (
+    LONG,
+    ORDER,
+    TIME,
+    alike,
+    alike_lines,
+    call_of,
+    lines_of,
+    printed_by,
+    shown_by,
+)
 
 COMMANDS = sorted(command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands)
 
@@ -57,6 +69,15 @@ def test_the_demonstration_prints_the_lines_that_the_help_shows(patch, tmp_path,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("glmspectra.loop.demonstration.write_demo_settings", short_settings)
     held("demo", printed_by(call_of("demo")))
+
+
+@pytest.mark.parametrize(("document", "language"), [("README.md", "en"), ("README.zh-CN.md", "zh")])
+def test_the_readme_shows_what_svd_prints(document, language, patch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"^```text\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    texts = [block[1], printed_by(["svd", "--layers", "all"], language)]
+    shown, said = ([TIME.sub("TIME", line) for line in lines_of(text)] for text in texts)
+    assert shown == said
 
 
 def test_every_command_has_an_example_of_itself():
