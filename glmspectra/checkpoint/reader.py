@@ -4,6 +4,8 @@ Where a tensor is (plain records, made from headers) and how it is read (one cla
 things. Tensors are mapped from their files, so that reading copies nothing; `release` gives the pages back.
 """
 
+from __future__ import annotations
+
 import difflib
 import re
 import threading
@@ -12,16 +14,13 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from glmspectra.checkpoint.fingerprint import check_unchanged, fingerprint_file, fingerprint_set, identity_of
 from glmspectra.checkpoint.formats import mapped
 from glmspectra.checkpoint.formats.logical import Logical
 from glmspectra.checkpoint.formats.safetensors_file import SafetensorsFile
 from glmspectra.checkpoint.formats.table import assemble, is_companion
-from glmspectra.checkpoint.formats.torch_file import TorchFile
 from glmspectra.checkpoint.geometry import geometry_of, outputs_first
 from glmspectra.checkpoint.heads import fused_parts, head_parts, heads_of
 from glmspectra.checkpoint.locate import Located, locate, refuse_pointer
@@ -30,6 +29,9 @@ from glmspectra.checkpoint.records import FileRecord, StoredTensor, TensorRecord
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.files import readable
 from glmspectra.json_files import read_object
+
+if TYPE_CHECKING:
+    import torch
 
 # Experts whose gate and up matrices are stored as one, by the names in use.
 EXPERTS_GATE_UP = re.compile(r"(gate_up_proj|gate_up|input_linear|gate_and_up|w13)(\.weight|_weight)?$")
@@ -46,7 +48,7 @@ class WeightFile(Protocol):
     def close(self) -> None: ...
 
 
-def open_checkpoint(path: str | Path) -> "Checkpoint":
+def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a model folder, an index file or one file of weights; only headers are read.
 
     Raises:
@@ -91,7 +93,7 @@ class Checkpoint:
         self._logical = assemble(stored, config, self.read_stored, str(self._config_path))
         self.tensors = _records(self._logical, config)
 
-    def __enter__(self) -> "Checkpoint":
+    def __enter__(self) -> Checkpoint:
         return self
 
     def __exit__(
@@ -158,6 +160,8 @@ class Checkpoint:
             RequestError: no tensor of that name; the message names the nearest ones.
             CheckpointError: it cannot be read.
         """
+        import torch
+
         logical = self._sound(name)
         self.check_unchanged(name)
         if len(logical.shape) > 2 and logical.dequantize is not None and not logical.undivided:
@@ -247,6 +251,8 @@ def _open_file(path: Path) -> WeightFile:
         from glmspectra.checkpoint.formats.gguf_file import GgufFile
 
         return GgufFile(path)
+    from glmspectra.checkpoint.formats.torch_file import TorchFile
+
     return TorchFile(path)
 
 

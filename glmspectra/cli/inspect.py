@@ -209,12 +209,12 @@ def _bytes(count: float) -> str:
 
 def _available_memory(wanted: str) -> tuple[str, int | None]:
     """The device that a run would take, and the bytes free on it (None where the system does not tell)."""
-    import torch
+    from glmspectra.device import device_name
 
-    from glmspectra.device import choose_device
-
-    device = str(choose_device(wanted))
+    device = device_name(wanted)
     if device != "cpu":
+        import torch
+
         return device, torch.cuda.mem_get_info(torch.device(device))[0]
     try:
         with open("/proc/meminfo", encoding="ascii") as file:

@@ -3,8 +3,7 @@
 from glmspectra.loop.options import LoopOptions
 from glmspectra.loop.pilot import run_pilots
 from glmspectra.loop.run import run_loop
-from glmspectra.loop.squeeze import squeeze_adapter
 from glmspectra.loop.stages import STAGES
 from glmspectra.loop.suggestion import Sources, suggest_for_model
 
-__all__ = ["STAGES", "LoopOptions", "Sources", "run_loop", "run_pilots", "squeeze_adapter", "suggest_for_model"]
+__all__ = ["STAGES", "LoopOptions", "Sources", "run_loop", "run_pilots", "suggest_for_model"]

@@ -45,7 +45,7 @@ def measure_gradients(
     }
     request = Request("spectrum", names, asked, "gradient")
     place = choose_device(device)
-    todo = set(store.begin([request], str(place))[request.key])
+    todo = set(store.begin([request], lambda: str(place))[request.key])
     work = [record for record in records if record.name in todo]
     if work:
         tokenizer = load_tokenizer(settings.finetune.model_path)

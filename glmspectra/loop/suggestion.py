@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from glmspectra.errors import RequestError
 from glmspectra.loop.pilot import ADAPTER_FOLDER, run_pilots
-from glmspectra.loop.portfolio import Portfolio, try_menu
 from glmspectra.ranks import Suggestion
 from glmspectra.ranks.request import RankRequest, evidence_and_budget, suggest_ranks
 from glmspectra.store import Run, read_run
 
 if TYPE_CHECKING:
     from glmspectra.checkpoint import Checkpoint
+    from glmspectra.loop.portfolio import Portfolio
     from glmspectra.store import RunStore
 
 TABLES = "param_matrix"
@@ -62,7 +62,7 @@ class Suggested:
 
     suggestion: Suggestion
     tables: Path
-    portfolio: Portfolio | None
+    portfolio: "Portfolio | None"
     left_out: str | None
 
 
@@ -85,7 +85,8 @@ def suggest_for_model(sources: Sources, request: RankRequest) -> Suggested:
     return Suggested(suggestion, base.folder if base is not None else deltas[0].folder, portfolio, left_out)
 
 
-def _test(sources: Sources, suggestion: Suggestion, pilot: Path, steps: int) -> Portfolio | None:
+def _test(sources: Sources, suggestion: Suggestion, pilot: Path, steps: int) -> "Portfolio | None":
+    from glmspectra.loop.portfolio import try_menu
     from glmspectra.tuning.settings.load import load_settings
 
     settings = load_settings(sources.args, [f"finetune.model_path={json.dumps(str(sources.model))}"])

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from glmspectra.errors import RequestError
 
@@ -167,6 +165,9 @@ def _solve(
     greedy choice may miss), so that the solver's absolute tolerance of 1e-6 is far below any gain that matters; weights
     are divided by their common divisor.
     """
+    from scipy import sparse
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     lengths = [len(options) for options in kept]
     owner = np.repeat(np.arange(len(kept)), lengths)
     gain = np.concatenate([value[options] - value[options[0]] for value, options in zip(values, kept, strict=True)])

@@ -13,7 +13,7 @@ that way is asked for again.
 
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -52,12 +52,17 @@ class RunStore:
         return self.folder / PARTS / part_file_name(name, request.quantity, request.step, request.kind, stamp)
 
     def begin(
-        self, requests: Iterable[Request], device: str = "cpu", processes: int = 1, fresh: bool = False
+        self,
+        requests: Iterable[Request],
+        device: Callable[[], str] = lambda: "cpu",
+        processes: int = 1,
+        fresh: bool = False,
     ) -> dict[str, list[str]]:
         """Note in the manifest what is asked, before anything is measured; requests of other keys stay.
 
         Returns request key -> the names that have no valid part file yet, in the request's order. fresh:
-        forget the parts of these requests first. device and processes are only noted.
+        forget the parts of these requests first. device (asked when it is needed) and processes are only noted, where
+        something is to be measured.
         """
         make_folder(self.folder / PARTS)
         unfinished = {}
@@ -76,7 +81,11 @@ class RunStore:
                     state = {"done": done, "left_out": _left_out(before, asked), "complete": False}
                     manifest["requests"][request.key] = {**asked, **state, "started": _now()}
                     manifest["complete"] = False
-                manifest["requests"][request.key].update(device=device, processes=processes)
+                noted = manifest["requests"][request.key]
+                if missing or "device" not in before:
+                    noted |= {"device": device(), "processes": processes}
+                else:
+                    noted |= {"device": before["device"], "processes": before["processes"]}
                 unfinished[request.key] = missing
             manifest["versions"] = _versions()
             self._write_manifest(manifest)

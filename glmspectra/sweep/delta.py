@@ -117,7 +117,7 @@ def _measure(plan: DeltaPlan, root: Path, store: RunStore, device: str, processe
     """Measure this process's share; how many (matrix, state) pairs each process measured."""
     measure = DeltaMeasurer(plan, store, device, processes.by_first(lambda: known_base(root, plan.base)))
     todo = processes.by_first(
-        lambda: store.begin(measure.all_requests, device, processes.count, fresh=plan.options.fresh)
+        lambda: store.begin(measure.all_requests, lambda: device, processes.count, fresh=plan.options.fresh)
     )
     unfinished = {key: set(names) for key, names in todo.items()}
     work = [record for record in plan.matrices if any(record.name in names for names in unfinished.values())]

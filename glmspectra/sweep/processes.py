@@ -4,14 +4,13 @@ Only names, counts and error messages travel between processes, never a weight, 
 whatever the device; a process group that is already there (nccl, say) is used as it is.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar, cast
-
-import torch.distributed as dist
 
 from glmspectra.errors import GlmspectraError
 from glmspectra.files import exclusive
@@ -35,6 +34,8 @@ class Processes:
         """Process 0's `value`, in every process."""
         if self.count == 1:
             return value
+        import torch.distributed as dist
+
         box = [value]
         with _all_alive():
             dist.broadcast_object_list(box, src=0)
@@ -44,6 +45,8 @@ class Processes:
         """Everybody's `value` by rank, in every process, once all have come here."""
         if self.count == 1:
             return [value]
+        import torch.distributed as dist
+
         values: list = [None] * self.count
         with _all_alive():
             dist.all_gather_object(values, value)
@@ -100,6 +103,11 @@ def _all_alive() -> Iterator[None]:
 def joined_processes() -> Iterator[Processes]:
     """The processes of this sweep: those of torchrun (WORLD_SIZE in the environment), else this one alone."""
     launch = read_launch()
+    if launch.count == 1 and "torch.distributed" not in sys.modules:  # then no group can be there
+        yield Processes()
+        return
+    import torch.distributed as dist
+
     if launch.count == 1 and not (dist.is_available() and dist.is_initialized()):
         yield Processes()
         return

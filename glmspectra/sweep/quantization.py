@@ -45,7 +45,7 @@ def sweep_quantization_error(
     names = tuple(record.name for record in records)
     request = Request("spectrum", names, {"form": form, "method": "topk", "top_k": top_k}, "quant_error")
     place = str(choose_device(device))
-    todo = set(store.begin([request], place)[request.key])
+    todo = set(store.begin([request], lambda: place)[request.key])
     work = [record for record in records if record.name in todo]
     positions = {name: position for position, name in enumerate(checkpoint.tensors)}
     identity = Identity(checkpoint.name, checkpoint.fingerprint, positions)

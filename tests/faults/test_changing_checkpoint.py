@@ -15,7 +15,7 @@ from glmspectra.store import RunStore, read_run
 from glmspectra.sweep import SweepOptions, source_of, sweep
 from tests.sweep.small_checkpoint import write_small_checkpoint
 
-sweeping = importlib.import_module("glmspectra.sweep.sweep")  # its name in the package is the function
+sweeping = importlib.import_module("glmspectra.sweep.share")
 OPTIONS = SweepOptions(values=False, quiet=True, device="cpu")
 
 

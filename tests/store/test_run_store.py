@@ -162,6 +162,22 @@ def test_parts_of_a_matrix_keep_their_order_and_their_numbers(store):
     assert firsts["sigma"].tolist() == run.matrices["spectral_norm"].tolist()
 
 
+def test_the_device_is_asked_where_something_is_to_be_measured(store):
+    request, asked = spectrum_request(), []
+
+    def device():
+        asked.append(len(asked))
+        return f"cuda:{asked[-1]}"
+
+    for name in store.begin([request], device)[request.key]:
+        store.write(request, measurement(request, name))
+    assert store.begin([request], device)[request.key] == []  # all finished: what measured them stays noted
+    assert asked == [0]
+    assert store.manifest()["requests"][request.key]["device"] == "cuda:0"
+    store.begin([request], device, fresh=True)
+    assert store.manifest()["requests"][request.key]["device"] == "cuda:1"
+
+
 def test_fresh_measures_everything_again(store):
     measure_all(store, spectrum_request())
     store.merge()

@@ -17,7 +17,7 @@ from glmspectra.sweep.pipeline import batches
 from tests.sweep.small_checkpoint import matrix, write_small_checkpoint
 
 # By name: the package offers the function under the module's name.
-SWEEP = "glmspectra.sweep.sweep"
+SWEEP = "glmspectra.sweep.share"
 NAMES = [matrix(layer, name) for layer in (0, 1) for name in ("query_key_value", "dense", "dense_h_to_4h")]
 
 

@@ -6,17 +6,22 @@ quantisation absmax itself is stored in 8 bits: `nested_code[a_j] * nested_absma
 offset` (Dettmers et al. 2023, QLoRA, section 3). 8 bits (LLM.int8): `q * SCB[row] / 127`.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import BaseModel
 
 from glmspectra.checkpoint.formats.chatglm_int import CHUNK, row_chunks
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
 from glmspectra.errors import CheckpointError
 from glmspectra.json_files import parse_json, validate
+
+if TYPE_CHECKING:
+    import torch
 
 STATE_PREFIX = ".quant_state.bitsandbytes__"
 CODES = {"quant_map": 16, "nested_quant_map": 256}  # values of each code
@@ -128,6 +133,8 @@ def dequantize_4bit(name: str, state: State4bit, stored: Mapping[str, torch.Tens
 
     Raises CheckpointError when the stored sizes do not fit the shape.
     """
+    import torch
+
     packed = stored[name].reshape(-1)
     absmax = _absmax(name, state, stored)
     code = stored[name + ".quant_map"].float()
@@ -164,6 +171,8 @@ def _absmax(name: str, state: State4bit, stored: Mapping[str, torch.Tensor]) -> 
 
 def dequantize_8bit(weight: torch.Tensor, row_maxima: torch.Tensor) -> torch.Tensor:
     """Float32 (rows, columns) from int8 (rows, columns) and the rows' maxima `SCB` (rows,)."""
+    import torch
+
     scale = row_maxima.float().reshape(-1, 1) / 127.0
     result = torch.empty(weight.shape, dtype=torch.float32)
     for rows in row_chunks(weight.shape):

@@ -6,10 +6,15 @@ is stored as it is, (rows, columns) int8; with 4 bits two neighbours of a row sh
 its high half: (rows, columns / 2) int8. This is the form that the 2023 code of ChatGLM2-6B writes.
 """
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
 from glmspectra.errors import CheckpointError, RequestError
+
+if TYPE_CHECKING:
+    import torch
 
 BITS = (4, 8)
 # Rows are worked on in pieces of about this many numbers, so that temporaries stay small beside the result.
@@ -65,6 +70,8 @@ def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
 
     Int8 of shape (rows, columns / 2) to int8 in -8..7 of shape (rows, columns).
     """
+    import torch
+
     # Both shifts keep the sign: int8 shifts right arithmetically, and the low half is moved up before it
     # comes down.
     return torch.stack((packed >> 4, (packed << 4) >> 4), dim=-1).flatten(-2)
@@ -79,6 +86,8 @@ def quantize_rows(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.
     Raises RequestError for other bits than 4 and 8, an odd number of columns with 4, or a weight that is not
     finite.
     """
+    import torch
+
     _check_bits(bits)
     peak = weight.abs().amax(dim=1) if weight.shape[1] else weight.new_zeros(weight.shape[0])
     if not bool(torch.isfinite(peak).all()):
@@ -95,14 +104,16 @@ def quantize_rows(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.
 
 
 def dequantize_rows(
-    packed: torch.Tensor, scale: torch.Tensor, bits: int, dtype: torch.dtype = torch.float32
+    packed: torch.Tensor, scale: torch.Tensor, bits: int, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """The weight of shape (rows, columns) from its packed form.
+    """The weight of shape (rows, columns) from its packed form, in `dtype`, or float32 where it is None.
 
     In float32 the products are exact for scales in fp16.
 
     Raises RequestError for other bits than 4 and 8; CheckpointError when the shapes do not belong together.
     """
+    import torch
+
     _check_bits(bits)
     if packed.dim() != 2 or packed.dtype != torch.int8 or scale.numel() != packed.shape[0]:
         raise CheckpointError(
@@ -110,6 +121,7 @@ def dequantize_rows(
             f"{list(scale.shape)} do not belong together: the form is int8 rows with one scale each."
         )
     columns = packed.shape[1] * 8 // bits
+    dtype = dtype or torch.float32
     weight = torch.empty(packed.shape[0], columns, dtype=dtype, device=packed.device)
     scale = scale.reshape(-1, 1).to(dtype)
     for rows in row_chunks((packed.shape[0], columns)):

@@ -5,13 +5,18 @@ row's columns, or a block. Packed: q + 2^(bits - 1) in one string of bits along 
 float formats are those of fp8.py (float-quantized, mxfp8) and microscaling.py (nvfp4, mxfp4).
 """
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from glmspectra.checkpoint.formats.bits import spread, unpack_words, words_for
 from glmspectra.checkpoint.formats.chatglm_int import row_chunks
 from glmspectra.checkpoint.formats.fp8 import as_blocks, fits
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
 from glmspectra.checkpoint.formats.settings import CompressedTensors
+
+if TYPE_CHECKING:
+    import torch
 
 BITS = range(1, 9)
 
@@ -57,6 +62,8 @@ def recognise_packed(name: str, files: Files) -> Logical | None:
     bits, middle = found, 2 ** (found - 1)
 
     def dequantize(tensors: Tensors) -> torch.Tensor:
+        import torch
+
         numbers = torch.empty(shape, dtype=torch.int8)
         for rows in row_chunks(shape):
             numbers[rows] = (unpack_words(tensors[name][rows], bits, shape[1]) - middle).to(torch.int8)
@@ -124,6 +131,7 @@ def _affine(
 
     `group` gives each column its group, where columns were reordered.
     """
+    import torch
 
     def spread_out(values: torch.Tensor) -> torch.Tensor:
         values = as_blocks(values.float())

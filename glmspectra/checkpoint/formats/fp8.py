@@ -6,12 +6,17 @@
 uint8 with a block of 32 of a row that is MXFP8.
 """
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from glmspectra.checkpoint.formats.bits import e8m0, spread
 from glmspectra.checkpoint.formats.chatglm_int import row_chunks
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
 from glmspectra.checkpoint.formats.settings import CompressedTensors, Fp8
+
+if TYPE_CHECKING:
+    import torch
 
 MX_BLOCK = (1, 32)
 USUAL_BLOCK = (128, 128)
@@ -52,6 +57,8 @@ def _scaled(name: str, scale: str, files: Files) -> Logical:
         return files.weight(entry.shape, kind, [name, scale], fault=fault)
 
     def dequantize(tensors: Tensors) -> torch.Tensor:
+        import torch
+
         weight = tensors[name]
         factors = e8m0(tensors[scale]) if exponents else tensors[scale].float()
         factors = spread(as_blocks(factors), tuple(weight.shape), block)

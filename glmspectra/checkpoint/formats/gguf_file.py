@@ -3,17 +3,21 @@
 Its reader maps the file, its tables dequantise every published block form.
 """
 
+from __future__ import annotations
+
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import torch
 
 from glmspectra.checkpoint.formats.chatglm_int import row_chunks
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors
 from glmspectra.checkpoint.records import StoredTensor
 from glmspectra.errors import CheckpointError, MissingExtraError
+
+if TYPE_CHECKING:
+    import torch
 
 # GGUF types that are torch dtypes as they stand; all others are blocks of quantised numbers.
 PLAIN = {
@@ -85,6 +89,8 @@ class GgufFile:
 
         Of its own dtype and shape, or the bytes of quantised blocks row by row.
         """
+        import torch
+
         data = self._reader.tensors[self._index[name]].data
         tensor = torch.from_numpy(np.asarray(data))
         if self.entries[name].dtype == "bfloat16":
@@ -201,6 +207,7 @@ def dequantize(blocks: torch.Tensor, kind: str, shape: tuple[int, ...]) -> torch
 
     CheckpointError for a type the gguf package cannot undo.
     """
+    import torch
     from gguf import GGMLQuantizationType, quants
 
     rows = blocks.reshape(-1, blocks.shape[-1]).numpy()

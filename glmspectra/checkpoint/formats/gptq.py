@@ -5,7 +5,9 @@ GPTQ (AutoGPTQ, GPTQModel): column j of the weight has the group g = g_idx[j], a
 (`checkpoint_format` "gptq", the usual one) stores z - 1, format 2 ("gptq_v2") stores z.
 """
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from glmspectra.checkpoint.formats.awq import awq_weight
 from glmspectra.checkpoint.formats.bits import unpack_words, words_for
@@ -13,6 +15,9 @@ from glmspectra.checkpoint.formats.chatglm_int import row_chunks
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
 from glmspectra.checkpoint.formats.settings import Gptq
 from glmspectra.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # weights of (inputs, outputs)
 
@@ -70,6 +75,8 @@ def _gptq(parts: list[str], files: Files) -> Logical:
     transposed = files.config.get("model_type") in CONV1D_MODELS
 
     def dequantize(tensors: Tensors) -> torch.Tensor:
+        import torch
+
         words, zeros, scale = (tensors[part] for part in parts[:3])
         scale = scale.float()
         zero = (unpack_words(zeros, bits, shape[0]) + less_one) & (2**bits - 1)  # as the library: 15 + 1 is 0

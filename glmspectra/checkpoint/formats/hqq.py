@@ -5,11 +5,15 @@ half of the rows of 4 bits in the high halves of the bytes, the second half in t
 core/bitpack.py); three bits go ten to an int32.
 """
 
-import math
+from __future__ import annotations
 
-import torch
+import math
+from typing import TYPE_CHECKING
 
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
+
+if TYPE_CHECKING:
+    import torch
 
 # Bits of a number -> dtype of the packed tensor, numbers in one of its elements, and the bits that each takes there.
 PACKING = {
@@ -78,6 +82,8 @@ def _grouped_rows(shape: tuple[int, ...], scale: tuple[int, ...], axis: int) -> 
 
 def _unpack(packed: torch.Tensor, share: int, width: int) -> torch.Tensor:
     """Float32 numbers; piece k of the rows lies in the k-th bits from the top."""
+    import torch
+
     if share == 1:
         return packed.float()
     mask = 2**width - 1

@@ -1,18 +1,22 @@
 """A weight as the model means it, and the stored tensors that a format makes it of."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
 from pydantic import BaseModel
 
 from glmspectra.checkpoint.records import StoredTensor
 
-Read = Callable[[str], torch.Tensor]
-Tensors = Mapping[str, torch.Tensor]
-Dequantize = Callable[[Tensors], torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+Read = Callable[[str], "torch.Tensor"]
+Tensors = Mapping[str, "torch.Tensor"]
+Dequantize = Callable[[Tensors], "torch.Tensor"]
 Settings = TypeVar("Settings", bound=BaseModel)
 
 

@@ -4,11 +4,16 @@ A mapped tensor costs no anonymous memory, but the pages that were touched count
 The mappings here are private and never written to, so dropping a page loses nothing: touched again, it is read again.
 """
 
+from __future__ import annotations
+
 import ctypes
 import mmap
 import sys
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
 
 _WILLNEED = getattr(mmap, "MADV_WILLNEED", None)
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", None)

@@ -5,11 +5,16 @@ two. NVFP4: 16 numbers of a row share a scale in E4M3, and the whole weight a se
 divides (`weight_global_scale`) and ModelOpt multiplies (`weight_scale_2`).
 """
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from glmspectra.checkpoint.formats.bits import E2M1, e8m0, unpack_nibbles
 from glmspectra.checkpoint.formats.chatglm_int import row_chunks
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
+
+if TYPE_CHECKING:
+    import torch
 
 MX_BLOCK, NV_BLOCK = 32, 16
 EXPONENTS = ("uint8", "float8_e8m0fnu")
@@ -72,8 +77,11 @@ def _gpt_oss(name: str, files: Files) -> Logical:
 
 def _multiply(packed: torch.Tensor, scales: torch.Tensor, size: int) -> torch.Tensor:
     """Float32 (rows, columns) from bytes (rows, columns / 2) and scales (rows, columns / size)."""
+    import torch
+
+    code = torch.tensor(E2M1)
     result = torch.empty(packed.shape[0], 2 * packed.shape[1], dtype=torch.float32)
     for rows in row_chunks(tuple(result.shape)):
-        numbers = E2M1[unpack_nibbles(packed[rows]).int()]
+        numbers = code[unpack_nibbles(packed[rows]).int()]
         torch.mul(numbers, scales[rows].repeat_interleave(size, dim=1), out=result[rows])
     return result

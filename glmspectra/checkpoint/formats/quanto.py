@@ -4,11 +4,16 @@ Eight bits (qint8, qfloat8): W = scale * q, one scale a row, a column or a tenso
 in groups whose size is told only by the module's code, and are refused.
 """
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from glmspectra.checkpoint.formats.bits import spread
 from glmspectra.checkpoint.formats.fp8 import as_blocks, fits
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
+
+if TYPE_CHECKING:
+    import torch
 
 EIGHT_BITS = ("int8", "float8_e4m3fn", "float8_e5m2")
 

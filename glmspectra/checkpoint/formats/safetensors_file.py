@@ -5,12 +5,13 @@ is to be told in one clear sentence. The form: 8 bytes little-endian length, tha
 data.
 """
 
+from __future__ import annotations
+
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
@@ -19,40 +20,38 @@ from glmspectra.errors import CheckpointError
 from glmspectra.files import utf8_path
 from glmspectra.json_files import explain
 
+if TYPE_CHECKING:
+    import torch
+
+# Types of the format's specification: torch's name and the bits of a number. Those that torch has not are told by name
+# and not read.
 DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "C64": torch.complex64,
+    "BOOL": ("bool", 8),
+    "U8": ("uint8", 8),
+    "I8": ("int8", 8),
+    "U16": ("uint16", 16),
+    "I16": ("int16", 16),
+    "U32": ("uint32", 32),
+    "I32": ("int32", 32),
+    "U64": ("uint64", 64),
+    "I64": ("int64", 64),
+    "F8_E4M3": ("float8_e4m3fn", 8),
+    "F8_E5M2": ("float8_e5m2", 8),
+    "F8_E8M0": ("float8_e8m0fnu", 8),  # torch has it since 2.7
+    "F16": ("float16", 16),
+    "BF16": ("bfloat16", 16),
+    "F32": ("float32", 32),
+    "F64": ("float64", 64),
+    "C64": ("complex64", 64),
+    "C128": ("safetensors:C128", 128),
+    "F4": ("safetensors:F4", 4),
+    "F6_E2M3": ("safetensors:F6_E2M3", 6),
+    "F6_E3M2": ("safetensors:F6_E3M2", 6),
+    "F8_E4M3FNUZ": ("safetensors:F8_E4M3FNUZ", 8),
+    "F8_E5M2FNUZ": ("safetensors:F8_E5M2FNUZ", 8),
 }
-if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7
-    DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
-# Types of the format's specification that torch has not, and their bits: told by name, not read.
-BITS_OF_OTHERS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F8_E8M0": 8, "C128": 128}
 MAXIMUM_ELEMENTS = 2**48  # of one tensor; the largest matrix of a published model has 2^32
 MAXIMUM_HEADER = 100_000_000  # bytes; the limit of the safetensors package itself
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """A dtype's name without `torch.`, such as `float16`."""
-    return str(dtype).removeprefix("torch.")
-
-
-def stored_name(dtype: str) -> str:
-    """The dtype of a header by torch's name; `safetensors:F4` of one that torch has not."""
-    return dtype_name(DTYPES[dtype]) if dtype in DTYPES else f"safetensors:{dtype}"
 
 
 class SafetensorsFile:
@@ -61,7 +60,7 @@ class SafetensorsFile:
     def __init__(self, path: Path):
         self.path = path
         self.entries = {
-            name: StoredTensor(name, shape, stored_name(dtype), stop - start, path.name)
+            name: StoredTensor(name, shape, DTYPES[dtype][0], stop - start, path.name)
             for name, (dtype, shape, start, stop) in read_header(path).items()
         }
         self._handle: Any = None
@@ -74,6 +73,11 @@ class SafetensorsFile:
                     self._handle = safe_open(path, framework="pt", device="cpu")
             found: torch.Tensor = self._handle.get_tensor(name)
             return found
+        except AttributeError as error:  # of torch
+            raise CheckpointError(
+                f"Tensor {name} of {self.path} is of type {self.entries[name].dtype}, which this torch has not: "
+                "install torch 2.7 or later."
+            ) from error
         except SafetensorError as error:
             raise CheckpointError(
                 f"Tensor {name} of {self.path} cannot be read ({error}): fetch the file again."
@@ -133,15 +137,14 @@ def _checked_entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, .
             f"{path}: the header entry of tensor {name} is malformed ({explain(error, 2)}): fetch the file again."
         ) from None
     dtype, shape, (start, stop) = checked.dtype, tuple(checked.shape), checked.data_offsets
-    if dtype not in DTYPES and dtype not in BITS_OF_OTHERS:
-        known = ", ".join(dict.fromkeys([*DTYPES, *BITS_OF_OTHERS]))
-        raise CheckpointError(f"{path}: tensor {name} has dtype {dtype}, which is not one of {known}.")
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{path}: tensor {name} has dtype {dtype}, which is not one of {', '.join(DTYPES)}.")
     count = math.prod(shape)
     if count > MAXIMUM_ELEMENTS:
         raise CheckpointError(
             f"{path}: tensor {name} of shape {list(shape)} has more than 2^48 numbers: fetch it again."
         )
-    due = -(-count * (8 * DTYPES[dtype].itemsize if dtype in DTYPES else BITS_OF_OTHERS[dtype]) // 8)
+    due = -(-count * DTYPES[dtype][1] // 8)
     if stop - start != due:
         raise CheckpointError(
             f"{path}: tensor {name} of shape {list(shape)} and dtype {dtype} takes {due} bytes, "

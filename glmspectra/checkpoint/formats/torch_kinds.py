@@ -3,15 +3,22 @@
 Quantised tensors are dequantised by torch's own rule; sparse and nested ones, and the foreign types, are refused.
 """
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors
+
+if TYPE_CHECKING:
+    import torch
 
 QUANTISED = ("qint8", "quint8", "qint32")
 
 
 def stored_dtype(tensor: torch.Tensor) -> str:
     """The dtype of a stored tensor by torch's name, with its layout before it where that is not strided."""
+    import torch
+
     name = str(tensor.dtype).removeprefix("torch.")
     if tensor.is_nested:
         return f"nested {name}"

@@ -21,7 +21,7 @@ from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.files import utf8_path, write_atomically
 
 INDEX = "model.safetensors.index.json"
-_HEADER_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_HEADER_NAMES = {getattr(torch, name): written for written, (name, _) in DTYPES.items() if hasattr(torch, name)}
 # A write() may take less than it is given, and at most 2 GiB; pieces also let mapped pages go as they are written.
 PIECE = 64 << 20
 GIGABYTE = 10**9  # of --shard-size, as huggingface counts; not 2^30

@@ -1,0 +1,62 @@
+"""What a command does not need is not imported: each runs in a process of its own, which tells what it loaded."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "peft", "datasets", "scipy", "matplotlib", "pandas")
+CODE = f"""
+import sys
+from glmspectra.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("loaded:", *[name for name in {HEAVY!r} if name in sys.modules])
+"""
+MATRICES = ("--model", "nano", "--layers", "0-1")
+
+
+def loaded(folder, *arguments, status=0):
+    """The heavy libraries that a command loaded."""
+    done = subprocess.run([sys.executable, "-c", CODE, *arguments], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == status, done.stderr
+    return done.stdout.splitlines()[-1].removeprefix("loaded:").split()
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A folder with settings files, and tables of two layers of nano; what measuring them loaded."""
+    folder = tmp_path_factory.mktemp("measured")
+    assert loaded(folder, "init") == []
+    return folder, loaded(folder, "svd", *MATRICES, "--no-report", "--device", "cpu")
+
+
+def test_measuring_loads_what_computes(measured):
+    assert {"torch", "scipy"} <= set(measured[1])  # the walk sees what is loaded
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("svd", *MATRICES),  # all finished before
+        ("suggest-rank", "--model", "nano"),
+        ("report",),
+    ],
+    ids=lambda command: command[0],
+)
+def test_work_on_stored_tables_loads_pandas_alone(measured, command):
+    assert loaded(measured[0], *command) == ["pandas"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("--version",), ("inspect", "--model", "nano"), ("suggest-rank", "--list")],
+    ids=lambda command: command[0],
+)
+def test_what_is_told_from_headers_or_words_loads_none(measured, command):
+    assert loaded(measured[0], *command) == []
+
+
+def test_a_wrong_setting_is_refused_before_anything_is_loaded(measured):
+    assert loaded(measured[0], "train", "--set", "no_such_key=3", status=2) == []
