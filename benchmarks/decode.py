@@ -222,8 +222,9 @@ class Bench:
     def compare(self, form: str, model: Any, glm: GlmForCausalLM) -> None:
         """Whether the two models say the same, and the graph what the eager step says.
 
-        Two models that round at each step are apart by the roundings of both, which grow with depth: ours must be no
-        further from Glm in float32 than 1.5 times Glm itself is. `glm` is left in float32.
+        Two models that round at each step are apart by the roundings of both, which grow with depth (5e-2 of the logits
+        after 28 layers of random weights), so that no fixed limit tells a fault: ours must be no further from Glm in
+        float32 than 1.25 times what Glm in its own type is. SwiGLU wrong by 2 % gives 1.4. `glm` is left in float32.
         """
         ours, theirs = model(self.ids).logits.float(), glm(self.ids).logits.float()
         arguments: dict[str, Any] = {"max_new_tokens": 48, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -247,8 +248,8 @@ class Bench:
             f"{apart:.1e} from Glm's",
             flush=True,
         )
-        if own > 1.5 * glms:
-            print(f"{form}: that is more than 1.5 times Glm's own rounding")
+        if own > 1.25 * glms:
+            print(f"{form}: that is more than 1.25 times Glm's own rounding")
             self.disagreements += 1
 
 
