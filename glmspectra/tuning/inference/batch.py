@@ -18,7 +18,6 @@ from glmspectra.tuning.model.families import family_of
 from glmspectra.tuning.model.four_bit import four_bit_config
 from glmspectra.tuning.model.loading import load_base, load_config, load_tokenizer, positions_of
 from glmspectra.tuning.model.precision import Precision
-from glmspectra.tuning.model.saved_adapter import load_adapter
 from glmspectra.tuning.settings.models import FinetuneArgs
 
 
@@ -67,6 +66,8 @@ def load_for_inference(
     quantization = four_bit_config(FinetuneArgs(dataset_path=""), dtype) if four_bit else None
     model = load_base(place, precision, where, quantization)
     if adapter is not None:
+        from glmspectra.tuning.model.saved_adapter import load_adapter  # PEFT alone takes a second or two
+
         model = load_adapter(model, adapter)
     form = choose_template(template, family_of(config), tokenizer, conversations)
     limit = positions_of(config)
