@@ -7,12 +7,17 @@ W[o, i] = scales[g, o] * (q[o, i] - z[g, o]) with groups g of equal size of the 
 - gemv_fast: q (outputs / 4, inputs) in int16, of four outputs each, 64 inputs at a time; `qzeros` holds -scales z.
 """
 
-import torch
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from glmspectra.checkpoint.formats.bits import unpack_words
 from glmspectra.checkpoint.formats.chatglm_int import row_chunks
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
 from glmspectra.checkpoint.formats.settings import Awq
+
+if TYPE_CHECKING:
+    import torch
 
 GEMM_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where number i of eight stands in its word
 OUTPUTS, STRIDE = 4, 64  # of gemv_fast: outputs that share int16 words, and inputs that they alternate after
@@ -48,6 +53,8 @@ def _gemm(parts: list[str], files: Files, settings: Awq) -> Logical | None:
     shape, size = (scales[1], qweight[0]), qweight[0] // scales[0]
 
     def dequantize(tensors: Tensors) -> torch.Tensor:
+        import torch
+
         words, zeros, scale = (tensors[part] for part in parts)
         zero, scale = _gemm_numbers(zeros), scale.float()
         result = torch.empty(shape, dtype=torch.float32)
@@ -80,6 +87,8 @@ def _gemv(parts: list[str], files: Files, settings: Awq) -> Logical | None:
         return None
 
     def dequantize(tensors: Tensors) -> torch.Tensor:
+        import torch
+
         words, zeros, scale = (tensors[part] for part in parts)
         group = torch.arange(shape[1]) // size
         result = torch.empty(shape, dtype=torch.float32)
@@ -109,6 +118,8 @@ def _gemv_fast(parts: list[str], files: Files, settings: Awq) -> Logical | None:
         return None
 
     def dequantize(tensors: Tensors) -> torch.Tensor:
+        import torch
+
         words, shifts, scale = (tensors[part] for part in parts)
         group = torch.arange(shape[1]) // size
         scale, shift = scale.float().t()[:, group], shifts.float().t()[:, group]
@@ -119,6 +130,8 @@ def _gemv_fast(parts: list[str], files: Files, settings: Awq) -> Logical | None:
 
 def _fast_numbers(words: torch.Tensor) -> torch.Tensor:
     """Numbers (outputs, inputs) of int16 words (outputs / 4, inputs), undoing AutoAWQ's `pack_intweight`."""
+    import torch
+
     quarter, inputs = words.shape
     numbers = (words.to(torch.int32).unsqueeze(-1) >> torch.arange(0, 16, 4)) & 0xF
     rows = (

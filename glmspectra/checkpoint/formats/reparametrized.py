@@ -6,12 +6,16 @@ Weight norm (Salimans and Kingma 2016): W = g v / ||v||, the norm over every axi
 `X.weight_mask`. Any other parametrization is a function that only the model's code holds.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors, unlike
+
+if TYPE_CHECKING:
+    import torch
 
 PARAMETRIZED = "parametrizations.weight."
 WORDS = ("weight_v", "weight_orig", PARAMETRIZED + "original1", PARAMETRIZED + "original")
@@ -70,6 +74,8 @@ def _weight_norm(name: str, scale: str, files: Files) -> Logical:
     over = tuple(range(len(shape))) if whole else tuple(axis for axis, size in enumerate(sizes) if size == 1)
 
     def dequantize(tensors: Tensors) -> torch.Tensor:
+        import torch
+
         direction = tensors[name].float()
         norm = torch.linalg.vector_norm(direction, dim=over, keepdim=True)
         factor = tensors[scale].float().reshape([1] * len(shape) if whole else sizes)
@@ -101,6 +107,4 @@ def _pruned(name: str, mask: str, files: Files) -> Logical:
     shape = files.stored[name].shape
     if files.stored[mask].shape != shape:
         return files.weight(shape, "pruned", [name, mask], fault=unlike("a pruned weight", files, name, mask))
-    return files.weight(
-        shape, "pruned", [name, mask], lambda tensors: tensors[name].float() * tensors[mask].to(torch.float32)
-    )
+    return files.weight(shape, "pruned", [name, mask], lambda tensors: tensors[name].float() * tensors[mask].float())
