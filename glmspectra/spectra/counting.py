@@ -2,8 +2,7 @@
 
 A 16-bit floating type has 65,536 values: their counts are the whole distribution. A float32 value is cut in two: counts
 of the upper 16 bits (sign, exponent, 7 bits of mantissa: bins at most 0.8 % wide) give the shape, and a second pass
-over
-the lower 16 bits of the few bins that hold a wanted rank gives that quantile exactly.
+over the lower 16 bits of the few bins that hold a wanted rank gives that quantile exactly.
 
 Bit patterns are ordered like the values after one flip: all bits of a negative number, the sign bit of others.
 """

@@ -22,9 +22,8 @@ class DistributionFit:
     """Maximum-likelihood fits and distances.
 
     best: the family with the smallest Akaike criterion. *_ks: Kolmogorov-Smirnov distances, 0 to 1. student_t_df:
-    degrees
-    of freedom of the Student-t fit. normal_wasserstein: 1-Wasserstein distance from the fitted normal, in standard
-    deviations of the values.
+    degrees of freedom of the Student-t fit. normal_wasserstein: 1-Wasserstein distance from the fitted normal, in
+    standard deviations of the values.
     """
 
     best: str

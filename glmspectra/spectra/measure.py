@@ -22,10 +22,9 @@ from glmspectra.spectra.eigenvalues import symmetric_eigenvalues
 from glmspectra.spectra.gram import diagonal_is_finite, gram_matrices
 from glmspectra.spectra.krylov import leading_triplets, topk_values
 from glmspectra.spectra.refine import LARGEST_REFINED_SHARE, refine_small_end, triangular_factor
-from glmspectra.spectra.spectrum import FloatArray, SingularVectors, Spectrum, nonfinite_spectrum
+from glmspectra.spectra.spectrum import WHOLE, FloatArray, SingularVectors, Spectrum, nonfinite_spectrum
 from glmspectra.spectra.transfer import to_device
 
-WHOLE = "whole"
 # Residual, relative to sigma_i, to which singular vectors are iterated.
 VECTOR_RTOL = 1e-8
 

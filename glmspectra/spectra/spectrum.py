@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+WHOLE = "whole"  # the part of a matrix that is all of it
 FloatArray = npt.NDArray[np.float64]
 
 

@@ -156,15 +156,23 @@ def _known(spectrum: Spectrum) -> BoolArray:
     return spectrum.sigma > spectrum.error_bound
 
 
+def effective_rank(sigma: FloatArray) -> float:
+    """Exponential of the entropy of sigma / sum(sigma) (Roy & Vetterli 2007, eq. 3); 0 for a zero matrix."""
+    positive = sigma[sigma > 0]
+    if not positive.size:
+        return 0.0
+    share = positive / positive.sum()
+    return float(np.exp(-np.sum(share * np.log(share))))
+
+
 def _rank_measures(spectrum: Spectrum) -> dict[str, float | int]:
     sigma, least_known = spectrum.sigma, bool(_known(spectrum)[-1])
     total = float(sigma.sum())
-    share = sigma[sigma > 0] / total if total > 0 else np.empty(0)
     squared = sigma**2
     return {
         "nuclear_norm": total,
         "condition_number": float(sigma[0] / sigma[-1]) if least_known else float("inf"),
-        "effective_rank": float(np.exp(-np.sum(share * np.log(share)))) if total > 0 else float("nan"),
+        "effective_rank": effective_rank(sigma) if total > 0 else float("nan"),
         "participation_ratio": _ratio(float(squared.sum() ** 2), float(np.sum(squared**2))),
         f"top{TOP}_share_of_singular_value_sum": _ratio(float(sigma[:TOP].sum()), total),
     }

@@ -12,15 +12,13 @@ from glmspectra.errors import RequestError
 from glmspectra.spectra.counting import PATTERNS, IntArray
 from glmspectra.spectra.fits import fit_distributions
 from glmspectra.spectra.moments import Moments
-from glmspectra.spectra.spectrum import FloatArray
+from glmspectra.spectra.spectrum import WHOLE, FloatArray
 from glmspectra.spectra.tally import OUTLIER_SIGMAS, QUANTILES, Tally, bin_counts, moments_of, order_ranks, take_tallies
 
 LARGEST = 8
-WHOLE = "whole"
 
 # The common grid: asinh-spaced, ten bins a factor of e. Below LINEAR_BELOW bins are of equal width, above it their
-# width
-# is a tenth of the value, so that weights of 1e-2 and differences of 1e-5 are both resolved by the same edges.
+# width is a tenth of the value, so that weights of 1e-2 and differences of 1e-5 are both resolved by the same edges.
 LINEAR_BELOW = 1e-6
 GRID_STEP = 0.1
 GRID_LIMIT = 65504.0  # largest float16
@@ -32,8 +30,7 @@ class ValueDistribution:
     """What was found of one part of a weight.
 
     columns: the value columns of the table. bin_left, bin_right, counts: the histogram; a value on an edge counts in
-    the
-    bin farther from zero, values beyond the last edges in the last bins, NaN and Inf nowhere. status: 'ok' or
+    the bin farther from zero, values beyond the last edges in the last bins, NaN and Inf nowhere. status: 'ok' or
     'nonfinite'; with NaN or Inf present the columns describe the finite values, except for the shares.
     """
 
@@ -70,10 +67,9 @@ def value_distribution(
 
     For float16 and bfloat16 every column is exact (counts of all 65,536 values) up to float64 rounding. For float32
     moments, quantiles, extremes, shares and norms are exact in the same sense; the fits and their distances work on
-    bins
-    that are at most 0.8 % wide. Float64 weights are rounded to float32 for the quantiles, fits and histogram. Quantiles
-    are of the 'lower' kind: a value that occurs. Raises RequestError for a weight that is not 2-D floating, or bad
-    edges. `read_values` and `distribution_of` are the two halves of this, the device's and the processor's.
+    bins that are at most 0.8 % wide. Float64 weights are rounded to float32 for the quantiles, fits and histogram.
+    Quantiles are of the 'lower' kind: a value that occurs. Raises RequestError for a weight that is not 2-D floating,
+    or bad edges. `read_values` and `distribution_of` are the two halves of this, the device's and the processor's.
     """
     tallies = read_values(weight, parts, edges=edges)
     return {name: distribution_of(found, edges) for name, found in tallies.items()}

@@ -1,10 +1,8 @@
 """The numbers of one change of one weight, as columns of the tables.
 
 - allotted_rank: directions the adapter was given; rank: singular values above noise_floor.
-- noise_floor: the singular value up to which rounding alone could have made them: of the stored factors, or
-of the
-  stored weights where two checkpoints were subtracted. effective_rank_above_floor leaves out what is below
-  it.
+- noise_floor: the singular value up to which rounding alone could have made them: of the stored factors, or of the
+  stored weights where two checkpoints were subtracted. effective_rank_above_floor leaves out what is below it.
 - share_of_rank_in_use: directions that hold 99 % of the energy, over the allotted rank.
 - share_unchanged: entries that are equal in both checkpoints. relative_frobenius: ||Delta||_F / ||W||_F.
 - overlap_left, overlap_right: subspace similarity of the overlap_directions leading directions of Delta and W
@@ -28,6 +26,7 @@ from glmspectra.spectra.lowrank import (
     numerical_rank,
     subspace_similarity,
 )
+from glmspectra.spectra.summary import effective_rank
 
 # Columns that say something of the r singular values of a product; bulks and tails need a matrix of full
 # rank.
@@ -49,15 +48,6 @@ LOW_RANK_COLUMNS = (
 def known(row: dict[str, Any]) -> dict[str, Any]:
     """The row without NaN and infinity, which the tables keep as null."""
     return {key: value for key, value in row.items() if not (isinstance(value, float) and not np.isfinite(value))}
-
-
-def effective_rank(sigma: np.ndarray) -> float:
-    """Exponential of the entropy of sigma / sum(sigma) (Roy & Vetterli 2007); 0 for a zero matrix."""
-    positive = sigma[sigma > 0]
-    if not positive.size:
-        return 0.0
-    share = positive / positive.sum()
-    return float(np.exp(-np.sum(share * np.log(share))))
 
 
 def low_rank_columns(found: Spectrum, allotted: int, floor: float) -> dict[str, Any]:

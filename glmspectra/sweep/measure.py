@@ -19,6 +19,7 @@ from glmspectra.spectra import (
     spectra_of,
     summarize_spectra,
 )
+from glmspectra.spectra.spectrum import WHOLE
 from glmspectra.store import Measurement
 from glmspectra.sweep.options import SweepOptions
 
@@ -62,7 +63,6 @@ class Identity:
         }
 
 
-WHOLE = "whole"
 Vectors = dict[str, tuple[np.ndarray, np.ndarray]]
 
 

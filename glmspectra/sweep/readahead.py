@@ -11,11 +11,9 @@ from glmspectra.spectra.transfer import to_device
 if TYPE_CHECKING:
     from glmspectra.checkpoint import Checkpoint, Part, TensorRecord
 
-# Anonymous bytes that the current and the next matrix may hold together. What is stored plainly is mapped
-# from its file and counts
-# nothing; what is quantised is dequantised into memory of its own, and two of the largest (ChatGLM2's
-# embedding in float32
-# is 1.07 GB) would leave no room for the Gram matrix and its eigensolver below the promised 2 GiB.
+# Anonymous bytes that the current and the next matrix may hold together. What is stored plainly is mapped from its file
+# and counts nothing; what is quantised is dequantised into memory of its own, and two of the largest (ChatGLM2's
+# embedding in float32 is 1.07 GB) would leave no room for the Gram matrix and its eigensolver below the promised 2 GiB.
 READ_AHEAD_CEILING = 768 * 2**20
 
 _PAGE = 4096

@@ -1,7 +1,12 @@
 """Distributions of the weights: a ridge of histograms by depth for each matrix."""
 
+from collections.abc import Callable
+from typing import Any
+
 import matplotlib
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from scipy.interpolate import PchipInterpolator
@@ -34,35 +39,8 @@ def draw_value_ridges(run: Tables) -> Figure | None:
     colours = matplotlib.colormaps[style.DEPTH_MAP]
     groups = dict(iter(rows.groupby(["series", "layer"], sort=False)))
     for i, (ax, name) in enumerate(zip(axes, order, strict=True)):
-        binned = {layer: value_density(groups[name, layer]) for layer in layers if (name, layer) in groups}
-        low, high = central_range((edges, counts) for edges, _, counts in binned.values())
-        cut = np.linspace(low, high, BINS + 1)
-        merged = {}
-        for layer, (edges, _, counts) in binned.items():
-            merged[layer] = rebin(edges, counts, cut) / (max(counts.sum(), 1) * (cut[1] - cut[0]))
-        highest = max((density.max() for density in merged.values()), default=1.0) or 1.0
-        step = 1.0 if len(layers) > 1 else 0.0
-        for layer in reversed(layers):
-            if layer not in merged:
-                continue
-            density = merged[layer]
-            foot = layers.index(layer) * step
-            line = foot + 3.2 * density / highest
-            middle = (cut[:-1] + cut[1:]) / 2
-            colour = colours(shade(layer))
-            ax.fill_between(
-                middle, foot, line, color=colour, alpha=0.75, linewidth=0, zorder=2 + 2 * (len(layers) - foot)
-            )
-            ax.plot(
-                middle,
-                line,
-                color="white",
-                linewidth=0.8,
-                zorder=3 + 2 * (len(layers) - foot),
-                gid=slug(f"ridge-{name}-layer-{layer}"),
-            )
-        ax.set_xlim(low, high)
-        ax.set_ylim(-0.2, (len(layers) - 1) * step + 3.5)
+        densities = {layer: groups[name, layer] for layer in layers if (name, layer) in groups}
+        step = _draw_ridges(ax, name, densities, layers, lambda layer: colours(shade(layer)))
         style.linear_axis(ax, "x", 3)
         every = max(1, -(-len(layers) // 14))
         ax.set_yticks([j * step for j in range(0, len(layers), every)], [str(layer) for layer in layers[::every]])
@@ -75,6 +53,32 @@ def draw_value_ridges(run: Tables) -> Figure | None:
             ax.set_ylabel("layer")
     depth_bar(figure, shade)
     return figure
+
+
+def _draw_ridges(
+    ax: Axes, name: str, histograms: dict[int, pd.DataFrame], layers: list[int], colour: Callable[[int], Any]
+) -> float:
+    """One panel: the density of each layer over its foot; returns how far apart the feet are."""
+    binned = {layer: value_density(histogram) for layer, histogram in histograms.items()}
+    low, high = central_range((edges, counts) for edges, _, counts in binned.values())
+    cut = np.linspace(low, high, BINS + 1)
+    middle = (cut[:-1] + cut[1:]) / 2
+    merged = {
+        layer: rebin(edges, counts, cut) / (max(counts.sum(), 1) * (cut[1] - cut[0]))
+        for layer, (edges, _, counts) in binned.items()
+    }
+    highest = max((density.max() for density in merged.values()), default=1.0) or 1.0
+    step = 1.0 if len(layers) > 1 else 0.0
+    for layer in reversed(list(merged)):
+        foot = layers.index(layer) * step
+        line = foot + 3.2 * merged[layer] / highest
+        order = 2 + 2 * (len(layers) - foot)
+        ax.fill_between(middle, foot, line, color=colour(layer), alpha=0.75, linewidth=0, zorder=order)
+        gid = slug(f"ridge-{name}-layer-{layer}")
+        ax.plot(middle, line, color="white", linewidth=0.8, zorder=order + 1, gid=gid)
+    ax.set_xlim(low, high)
+    ax.set_ylim(-0.2, (len(layers) - 1) * step + 3.5)
+    return step
 
 
 def rebin(edges: np.ndarray, counts: np.ndarray, cut: np.ndarray) -> np.ndarray:
