@@ -23,6 +23,9 @@ LONG_FUNCTION, LONG_FILE = 60, 370
 WRITERS = ("write_text", "write_bytes")  # of pathlib
 SAVERS = ("save_file", "savez", "to_parquet", "write_table", "savefig")  # of libraries, given a path
 FLOOR = "files.py"  # where writing whole or not at all is made
+WHOLE = re.compile(
+    r"write_|written_whole|atomic|replace_folder|new_folder"
+)  # what writes so, there and in its forebears
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Counts:
     long_functions: list[tuple[int, str]] = field(default_factory=list)
     long_files: list[tuple[int, str]] = field(default_factory=list)
     renames: list[str] = field(default_factory=list)  # modules that move a finished file into place by themselves
+    whole: list[str] = field(default_factory=list)  # modules that write by the one function for it
     in_place: list[str] = field(default_factory=list)  # modules that write where a reader may look
     any_annotations: int = 0
     tuning_entries: int = 0
@@ -77,6 +81,17 @@ def writes_in_place(tree: ast.AST) -> bool:
     return False
 
 
+def writes_whole(tree: ast.AST) -> bool:
+    """Whether a module takes a writer from the module that makes files appear whole or not at all."""
+    return any(
+        isinstance(node, ast.ImportFrom)
+        and (node.module or "").endswith((".files", ".json_files", ".atomic"))
+        and "tuning.settings" not in (node.module or "")
+        and any(WHOLE.match(alias.name) for alias in node.names)
+        for node in ast.walk(tree)
+    )
+
+
 def moves_into_place(tree: ast.AST) -> bool:
     """Whether a module calls os.replace, os.rename, or rename or replace of a path."""
     for call, name in calls(tree):
@@ -108,6 +123,7 @@ def count(root: Path) -> Counts:
             annotations = [getattr(node, "annotation", None), getattr(node, "returns", None)]
             found.any_annotations += sum(getattr(a, "id", "") == "Any" for a in annotations)
         if name != FLOOR:
+            found.whole += [name] if writes_whole(tree) else []
             found.renames += [name] if moves_into_place(tree) else []
             found.in_place += [name] if writes_in_place(tree) else []
     tuning = package / "tuning"
@@ -134,6 +150,7 @@ def table(before: Counts, after: Counts) -> str:
         (f"functions over {LONG_FUNCTION} lines", len(before.long_functions), len(after.long_functions)),
         (f"files over {LONG_FILE} lines", len(before.long_files), len(after.long_files)),
         ("entries of tuning/", before.tuning_entries, after.tuning_entries),
+        ("modules that write whole or not at all by the one function for it", len(before.whole), len(after.whole)),
         ("modules that move files into place by themselves", len(before.renames), len(after.renames)),
         ("modules that open a path for writing themselves", len(before.in_place), len(after.in_place)),
         ("annotations that are a bare Any", before.any_annotations, after.any_annotations),

@@ -127,17 +127,17 @@ def allocate_by_threshold(
     if left < 0:
         raise RequestError(f"--min-rank {limits.min_rank} alone costs more than the budget of {budget} parameters.")
     step = limits.multiple_of
-    by_name = {target.name: (place, target) for place, target in enumerate(targets)}
+    by_name = {target.name: (position, target) for position, target in enumerate(targets)}
     queue: list[tuple[float, int, str]] = []
 
     def offer(name: str) -> None:
-        place, target = by_name[name]
+        position, target = by_name[name]
         values = sizes[name]
         start = ranks[name]
         if start + step <= limits.highest(target, len(values)) and len(values) >= start + step:
             mean = float(np.mean(values[start : start + step]))
             if mean > 0:
-                heapq.heappush(queue, (-mean, place, name))
+                heapq.heappush(queue, (-mean, position, name))
 
     for target in targets:
         offer(target.name)

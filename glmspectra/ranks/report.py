@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WITHOUT_DELTA = (
-    "No change of the weights was given. What a short pilot changes told better ranks than uniform on both models of "
+    "No change of the weights was given. What a short pilot changes gave better ranks than uniform on both models of "
     "our study; the base's effective rank got a sixth to two thirds of that on one and nothing on the other: "
     "`--pilot 80` trains one, `--delta` takes an earlier training's."
 )
@@ -119,43 +119,45 @@ def facts(suggestion: Suggestion) -> dict[str, Any]:
 def lines(suggestion: Suggestion) -> list[str]:
     """The summary in words, a sentence a line."""
     chosen = suggestion.chosen
-    told = facts(suggestion)
-    said = [_heading(suggestion, told)]
-    for kind, ranks in told["by_matrix"].items():
+    numbers = facts(suggestion)
+    said = [_heading(suggestion, numbers)]
+    for kind, ranks in numbers["by_matrix"].items():
         said.append(f"  {kind}: rank {ranks['min']} to {ranks['max']}, {ranks['mean']:.1f} on average")
-    if told["without_adapter"]:
-        said.append(f"Rank 0, so no adapter and not in target_modules: {len(told['without_adapter'])} of the matrices.")
-    said.append(f"Serve the adapter with a max_lora_rank of {told['max_lora_rank']} or more (vLLM, TensorRT-LLM).")
-    said += against_uniform(told)
-    said += _where_criteria_disagree(suggestion.allocations)
-    if told["at_cap"]:
+    if numbers["without_adapter"]:
         said.append(
-            f"At all the directions that the tables know of: {len(told['at_cap'])} of the matrices (such as "
-            f"{told['at_cap'][0]}); a pilot of a larger rank might give them more."
+            f"Rank 0, so no adapter and not in target_modules: {len(numbers['without_adapter'])} of the matrices."
+        )
+    said.append(f"Serve the adapter with a max_lora_rank of {numbers['max_lora_rank']} or more (vLLM, TensorRT-LLM).")
+    said += against_uniform(numbers)
+    said += _where_criteria_disagree(suggestion.allocations)
+    if numbers["at_cap"]:
+        said.append(
+            f"At all the directions that the tables know of: {len(numbers['at_cap'])} of the matrices (such as "
+            f"{numbers['at_cap'][0]}); a pilot of a larger rank might give them more."
         )
     if chosen.gap > 0:
         said.append(f"Greedy: at most {chosen.gap:.3g} of {chosen.value or 0:.3g} may be missing to the optimum.")
-    said += _what_a_budget_holds(told, suggestion.curve)
+    said += _what_a_budget_holds(numbers, suggestion.curve)
     said += [found.sentence(f"{found.pilots} {name}") for name, found in suggestion.stabilities.items()]
     if not suggestion.evidence.has("delta"):
         said.append(WITHOUT_DELTA)
     return said
 
 
-def _heading(suggestion: Suggestion, told: Mapping[str, Any]) -> str:
+def _heading(suggestion: Suggestion, numbers: Mapping[str, Any]) -> str:
     chosen, budget = suggestion.chosen, suggestion.budget
     unspent = 1 - chosen.parameters / budget.parameters
     rest = f", {unspent:.1%} of the budget is not spent" if unspent >= 0.001 else ""
     return (
         f"Ranks by {suggestion.criterion} ({chosen.how}): {chosen.parameters:,} trainable parameters, "
-        f"{told['bytes'] / 2**20:.1f} MiB in float32, for {budget.text} = {budget.parameters:,}{rest}."
+        f"{numbers['bytes'] / 2**20:.1f} MiB in float32, for {budget.text} = {budget.parameters:,}{rest}."
     )
 
 
-def against_uniform(told: Mapping[str, Any]) -> list[str]:
+def against_uniform(numbers: Mapping[str, Any]) -> list[str]:
     """What the ranks are beside uniform ones of the same cost, and what is to be expected of that; from `facts`."""
-    moved = told["moved_from_uniform"]
-    if moved is None or told["criterion"].partition(":")[0] == "uniform":
+    moved = numbers["moved_from_uniform"]
+    if moved is None or numbers["criterion"].partition(":")[0] == "uniform":
         return []
     if moved == 0:
         return ["These are uniform ranks: the criterion changes nothing at this budget, so take a plain r."]
@@ -165,10 +167,10 @@ def against_uniform(told: Mapping[str, Any]) -> list[str]:
             "and prefer a plain r."
         ]
     said = f"{moved:.0%} of the parameters are elsewhere than with uniform ranks"
-    own, theirs = told["delta_energy_held"], told["delta_energy_held_by_uniform"]
+    own, theirs = numbers["delta_energy_held"], numbers["delta_energy_held_by_uniform"]
     if own is not None and theirs is not None:
         said += f", which hold {theirs:.1%} of the energy of delta-W at this cost where these hold {own:.1%}"
-    return [f"{said}.", *filter(None, [sentence(told["criterion"])])]
+    return [f"{said}.", *filter(None, [sentence(numbers["criterion"])])]
 
 
 def _where_criteria_disagree(allocations: Mapping[str, Allocation]) -> list[str]:
@@ -191,8 +193,8 @@ def _where_criteria_disagree(allocations: Mapping[str, Allocation]) -> list[str]
     ]
 
 
-def _what_a_budget_holds(told: Mapping[str, Any], curve: "pd.DataFrame") -> list[str]:
-    needed = told["needed_parameters"]
+def _what_a_budget_holds(numbers: Mapping[str, Any], curve: "pd.DataFrame") -> list[str]:
+    needed = numbers["needed_parameters"]
     if not needed or str(curve["quantity"].iloc[0]) != "delta":
         return []
     pieces = [f"{share:.0%} at {parameters:,}" for share, parameters in needed.items()]
