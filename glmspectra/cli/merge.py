@@ -54,15 +54,14 @@ def merge(
         )
     facts, lines = result.as_dict(), result.lines()
     if verify:
-        from glmspectra.tuning.inference.merged_check import logits_apart
+        from glmspectra.tuning.inference.merged_check import compare_logits
 
-        apart = logits_apart(base, adapter, out)
-        limit = 1e-4 + 20 * torch.finfo(getattr(torch, result.dtype or "float32")).eps
-        if apart > limit:
+        compared = compare_logits(base, adapter, out)
+        if fault := compared.fault(getattr(torch, result.dtype or "float32")):
             raise CheckpointError(
-                f"{out}: its logits are {apart:.1e} from those of base and adapter, relative, where {limit:.1e} is the "
-                "most to be expected: do not use it, and report this."
+                f"{out}: its logits are {compared.apart:.1e} from those of base and adapter, {fault}: do not use it, "
+                "and report this."
             )
-        facts["logits_apart"] = apart
-        lines.append(f"Loaded and compared: logits of merged model and of base with adapter at most {apart:.1e} apart.")
+        facts |= {"logits_apart": compared.apart, "logits_moved": compared.moved}
+        lines.append(compared.sentence())
     finish(facts, lines, as_json)

@@ -27,6 +27,7 @@ from glmspectra.checkpoint.formats.reparametrized import REFUSED_PARTS, REMADE
 from glmspectra.checkpoint.formats.settings import BESIDE, STATED
 from glmspectra.checkpoint.names import OUTPUT, place_of
 from glmspectra.checkpoint.reader import Checkpoint, open_checkpoint
+from glmspectra.checkpoint.writing.agreement import INPUTS, Agreement, agreement, same_bits
 from glmspectra.checkpoint.writing.folder import Tensors, write_checkpoint
 from glmspectra.checkpoint.writing.shards import SHARD_BYTES, Planned
 from glmspectra.embedded import locate_model
@@ -34,7 +35,6 @@ from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.files import check_target
 
 NOT_COPIED = (".safetensors", ".bin", ".gguf", ".index.json", ".pt", ".pth", ".h5", ".msgpack")
-CHECK_INPUTS = 4  # random inputs of each changed layer
 VOCABULARY_KEYS = ("vocab_size", "padded_vocab_size")
 Progress = Callable[[int, int], None]
 
@@ -90,8 +90,8 @@ class Merged:
             f"{'s' if len(self.files) > 1 else ''}.",
             f"Rounding to {self.dtype} took at most {self.lost[1]:.2%} of a matrix's change"
             f"{f' ({self.lost[0]})' if self.lost[0] else ''}.",
-            f"Read back and held against base and adapter on {CHECK_INPUTS} random inputs of each changed layer: "
-            f"at most {self.checked[1]:.1e} apart.",
+            f"Read back and held against base and adapter on {INPUTS} random inputs of each changed layer: "
+            f"at most {self.checked[1]:.1e} apart (root mean square, relative).",
         ]
         if self.whole:
             lines.append(f"Replaced as a whole or in part, as they were trained: {self.whole} tensors.")
@@ -250,41 +250,20 @@ class _Merge:
                 stored = self.checkpoint.read(source)
                 change = self.changes.get(planned.name)
                 if change is None:
-                    same = found.dtype == planned.dtype and _same(found, stored.to(planned.dtype))
-                    error, limit = (0.0 if same else 1.0), 0.0
+                    same = same_bits(found, stored.to(planned.dtype))
+                    found_apart = Agreement(0.0 if same else 1.0, same)
                 else:
-                    error = _distance(change, found.float(), stored, generator)
-                    limit = 1e-4 + 4 * torch.finfo(planned.dtype).eps
-                    self.report.checked = max(self.report.checked, (planned.name, error), key=lambda item: item[1])
-                if not error <= limit:
+                    found_apart = agreement(change, found, stored, generator)
+                    checked = (planned.name, found_apart.error)
+                    self.report.checked = max(self.report.checked, checked, key=lambda item: item[1])
+                if not found_apart.holds:
                     raise CheckpointError(
-                        f"{planned.name}: what was written is not base and adapter together ({error:.1e} apart on "
-                        "random inputs, relative); nothing is kept. Check the disk, and report it if it happens again."
+                        f"{planned.name}: what was written is not base and adapter together ({found_apart.error:.1e} "
+                        "apart on random inputs, relative, beyond what rounding does); nothing is kept. Check the "
+                        "disk, and report it if it happens again."
                     )
                 written.release(planned.name)
                 self.checkpoint.release(source)
-
-
-def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
-    return torch.equal(first.reshape(-1).view(torch.uint8), second.contiguous().reshape(-1).view(torch.uint8))
-
-
-def _distance(change: TensorChange, found: torch.Tensor, stored: torch.Tensor, generator: torch.Generator) -> float:
-    """Largest |found x - (base and adapter) x| over random x, relative to the largest |(base and adapter) x|."""
-    before = (stored if change.replaced is None else change.replaced).float()
-    if not change.all_factors:
-        expected, got = change.merged(stored), found
-    else:
-        stack = before.unsqueeze(0) if change.factors is not None else before
-        matrices = list(zip(change.all_factors, stack, found.reshape(stack.shape), strict=True))
-        inputs = torch.randn(CHECK_INPUTS, stack[0].flatten(1).shape[1], generator=generator)
-        expected = torch.cat([factors.forward(inputs, matrix.flatten(1)) for factors, matrix, _ in matrices], dim=1)
-        got = torch.cat([inputs @ matrix.flatten(1).T for _, _, matrix in matrices], dim=1)
-        if change.rows is not None:
-            tokens, rows = change.rows
-            expected = expected.index_copy(1, tokens, inputs @ rows.float().T)
-    size = float(expected.abs().max()) if expected.numel() else 0.0
-    return float((got - expected).abs().max()) / size if size > 0 else float((got != expected).any())
 
 
 def _vocabulary(checkpoint: Checkpoint, changes: Mapping[str, TensorChange]) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from glmspectra.checkpoint.adapter.stored import WEIGHT_FILES
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.tuning.model.four_bit import keep_layout
 from glmspectra.tuning.model.loading import LOADING_ERRORS, first_line
+
+# torch's sentence on an embedding or output layer that was trained with tokens of its own.
+LARGER = re.compile(
+    r"size mismatch for \S*modules_to_save\S*: copying a param with shape torch\.Size\(\[(\d+), \d+\]\) from "
+    r"checkpoint, the shape in current model is torch\.Size\(\[(\d+), \d+\]\)"
+)
 
 
 def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
@@ -37,6 +44,11 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
             wrapped = PeftModelForCausalLM.from_pretrained(model, str(adapter), is_trainable=False)
         stored = load_peft_weights(str(adapter), device="cpu")
     except (*LOADING_ERRORS, UserWarning) as error:
+        if (grown := LARGER.search(str(error))) and int(grown[1]) > int(grown[2]):
+            raise CheckpointError(
+                f"{adapter}: has {grown[1]} tokens, and this base {grown[2]}; merge the two (glmspectra merge) and "
+                "give the merged model."
+            ) from error
         raise CheckpointError(
             f"{adapter}: cannot be put on this base: {first_line(error).rstrip('.')}; "
             "it is damaged, or of another model."
