@@ -177,13 +177,18 @@ def test_a_group_too_large_for_the_gpu_is_run_in_halves(work, monkeypatch, count
 
 
 def test_one_job_too_large_for_the_gpu_is_an_error(work, monkeypatch):
-    def none(*_):
+    asked = []
+
+    def none(base, rows, facts, jobs, *_):
+        asked.append(len(jobs))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     worker = Worker("cpu", settings_of(work))
     monkeypatch.setattr(workers, "run_group", none)
     with pytest.raises(torch.OutOfMemoryError):
         worker.run(jobs_for_one_group(3))
+    assert asked[0] == 3
+    assert asked[-1] == 1, "halved until one job is left"
 
 
 def test_a_group_that_ran_out_of_memory_leaves_the_base_as_it_was(work, monkeypatch):

@@ -66,6 +66,16 @@ def test_an_error_inside_frees_the_folder_and_a_moved_folder_keeps_its_own_lock(
     assert not (tmp_path / "run" / WRITER).exists()
 
 
+@pytest.mark.parametrize(
+    "note", ["", "[1]", '{"pid": 1', "[" * 4096, '{"pid": "x", "host": 1, "doing": 2, "since": 3}']
+)
+def test_a_holder_whose_note_is_not_one_is_another_process(tmp_path, note):
+    with exclusive(tmp_path / "run", "train"):
+        (tmp_path / "run" / WRITER).write_text(note)
+        with pytest.raises(RequestError, match="another process"), exclusive(tmp_path / "run", "svd"):
+            pass
+
+
 def test_a_forked_helper_that_outlives_its_parent_holds_nothing(tmp_path):
     orphan = tmp_path / "pid"
     program = f"""
