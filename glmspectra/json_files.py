@@ -16,6 +16,7 @@ from glmspectra.errors import CheckpointError, GlmspectraError
 from glmspectra.files import write_text
 
 MAX_BYTES = 256 << 20  # the index of 405B parameters takes under 1 MiB, a tokenizer.json some 20
+MAX_DEPTH = 100  # levels of lists and objects: what copies or writes a value later calls itself at each
 
 if TYPE_CHECKING:  # pydantic takes 0.1 s to import, and `--help` needs only the writing half of this file
     from pydantic import BaseModel, ValidationError
@@ -90,6 +91,8 @@ def parse_json(
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         numbers: dict[str, Any] = {} if allow_nan else {"parse_constant": _no_constant, "parse_float": _finite}
         value = json.loads(text, object_pairs_hook=_no_duplicates, **numbers)
+        if _deeper_than(MAX_DEPTH, value):
+            raise RecursionError
         if "\\u" in text or not text.isascii():
             json.dumps(value, ensure_ascii=False).encode()  # refuses half of a surrogate pair
     except UnicodeDecodeError as fault:
@@ -169,6 +172,21 @@ def _sort(value: object) -> str:
         float: "a number",
     }
     return names.get(type(value), "null")
+
+
+def _deeper_than(levels: int, value: Any) -> bool:
+    level = [value]
+    for _ in range(levels + 1):
+        level = [
+            item
+            for holder in level
+            if isinstance(holder, (dict, list))
+            for item in (holder.values() if isinstance(holder, dict) else holder)
+            if isinstance(item, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -1,9 +1,15 @@
 """How many processes a command was started in: what torchrun says in the environment."""
 
 import os
+import re
 from dataclasses import dataclass
 
-from glmspectra.errors import RequestError
+from glmspectra.errors import GlmspectraError, RequestError
+
+# What gloo, NCCL and torch's store say when the process at the other end is gone.
+_GONE = re.compile(
+    r"closed by peer|reset by peer|\bgloo\b|ncclRemoteError|Broken pipe|failed to connect|Socket Timeout", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,20 @@ def read_launch() -> Launch:
             "the processes by torchrun, or unset these variables."
         )
     return Launch(rank, count, local_rank)
+
+
+def lost_process(error: Exception) -> GlmspectraError:
+    """What torch raised over a process that is gone, as one sentence: its connection is closed, or never came."""
+    said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return GlmspectraError(
+        f"another process of this command ended before its work was done ({said}): what was finished is kept; see what "
+        "that process said, and run the same command again."
+    )
+
+
+def tells_of_lost_process(error: Exception) -> bool:
+    """Whether an error of torch says that another process is gone."""
+    return isinstance(error, RuntimeError) and "WORLD_SIZE" in os.environ and bool(_GONE.search(str(error)))
 
 
 _DEFAULTS = (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))

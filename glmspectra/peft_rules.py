@@ -43,7 +43,7 @@ class ModulePatterns:
                 table = self._whole if key.startswith("^") else self._endings
                 table.setdefault(re.sub(r"\\(.)", r"\1", key.removeprefix("^")), position)
             else:
-                self._expressions.append((position, _compiled(key, origin, error)))  # type: ignore[arg-type]  # classes hash
+                self._expressions.append((position, _compiled(key, origin, error)))
 
     def first(self, module: str) -> str | None:
         """The key that PEFT applies to the module of this full name, or None."""
@@ -70,22 +70,39 @@ def matched_by(
     return [module for module in modules if patterns.first(module) is not None]
 
 
+def fully_matched(
+    expression: str, modules: Iterable[str], origin: str, error: type[GlmspectraError] = CheckpointError
+) -> list[str]:
+    """The modules whose whole name an expression matches: PEFT's rule for `target_modules` that is one string.
+
+    Raises:
+        GlmspectraError: Of class `error`; it is no regular expression that RE2 knows.
+    """
+    compiled = _compiled_as("({})$", expression, origin, error)  # type: ignore[arg-type]  # classes hash
+    return [module for module in modules if compiled.match(module)]
+
+
 def module_pattern(module: str) -> str:
     """A key that PEFT finds in this module's name and in no other's."""
     return "^" + re.escape(module)
 
 
-@lru_cache(maxsize=65536)
 def _compiled(key: str, origin: str, error: type[GlmspectraError]) -> Any:
+    return _compiled_as(r"(.*\.)?({})$", key, f"{origin} key", error)  # type: ignore[arg-type]  # classes hash
+
+
+@lru_cache(maxsize=65536)
+def _compiled_as(form: str, key: str, origin: str, error: type[GlmspectraError]) -> Any:
     options = re2.Options()
     options.log_errors = False
     try:
         if len(key) > MAX_KEY_LENGTH:
             raise re2.error(f"it has {len(key):,} characters")
-        return re2.compile(rf"(.*\.)?({key})$", options)
+        return re2.compile(form.replace("{}", key), options)
     except re2.error as fault:
         reason = fault.args[0].decode() if isinstance(fault.args[0], bytes) else fault.args[0]
+        reason = reason.partition(": " + form.partition("{}")[0])[0]
         raise error(
-            f"{origin} key {key[:80]} is no regular expression that is run here ({reason.partition(': (.*')[0]}); "
+            f"{origin} {key[:80]} is no regular expression that is run here ({reason}); "
             "look-around and back references are left out on purpose."
         ) from None

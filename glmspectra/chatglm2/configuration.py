@@ -11,6 +11,7 @@ Several families of checkpoints say `model_type: chatglm`. What their configurat
 | GLM-4V                 | `vision_config`                             | refused: has an image encoder           |
 """
 
+import math
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -32,6 +33,7 @@ _FIXED: dict[str, tuple[Any, str]] = {
 
 MOST_LAYERS = 10_000  # a damaged number must not keep the machine busy with making layers
 
+_NUMBERS = ("layernorm_epsilon", "rope_ratio", "hidden_dropout", "attention_dropout", "initializer_range")
 _SIZES = (
     "num_layers",
     "padded_vocab_size",
@@ -146,6 +148,10 @@ class ChatGLMConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} in the ChatGLM configuration must be a whole number above 0, not {value!r}.")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+                raise ConfigError(f"{name} in the ChatGLM configuration must be a finite number, not {value!r}.")
         if self.num_layers > MOST_LAYERS:
             raise ConfigError(f"num_layers in the ChatGLM configuration is above {MOST_LAYERS:,}: it is damaged.")
         for name, (needed, why) in _FIXED.items():

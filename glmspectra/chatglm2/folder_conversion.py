@@ -19,6 +19,7 @@ from glmspectra.chatglm2.tokenizer_json import (
     write_fast_tokenizer,
 )
 from glmspectra.checkpoint import Checkpoint, open_checkpoint
+from glmspectra.checkpoint.foreign import read_by_library
 from glmspectra.checkpoint.writing.folder import Tensors, Written, write_checkpoint
 from glmspectra.checkpoint.writing.shards import SHARD_BYTES, Planned
 from glmspectra.errors import CheckpointError, RequestError
@@ -29,6 +30,8 @@ TEMPLATE_FILE = "chat_template.jinja"  # where there is one, it is taken before 
 
 # Files beside the weights that mean the same in both forms.
 ALIKE = ("generation_config.json", "tokenizer.model", "tokenizer_config.json", TEMPLATE_FILE, "MODEL_LICENSE")
+
+UNREADABLE = "its configuration cannot be read"
 
 # Where the rows of a tensor come from: names in the source, and which rows of them (None: all).
 Rows = tuple[tuple[str, slice | None], ...]
@@ -84,23 +87,28 @@ def _plan(checkpoint: Checkpoint, source: Path) -> tuple[Any, dict[str, Rows]]:
     """The configuration of the other form, and for each of its tensors where its rows come from."""
     kind = checkpoint.config.get("model_type")
     if kind == "chatglm":
-        here = ChatGLMConfig.from_dict(dict(checkpoint.config))
+        with read_by_library(source, UNREADABLE):
+            here = ChatGLMConfig.from_dict(dict(checkpoint.config))
         origins: dict[str, Rows] = {}
         for item in correspondences(here):
             start = 0
             for name, rows in zip(item.glm_names, item.rows or (0,), strict=True):
                 origins[name] = ((item.name, slice(start, start + rows) if item.rows else None),)
                 start += rows
-        there: Any = glm_config(here)
+        with read_by_library(source, UNREADABLE):
+            there: Any = glm_config(here)
         there.architectures = ["GlmForCausalLM"]
     elif kind == "glm":
-        there = chatglm_config(GlmConfig.from_dict(dict(checkpoint.config)))
+        with read_by_library(source, UNREADABLE):
+            there = chatglm_config(GlmConfig.from_dict(dict(checkpoint.config)))
         there.architectures = ["ChatGLMForConditionalGeneration"]
         origins = {item.name: tuple((name, None) for name in item.glm_names) for item in correspondences(there)}
         if checkpoint.config.get("tie_word_embeddings"):
             origins["transformer.output_layer.weight"] = (("model.embed_tokens.weight", None),)
     else:
-        raise RequestError(f"{source} says model_type {kind!r}: only chatglm and glm convert into each other.")
+        raise RequestError(
+            f"{source} says model_type {str(kind)[:80]!r}: only chatglm and glm convert into each other."
+        )
     missing = sorted({name for parts in origins.values() for name, _ in parts} - checkpoint.tensors.keys())
     if missing:
         raise CheckpointError(f"{source} lacks {missing[0]} and {len(missing) - 1} more tensors of its configuration.")

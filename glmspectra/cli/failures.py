@@ -6,8 +6,10 @@ from pathlib import Path
 
 from glmspectra.errors import GlmspectraError, RequestError
 from glmspectra.files import as_os_error, explain
+from glmspectra.launch import lost_process, tells_of_lost_process
 
 INTERRUPTED = 130
+MOST_CHARACTERS = 2000  # of a sentence on the terminal
 # What is true of a command after Ctrl-C; all others write their result whole at the end.
 GOES_ON = "what was finished is kept; the same command goes on from there."
 GOES_ON_FROM_CHECKPOINT = (
@@ -33,7 +35,9 @@ def sentence(error: Exception) -> tuple[str, int]:
     no one foresaw is one sentence too.
     """
     if isinstance(error, GlmspectraError):
-        return str(error), error.exit_status
+        return _bounded(str(error)), error.exit_status
+    if tells_of_lost_process(error):
+        return str(lost_process(error)), GlmspectraError.exit_status
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or _not_allocated(error):
         said = _first_line(error) or "the system gives no more"
         return (
@@ -50,9 +54,15 @@ def sentence(error: Exception) -> tuple[str, int]:
         return "a path holds a null character, which no file name can.", RequestError.exit_status
     what = " ".join(f"{type(error).__name__}: {error}".split())
     return (
-        f"{what[:2000]} (not foreseen; what was finished is kept; --debug at the end of the command shows where).",
+        f"{_bounded(what)} (not foreseen; what was finished is kept; --debug at the end of the command shows where).",
         GlmspectraError.exit_status,
     )
+
+
+def _bounded(text: str) -> str:
+    """A sentence may quote what a file says, which can be of any length: its two ends then."""
+    half = MOST_CHARACTERS // 2
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
 
 
 def _not_allocated(error: Exception) -> bool:

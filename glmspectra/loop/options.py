@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from glmspectra.errors import RequestError
+from glmspectra.errors import ConfigError, RequestError
+from glmspectra.json_files import read_bytes
 from glmspectra.ranks.suggest import check_criterion
 
 
@@ -52,5 +53,5 @@ class LoopOptions:
         """Of the contents of the three JSON files: changed settings are other trainings."""
         digest = hashlib.sha256()
         for path in sorted(self.args.glob("*_args.json")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+            digest.update(path.name.encode() + b"\0" + read_bytes(path, ConfigError))
         return digest.hexdigest()[:16]

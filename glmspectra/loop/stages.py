@@ -191,7 +191,10 @@ def _write(
 
 
 def _ranks_of(path: Path) -> dict[str, int]:
-    return {str(name): int(rank) for name, rank in read_object(path, StoreError)["ranks"].items()}
+    ranks = read_object(path, StoreError).get("ranks")
+    if not isinstance(ranks, dict) or not all(type(rank) is int for rank in ranks.values()):
+        raise StoreError(f"{path}: ranks is no object of whole numbers: remove the file, and run the command again.")
+    return ranks
 
 
 def _train(options: LoopOptions, ranks: Path, name: str) -> dict[str, Any]:

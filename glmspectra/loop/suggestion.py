@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmspectra.errors import RequestError
+from glmspectra.errors import ConfigError, RequestError
+from glmspectra.json_files import read_bytes
 from glmspectra.loop.pilot import ADAPTER_FOLDER, run_pilots
 from glmspectra.ranks import Suggestion
 from glmspectra.ranks.request import RankRequest, evidence_and_budget, suggest_ranks
@@ -143,7 +144,9 @@ def _pilots(sources: Sources, base: Run, request: RankRequest) -> list[Path]:
     """
     evidence, budget = evidence_and_budget(base, [], replace(request, criterion=None, step=None))
     steps = sources.pilot_steps or 0
-    settings = [path.read_text(encoding="utf-8") for path in sorted(sources.args.glob("*_args.json"))]
+    settings = [
+        read_bytes(path, ConfigError).decode(errors="replace") for path in sorted(sources.args.glob("*_args.json"))
+    ]
     facts = [steps, budget.parameters, [target.name for target in evidence.targets], settings]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
     out = sources.root / "runs" / "pilots" / f"{base.folder.name}-{steps}-steps-{digest}"

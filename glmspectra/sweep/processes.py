@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 
 from glmspectra.errors import GlmspectraError
 from glmspectra.files import exclusive
-from glmspectra.launch import read_launch
+from glmspectra.launch import lost_process, read_launch
 
 Value = TypeVar("Value")
 
@@ -92,11 +92,7 @@ def _all_alive() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # dist.DistBackendError is one
-        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise GlmspectraError(
-            f"another process of this command ended before its work was done ({said}): what was finished is kept; see "
-            "what that process said, and run the same command again."
-        ) from error
+        raise lost_process(error) from error
 
 
 @contextmanager

@@ -17,12 +17,12 @@ from tests.sweep.small_checkpoint import write_small_checkpoint
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 256 KiB; skipped without the right to mount one."""
+    """A file system of 32 MiB; skipped without the right to mount one."""
     place = tmp_path / "disk"
     place.mkdir()
     if not shutil.which("mount"):
         pytest.skip("there is no mount command")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)], capture_output=True)
     if done.returncode:
         pytest.skip("needs the right to mount a tmpfs")
     yield place

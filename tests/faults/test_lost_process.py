@@ -81,3 +81,85 @@ def test_the_rest_stops_with_a_reason_and_the_rerun_completes(tmp_path, count):
     pd.testing.assert_frame_equal(
         read_run(first).matrices.drop(columns="seconds"), read_run(second).matrices.drop(columns="seconds")
     )
+
+
+def children_of(process: int) -> list[int]:
+    """Processes that this one started, the oldest first."""
+    with open(f"/proc/{process}/task/{process}/children", encoding="ascii") as file:
+        return [int(word) for word in file.read().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_under_torchrun_the_rest_is_ended_and_the_rerun_completes(tmp_path, count):
+    model = write_small_checkpoint(tmp_path / "model", layers=12)
+    out = tmp_path / "out"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command = [*torchrun, "-m", "glmspectra", "svd", "--layers", "all", "--no-report", "--quiet", "--device", "cpu"]
+    command += ["--model", str(model), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    agent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for_parts(out, 2, [agent])
+        workers = children_of(agent.pid)
+        assert len(workers) == count
+        os.kill(workers[-1], signal.SIGKILL)
+        started = time.monotonic()
+        said = agent.communicate(timeout=300)[1]
+        print(f"torchrun, {count} processes: all had stopped {time.monotonic() - started:.1f} s after the kill")
+    finally:
+        agent.kill()
+        agent.wait()
+    assert agent.returncode != 0
+    assert "Signal 9 (SIGKILL)" in said
+    assert "not foreseen" not in said
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+    kept = len(list(out.rglob("parts/*.npz")))
+    again = start(model, out, 0, 1, free_port())
+    assert again.wait(timeout=300) == 0, again.stderr.read()
+    (folder,) = list_runs(out / "param_matrix")
+    assert read_run(folder).complete
+    assert kept >= 2
+
+
+@pytest.mark.slow
+def test_training_in_two_processes_stops_with_a_reason_and_the_rerun_completes(tmp_path):
+    from glmspectra.cli.main import main
+    from tests.faults.killed import run_until
+
+    assert run_until(lambda: main(["init", str(tmp_path), "--quiet"]), None) == 0
+    small = [
+        *("train.max_steps=60", "train.save_steps=2", "train.eval_strategy=no", "train.per_device_train_batch_size=2"),
+        *("finetune.max_length=64", "finetune.method=lora", "finetune.load_in_4bit=false"),
+        *(f"finetune.dataset_path={tmp_path / 'data'}", f"finetune.final_model_path={tmp_path / 'final'}"),
+    ]
+    settings = [word for value in small for word in ("--set", value)]
+    command = [sys.executable, "-m", "glmspectra", "train", "--args", str(tmp_path / "args_file"), "--quiet"]
+    command += ["--device", "cpu", "--no-report", "--out", str(tmp_path / "run"), *settings]
+    port = str(free_port())
+
+    def begin(rank):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    processes = [begin(rank) for rank in range(2)]
+    try:
+        while not list((tmp_path / "run").glob("checkpoint-*")):
+            assert all(process.poll() is None for process in processes), "a process ended too early"
+            time.sleep(0.05)
+        processes[1].send_signal(signal.SIGKILL)
+        started = time.monotonic()
+        said = processes[0].communicate(timeout=300)[1]
+        print(f"training: the other had stopped {time.monotonic() - started:.1f} s after the kill")
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert processes[0].returncode == 1, said
+    assert "error: another process of this command ended before its work was done" in said
+    assert "Traceback" not in said
+    port = str(free_port())
+    processes = [begin(rank) for rank in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0], processes[0].stderr.read()
+    assert (tmp_path / "final" / "adapter_model.safetensors").is_file()

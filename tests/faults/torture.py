@@ -11,7 +11,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -127,25 +126,6 @@ def scenarios(work: Path, method: str) -> dict[str, Scenario]:
     }
 
 
-def run_for(work: Callable[[], object], seconds: float) -> int:
-    """As `run_until`, killed after a time."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def torture(name: str, scenario: Scenario, points: int, work: Path, draw: random.Random) -> dict[str, int]:
     """Kill `points` runs of one command; how many there were, and how many ended as an undisturbed one."""
     out = work / name / "out"
@@ -166,7 +146,7 @@ def torture(name: str, scenario: Scenario, points: int, work: Path, draw: random
                 status = run_until(lambda: run(scenario.command(out)), where[-1][1])
             else:
                 where.append(("second", round(draw.uniform(0, seconds), 2)))
-                status = run_for(lambda: run(scenario.command(out)), where[-1][1])
+                status = run_until(lambda: run(scenario.command(out)), None, seconds=where[-1][1])
             found["killed"] += status == -9
         status = run_until(lambda: run(scenario.command(out)), None)
         try:

@@ -59,7 +59,11 @@ MERGE = ("merge", "run/final_adapter", "--model", "model", "--out")
         (("chat", "abc", "--model", "model", "--seed", "-1"), 2, "--seed"),
         (("init", "file"), 1, "a file is in the way of a folder; move it or choose another --out"),
         ((*TRAIN, "--out", "file"), 1, "file cannot be read or written: a file is in the way of a folder"),
-        ((*TRAIN, "--set", "lora.target_modules=("), 2, "target_modules ( is no regular expression: missing )"),
+        (
+            (*TRAIN, "--set", "lora.target_modules=("),
+            2,
+            "target_modules ( is no regular expression that is run here (missing )",
+        ),
         ((*TRAIN, "--set", "train.num_train_epochs=0"), 2, "num_train_epochs is 0; allowed: a number above 0"),
         ((*TRAIN, "--set", "train.dataloader_num_workers=-1"), 2, "dataloader_num_workers is -1; allowed: a whole"),
         ((*TRAIN, "--set", "finetune.final_model_path=file"), 2, "final_model_path file is there already"),

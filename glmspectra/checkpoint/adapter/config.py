@@ -7,7 +7,7 @@ by its name with any other value, because what it does to the weights is not kno
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -98,8 +98,8 @@ class LoftQConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    loftq_bits: int = 4
-    loftq_iter: int = Field(default=1, ge=1)
+    loftq_bits: Literal[2, 4, 8] = 4
+    loftq_iter: int = Field(default=1, ge=1, le=100)  # its paper takes 5; each is an SVD of every weight
 
 
 class BlockDiagonal(BaseModel):

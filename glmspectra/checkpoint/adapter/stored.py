@@ -9,6 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from glmspectra.checkpoint.adapter.config import CONFIG_FILE
+from glmspectra.checkpoint.formats.pickle_bounds import check_pickles
+from glmspectra.checkpoint.formats.torch_kinds import stored_dtype
 from glmspectra.errors import CheckpointError
 
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -70,6 +72,11 @@ def read_stored(path: Path, of_parameters: Collection[str] = ()) -> StoredAdapte
     found = StoredAdapter()
     saved: dict[str, torch.Tensor] = {}
     for key, tensor in stored.items():
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
+            raise CheckpointError(
+                f"{file}: {key} is a {'meta' if tensor.is_meta else stored_dtype(tensor)} "
+                "tensor, no array of numbers; save it as a dense one."
+            )
         if not tensor.is_floating_point():
             raise CheckpointError(f"{file}: {key} holds {str(tensor.dtype).removeprefix('torch.')}, no floating point.")
         _sort_in(file, found, saved, key, tensor, of_parameters)
@@ -136,7 +143,10 @@ def _load(file: Path) -> Mapping[str, torch.Tensor]:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as opened:
                 return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
+        check_pickles(file)
         stored = torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error}); was it saved whole?") from None
     except Exception as error:  # the restricted unpickler raises its own class

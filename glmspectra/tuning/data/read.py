@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from glmspectra.checkpoint.foreign import first_line, refuse_pipes
 from glmspectra.errors import DataError, RequestError
 from glmspectra.json_files import parse_json
 from glmspectra.tuning.data.recognize import FileFacts, is_recognized, parse_question, parse_row
@@ -210,6 +211,26 @@ def _is_lines(content: str) -> bool:
     return first.rstrip().endswith("}") and rest.lstrip()[:1] == "{"
 
 
+class _BoundedLines:
+    """Lines for csv's reader, which would take one of any length; one that is too long is an error in its place."""
+
+    def __init__(self, file: IO[str]):
+        self._file = file
+
+    def __iter__(self) -> "_BoundedLines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(LONGEST_LINE + 1)
+        if not line:
+            raise StopIteration
+        if len(line) <= LONGEST_LINE or line.endswith("\n"):
+            return line
+        while (rest := self._file.readline(LONGEST_LINE)) and not rest.endswith("\n"):
+            pass
+        raise csv.Error(f"a line of more than {LONGEST_LINE:,} characters")
+
+
 def _csv(text: TextFile, facts: FileFacts, expected: str) -> Values:
     csv.field_size_limit(LONGEST_LINE)
     with text.open("") as file:
@@ -218,8 +239,11 @@ def _csv(text: TextFile, facts: FileFacts, expected: str) -> Values:
         facts.how.append(f"fields separated by {'tab' if delimiter == chr(9) else delimiter}")
     file_name = text.path.name
     with text.open("") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-        header = [name for name in reader.fieldnames or [] if name]
+        reader = csv.DictReader(_BoundedLines(file), delimiter=delimiter, strict=True)
+        try:
+            header = [name for name in reader.fieldnames or [] if name]
+        except csv.Error as error:
+            raise DataError(f"{text.path}: its header is broken CSV: {error}.") from None
         if len(set(header)) < len(header):
             twice = next(name for name in header if header.count(name) > 1)
             raise DataError(f"{text.path}: the column {twice} stands twice in the header; rename one.")
@@ -264,21 +288,22 @@ def _parquet(path: Path) -> Values:
                 for value in batch.to_pylist():
                     line += 1
                     yield line, value
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {str(error).strip()}") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: holds text that is no UTF-8 after row {line}.") from None
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {first_line(error)}") from None
 
 
 def _saved_sources(path: Path) -> tuple[dict[str, Source], list[str]]:
     """A DatasetDict or Dataset saved by any version of `datasets`: Arrow files and JSON, nothing is executed."""
     import datasets
-    import pyarrow
 
+    for folder in (path, *(inner for inner in path.iterdir() if inner.is_dir())):
+        refuse_pipes(folder)
     try:
         saved = datasets.load_from_disk(str(path))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: cannot be opened as a saved dataset: {str(error).strip()}") from None
+    except Exception as error:  # its JSON files may hold anything
+        raise DataError(f"{path}: cannot be opened as a saved dataset: {first_line(error)}") from None
     splits = dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     found, names_read = {}, []
     for split, names in (("train", TRAIN_NAMES), ("valid", VALID_NAMES)):

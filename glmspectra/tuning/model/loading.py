@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
 import glmspectra.chatglm2  # noqa: F401 - registers the native model with the Auto classes
+from glmspectra.checkpoint.foreign import read_by_library
 from glmspectra.checkpoint.loadable import check_loadable, check_taken
 from glmspectra.embedded import locate_model
 from glmspectra.errors import CheckpointError, ConfigError, RequestError
+from glmspectra.json_files import read_object
 from glmspectra.tuning.model.four_bit import check_four_bit, four_bit_config, keep_layout
 
 if TYPE_CHECKING:
@@ -20,18 +20,6 @@ if TYPE_CHECKING:
 
     from glmspectra.tuning.model.precision import Precision
     from glmspectra.tuning.settings.load import Settings
-
-# What reading a damaged, incomplete or foreign folder ends in, by the libraries that read it.
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    RuntimeError,
-    ImportError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
 
 
 def _load_arguments(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -51,10 +39,10 @@ def load_config(model_path: str | Path) -> Any:
     from transformers import AutoConfig
 
     folder, arguments = _load_arguments(locate_model(model_path))
-    try:
+    with read_by_library(folder, "its configuration cannot be read"):
+        if (folder / "config.json").is_file():
+            read_object(folder / "config.json", allow_nan=True)  # bounds what transformers would take
         return AutoConfig.from_pretrained(str(folder), **arguments)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: its configuration cannot be read: {first_line(error)}") from error
 
 
 def positions_of(config: Any) -> int | None:
@@ -74,12 +62,10 @@ def load_tokenizer(model_path: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     folder, arguments = _load_arguments(locate_model(model_path))
-    try:
+    with read_by_library(folder, "its tokenizer cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **arguments)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: its tokenizer cannot be read: {first_line(error)}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -104,22 +90,21 @@ def load_base(
         check_not_packed(load_config(model_path), model_path)
         arguments["quantization_config"] = quantization
         arguments["device_map"] = {"": device}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=precision.weights,
-            attn_implementation=attention,
-            output_loading_info=True,
-            **arguments,
-        )
-    except LOADING_ERRORS as error:
-        if "ignore_mismatched_sizes" in str(error):
+    with read_by_library(folder, "cannot be loaded as a causal language model"):
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=precision.weights,
+                attn_implementation=attention,
+                output_loading_info=True,
+                **arguments,
+            )
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
             raise CheckpointError(
                 f"{folder}: weights have other shapes than its config.json asks for; the two are of different models."
             ) from error
-        raise CheckpointError(
-            f"{folder}: cannot be loaded as a causal language model: {first_line(error).rstrip('.')}."
-        ) from error
     model, report = loaded
     check_taken(folder, report["unexpected_keys"], report["missing_keys"])
     model.requires_grad_(False)
@@ -159,11 +144,3 @@ def load_for_settings(settings: Settings, precision: Precision, device: torch.de
     finetune = settings.finetune
     quantization = four_bit_config(finetune, precision.compute) if settings.quantized else None
     return load_base(finetune.model_path, precision, device, quantization, finetune.attn_implementation)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, with the one that it announces; its class where it has no text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].endswith(":"):
-        return " ".join(lines[:2])
-    return lines[0] if lines else type(error).__name__

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
-from peft import PeftModel, PeftModelForCausalLM, get_peft_model_state_dict
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, PeftModelForCausalLM, get_peft_model_state_dict
 from peft.utils import load_peft_weights
 from transformers import PreTrainedModel
 
+from glmspectra.checkpoint.adapter.config import CONFIG_FILE
 from glmspectra.checkpoint.adapter.stored import WEIGHT_FILES
+from glmspectra.checkpoint.foreign import read_by_library
+from glmspectra.checkpoint.formats.pickle_bounds import check_pickles
 from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.json_files import read_object
+from glmspectra.peft_rules import ModulePatterns, module_pattern
 from glmspectra.tuning.model.four_bit import keep_layout
-from glmspectra.tuning.model.loading import LOADING_ERRORS, first_line
+from glmspectra.tuning.model.targets import PEFT_PREFIX
+
+_OF_FACTOR = re.compile(r"\.lora_(?:A|B|E|embedding_A|embedding_B|magnitude_vector)\b.*$")
+DEFAULT_RANK = 12  # PEFT's init_r, which a LoRA configuration of it may say too
 
 # torch's sentence on an embedding or output layer that was trained with tokens of its own.
 LARGER = re.compile(
@@ -38,21 +47,20 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
         raise RequestError(f"--adapter {adapter}: there is no adapter_config.json{hint}.")
     if not any((adapter / name).is_file() for name in WEIGHT_FILES):  # PEFT would look for them on a hub
         raise CheckpointError(f"{adapter}: adapter_config.json is there, but neither {' nor '.join(WEIGHT_FILES)}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*[Mm]issing adapter keys")
-            wrapped = PeftModelForCausalLM.from_pretrained(model, str(adapter), is_trainable=False)
+    config = _bounded(adapter)
+    with read_by_library(adapter, "cannot be put on this base", "it is damaged, or of another model"):
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*[Mm]issing adapter keys")
+                wrapped = PeftModelForCausalLM.from_pretrained(model, str(adapter), config=config, is_trainable=False)
+        except RuntimeError as error:
+            if (grown := LARGER.search(str(error))) and int(grown[1]) > int(grown[2]):
+                raise CheckpointError(
+                    f"{adapter}: has {grown[1]} tokens, and this base {grown[2]}; merge the two (glmspectra merge) and "
+                    "give the merged model."
+                ) from error
+            raise
         stored = load_peft_weights(str(adapter), device="cpu")
-    except (*LOADING_ERRORS, UserWarning) as error:
-        if (grown := LARGER.search(str(error))) and int(grown[1]) > int(grown[2]):
-            raise CheckpointError(
-                f"{adapter}: has {grown[1]} tokens, and this base {grown[2]}; merge the two (glmspectra merge) and "
-                "give the merged model."
-            ) from error
-        raise CheckpointError(
-            f"{adapter}: cannot be put on this base: {first_line(error).rstrip('.')}; "
-            "it is damaged, or of another model."
-        ) from error
     taken = get_peft_model_state_dict(wrapped, save_embedding_layers=True).keys()
     if foreign := sorted(stored.keys() - taken):
         raise CheckpointError(
@@ -62,3 +70,46 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     if getattr(model, "is_loaded_in_4bit", False):
         keep_layout(wrapped)
     return wrapped.eval()
+
+
+def _bounded(adapter: Path) -> PeftConfig:
+    """The configuration with nothing in it that would cost PEFT time or memory without bound.
+
+    PEFT runs patterns of the file by `re`, which can take hours over one, and makes factors of any rank that it says.
+    """
+    raw = read_object(adapter / CONFIG_FILE)
+    if (adapter / WEIGHT_FILES[1]).is_file():
+        check_pickles(adapter / WEIGHT_FILES[1])
+    with read_by_library(adapter, "cannot be put on this base", "it is damaged"):
+        stored = load_peft_weights(str(adapter), device="cpu")
+        config = PeftConfig.from_pretrained(str(adapter))
+    largest = max((size for tensor in stored.values() for size in tensor.shape), default=0)
+    patterns = raw.get("rank_pattern")
+    ranks = [raw.get("r"), raw.get("init_r"), *(patterns.values() if isinstance(patterns, dict) else [])]
+    if above := [rank for rank in ranks if isinstance(rank, int) and rank > max(largest, DEFAULT_RANK)]:
+        raise CheckpointError(
+            f"{adapter / CONFIG_FILE}: a rank of {str(above[0])[:40]}, and no tensor of the adapter has a side above "
+            f"{largest}: the two are of different adapters."
+        )
+    for entry in config.modules_to_save or [] if isinstance(config, LoraConfig) else []:
+        if not re.fullmatch(r"[\w.]+", str(entry)):
+            raise CheckpointError(f"{adapter / CONFIG_FILE}: modules_to_save names {str(entry)[:80]!r}, no module.")
+    if isinstance(config, LoraConfig):
+        _write_patterns_out(config, stored)
+    return config
+
+
+def _write_patterns_out(config: LoraConfig, stored: Iterable[str]) -> None:
+    """The names of the stored modules in the place of expressions that choose them or give them a rank or alpha."""
+    modules = sorted({_OF_FACTOR.sub("", name).removeprefix(PEFT_PREFIX) for name in stored if _OF_FACTOR.search(name)})
+    by_expression = isinstance(config.target_modules, str) and config.target_modules != "all-linear"
+    if by_expression or isinstance(config.exclude_modules, str) or config.layers_pattern:
+        config.target_modules = modules
+        config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    for kind in ("alpha_pattern",) if isinstance(config, AdaLoraConfig) else ("rank_pattern", "alpha_pattern"):
+        values = getattr(config, kind) or {}
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{kind} of the adapter is no object of patterns and numbers.")
+        keys = ModulePatterns(values, kind)
+        exact = {module: values[key] for module in modules if (key := keys.first(module)) is not None}
+        setattr(config, kind, {module_pattern(module): value for module, value in exact.items()})

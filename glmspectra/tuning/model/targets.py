@@ -15,13 +15,14 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from glmspectra.errors import ConfigError
-from glmspectra.peft_rules import matched_by
+from glmspectra.peft_rules import fully_matched, matched_by
 from glmspectra.tuning.model.families import family_of
 from glmspectra.tuning.settings.files import nearest
 
 if TYPE_CHECKING:
     from glmspectra.tuning.settings.models import LoraArgs
 
+_CONTAINER = re.compile(r"[\w.]+")
 PEFT_PREFIX = "base_model.model."
 
 
@@ -46,12 +47,10 @@ def resolve_targets(model: Any, lora: LoraArgs) -> list[str]:
     entries = [wanted] if isinstance(wanted, str) else list(wanted)
     for entry in entries:
         single: Any = entry if isinstance(wanted, str) else [entry]
-        _check_regex("target_modules", single)
         if not _matching(linear, single):
             raise ConfigError(_no_match("target_modules", entry, linear))
     excluded = lora.exclude_modules
     for entry in [excluded] if isinstance(excluded, str) else excluded or []:
-        _check_regex("exclude_modules", excluded)
         if not _matching(linear, entry if isinstance(excluded, str) else [entry]):
             raise ConfigError(_no_match("exclude_modules", entry, linear))
     chosen = _matching(linear, wanted, excluded, lora.layers_to_transform, lora.layers_pattern)
@@ -104,20 +103,21 @@ def resolve_names(kind: str, values: Mapping[str, Any], adapted: Iterable[str]) 
 def _matching(
     names: Iterable[str], targets: Any, excluded: Any = None, layers: Any = None, layers_pattern: Any = None
 ) -> list[str]:
-    """Names that PEFT itself would adapt under these settings."""
+    """Names that PEFT itself would adapt under these settings; it is given no expression, which may take hours."""
+    names = list(names)
+    if isinstance(excluded, str):
+        left_out = set(fully_matched(excluded, names, "exclude_modules", ConfigError))
+        names, excluded = [name for name in names if name not in left_out], None
+    if isinstance(targets, str):
+        names = targets = fully_matched(targets, names, "target_modules", ConfigError)
+    for entry in [layers_pattern] if isinstance(layers_pattern, str) else layers_pattern or []:
+        if not _CONTAINER.fullmatch(entry):
+            raise ConfigError(f"layers_pattern {entry[:80]} is no name of a list of layers, such as layers or h.")
     config = LoraConfig(target_modules=targets)
     config.exclude_modules = excluded
     config.layers_to_transform, config.layers_pattern = layers, layers_pattern
     answers = ((name, check_target_module_exists(config, name)) for name in names)
     return [name for name, answer in answers if answer is True or isinstance(answer, re.Match)]
-
-
-def _check_regex(kind: str, value: Any) -> None:
-    """A string, unlike a list of names, is a regular expression."""
-    try:
-        re.compile(value if isinstance(value, str) else "")
-    except re.error as error:
-        raise ConfigError(f"{kind} {value} is no regular expression: {error}.") from None
 
 
 def _no_match(kind: str, key: str, names: list[str]) -> str:
