@@ -1,12 +1,12 @@
 """How far a computed singular value can be from the true one.
 
-The Gram road computes eigenvalues lambda of W^T W. Forming the product and reducing it by orthogonal transformations is
+The Gram method computes eigenvalues lambda of W^T W. Forming the product and reducing it by orthogonal maps is
 backward stable: the computed eigenvalues are exact for a matrix within eta = c u lambda_1 in 2-norm (u = 2^-53), so by
 Weyl |lambda_i - sigma_i^2| <= eta and the relative error of sigma_i grows as (sigma_1 / sigma_i)^2.
 
 The constant: the worst-case c of the textbooks is of order n * sqrt(n) (Higham, Accuracy and Stability of Numerical
 Algorithms, 2nd ed., thm 19.5 and sec. 3.5), which no computation comes near and which would send most square matrices
-to a slower road. Rounding errors behave as independent ones, and c then grows as the square root of the number of
+to a slower method. Rounding errors behave as independent ones, and c then grows as the square root of the number of
 operations on an entry (Higham & Mary, A new approach to probabilistic rounding error analysis, SIAM J. Sci. Comput.
 41(5), 2019, thm 3.1). We take that root with a safety factor; tests/spectra/test_bounds.py holds it against matrices of
 known spectrum, ill-conditioned, graded, clustered and of one sign, where the largest share of the bound ever used is

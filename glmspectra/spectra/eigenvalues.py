@@ -1,6 +1,6 @@
 """Eigenvalues, without eigenvectors, of a symmetric float64 matrix.
 
-LAPACK's usual road (dsytrd) reduces to tridiagonal form in one stage, half of whose operations are products of the
+LAPACK's dsytrd reduces to tridiagonal form in one stage, half of whose operations are products of the
 trailing matrix with one vector: at order 4096 it streams 128 MiB from memory for every column, and no faster processor
 helps. On the CPU we go in two stages (Bischof, Lang & Sun, A framework for symmetric band reduction, ACM TOMS 26(4),
 2000): to a band by products of matrices with matrices, which run from cache, then from the band to tridiagonal form and

@@ -13,7 +13,8 @@ from glmspectra.spectra.spectrum import FloatArray
 SMALLEST_EIGENVALUE = 1e-5
 # Share of the largest eigenvalues in the Hill estimate, as in the layer-quality studies that use it.
 HILL_SHARE = 0.5
-# Places of a tail at which a candidate's distance is looked at first; and what rounding can put between two roads.
+# Places of a tail at which a candidate's distance is looked at first; and what
+# rounding can put between two ways of computing it.
 PLACES = 64
 ROUNDING = 1e-12
 

@@ -15,7 +15,7 @@ from glmspectra.spectra.spectrum import FloatArray
 OVERSAMPLING = 10
 # Products with the Gram matrix in one Krylov space before it is condensed to its best vectors and continued.
 STEPS = 4
-# Values: beyond this the exact road is as fast. Vectors, which have no other road here, are worth more.
+# Values: beyond this the exact method is as fast. Vectors, which no other method here gives, are worth more.
 MAX_RESTARTS = 8
 MAX_RESTARTS_FOR_VECTORS = 30
 

@@ -1,4 +1,4 @@
-"""Spectra of a weight and of its parts: the roads and when each is taken."""
+"""Spectra of a weight and of its parts: the methods, and when each is used."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ def refine_small_end(
 ) -> tuple[FloatArray, FloatArray] | None:
     """Replace the values of `sigma` that are not accepted by ones with a residual bound.
 
-    `factor`: R of `triangular_factor`. `sigma`, `bound`: descending, from the Gram road. Returns new (sigma, bound), or
-    None when the refined values could not be bounded well enough or their places in the order not be told.
+    `factor`: R of `triangular_factor`. `sigma`, `bound`: descending, of the Gram method. Returns new (sigma, bound) or
+    None when the refined values could not be bounded well enough or their order not be known.
     """
     failing = int((~accepted(sigma, bound, rtol)).sum())
     order = sigma.size

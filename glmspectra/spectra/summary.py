@@ -57,7 +57,7 @@ def summarize_spectrum(
         tells, see `stacked_noise_edge`.
     blocks: what `entry_scales` says of a fused matrix whose parts were not measured. The ratios of the levels are then
         those of the entries' scales, and the bulk's median gives the rest. Where a part has the scale 0 (most entries
-        equal) the levels cannot be told, and the Marchenko-Pastur columns are NaN.
+        equal) the levels cannot be estimated, and the Marchenko-Pastur columns are NaN.
     With neither, one noise level is assumed.
 
     A spectrum of the k largest values ('topk') knows the norms that need no more (frobenius, spectral), stable rank,
@@ -186,8 +186,8 @@ def _noise_columns(
         blocks = [NoiseBlock(part.rows, noise_level(part.sigma, part.rows, part.cols)) for part in parts]
         level, edge = _stacked(blocks, cols)
     elif len(blocks) > 1 and sigma[0] > 0:
-        told = all(block.level > 0 for block in blocks)
-        level, edge = _stacked(scaled_to_bulk(blocks, sigma, cols), cols) if told else (float("nan"), float("nan"))
+        estimated = all(block.level > 0 for block in blocks)
+        level, edge = _stacked(scaled_to_bulk(blocks, sigma, cols), cols) if estimated else (float("nan"), float("nan"))
     else:
         level = noise_level(sigma, rows, cols)
         edge = noise_edge(level, rows, cols)

@@ -1,4 +1,4 @@
-"""What measuring costs: operations and bytes, told before, to share matrices out and to say the time left."""
+"""What measuring costs: operations and bytes, known beforehand, to share matrices out and to say the time left."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

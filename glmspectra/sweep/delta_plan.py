@@ -20,7 +20,7 @@ from glmspectra.store import Source
 from glmspectra.sweep.cost import EIGENSOLVER_WEIGHT, EIGENSOLVER_WEIGHT_CUDA, spectrum_cost
 from glmspectra.sweep.delta_states import State, alias_record, match_adapter, open_state, record_of
 
-LARGE_RANK = 64  # what an adapter is taken to have when its cost is told beforehand
+LARGE_RANK = 64  # what an adapter is taken to have when its cost is said beforehand
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class DeltaPlan:
         positions: Weight -> its position in depth order.
         source: Identity of the run.
         bytes_read: Of base and checkpoints.
-        notes: What a person is told.
+        notes: Sentences for a person.
     """
 
     base: Checkpoint | None

@@ -1,4 +1,4 @@
-"""What a person is told of a delta run: medians over the layers, and how like another adapter a change is."""
+"""What a terminal says of a delta run: medians over the layers, and how like another adapter a change is."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
