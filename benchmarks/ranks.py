@@ -4,6 +4,7 @@
     python benchmarks/ranks.py --plan                       # what is open, and how long it takes on one device
     python benchmarks/ranks.py --pretrain                   # the small ChatGLM2-shaped base, once
     python benchmarks/ranks.py --run --medical ../shared/data/med/train.jsonl
+    python benchmarks/ranks.py --moments --base smollm2 --task medical --medical FILE --pilot-steps 40 --length 160
 
 Stages, in this order: `rates` (learning rate for each arm and budget, development part; grids grow while the best is at
 an edge), `screen` (every arm, four seeds, development part), `confirm` (the arms declared in `rank_study/arms.py` and
@@ -14,21 +15,23 @@ its own. Every finished job is one line of the output file; the same command goe
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from rank_study import control_table, controls
+from rank_study import agreement, control_table, controls, moments
 from rank_study.bases import pretrain_chatglm2
-from rank_study.control_table import document
+from rank_study.document import document
 from rank_study.plan import SETTINGS, STAGES, in_order, plan, read_lines
 from rank_study.table import further, markdown
-from rank_study.workers import Settings, run_controls, run_open
+from rank_study.workers import PILOT_RANK, Settings, Worker, rows_of, run_controls, run_open
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ranks.jsonl"
 CONTROLS = RESULTS.with_name("controls.jsonl")
+MOMENTS = RESULTS.with_name("moments.jsonl")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -39,6 +42,7 @@ def main() -> None:
     task.add_argument("--plan", action="store_true", help="print what is open of every stage")
     task.add_argument("--pretrain", action="store_true", help="pre-train the base chatglm2 into --work")
     task.add_argument("--run", action="store_true", help="run what is open")
+    task.add_argument("--moments", action="store_true", help="one pilot: second moments by matrix beside kept ranks")
     parser.add_argument("--base", choices=sorted({base for base, _ in SETTINGS}), help="only this one; absent: all")
     parser.add_argument("--task", choices=sorted({task for _, task in SETTINGS}), help="only this one; absent: all")
     parser.add_argument("--stages", choices=STAGES, nargs="+", default=STAGES)
@@ -57,6 +61,8 @@ def main() -> None:
     parser.add_argument("--pilot-rate", type=float, default=2e-3)
     parser.add_argument("--pretrain-steps", type=int, default=3000, help="of chatglm2")
     parser.add_argument("--pretrain-neox", type=int, default=2000, help="steps of neox")
+    parser.add_argument("--pilot-steps", type=int, default=80, help="with --moments")
+    parser.add_argument("--length", type=int, help="with --moments: tokens a row; absent: the base's own")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no group after so long")
     options = parser.parse_args()
 
@@ -66,7 +72,8 @@ def main() -> None:
         write_documents(options.docs)
         return
     if options.print:
-        print(control_table.markdown(lines) if options.controls else f"{markdown(lines)}\n\n{further(lines)}")
+        told = [control_table.markdown(lines), agreement.markdown(read_lines(RESULTS), lines)]
+        print("\n\n".join(told if options.controls else [markdown(lines), further(lines)]))
         return
     if options.plan:
         print(controls.plan(lines) if options.controls else plan(lines, options.steps))
@@ -86,6 +93,11 @@ def main() -> None:
         options.pilot_rate,
         {"chatglm2": options.pretrain_steps, "neox": options.pretrain_neox},
     )
+    if options.moments:
+        if options.base is None or options.task is None or (options.task == "medical" and options.medical is None):
+            parser.error("--moments needs --base and --task, and the medical task its rows: --medical FILE.jsonl.")
+        write_moments(options, settings, devices[0])
+        return
     if options.controls:
         if options.medical is None:
             parser.error("the medical task needs its rows: --medical FILE.jsonl with context and target on each line.")
@@ -101,13 +113,28 @@ def main() -> None:
         raise SystemExit("\n\n".join(errors))
 
 
+def write_moments(options: argparse.Namespace, settings: Settings, device: str) -> None:
+    """Run one pilot of a base on a task and put its lines in the place of those of the same base and task."""
+    worker = Worker(device, settings)
+    base = replace(getattr(worker, options.base), length=options.length or getattr(worker, options.base).length)
+    if device == "cpu":
+        torch.nn.Module.float(base.model)  # a CPU has no fast bfloat16; transformers' own refuses what was GGUF
+    rows = rows_of(base, options.task, options.medical, options.held_out)["train"]
+    found = moments.measure(
+        base, rows, options.task, PILOT_RANK, options.pilot_rate, options.pilot_steps, options.batch, 900
+    )
+    kept = [line for line in read_lines(MOMENTS) if (line["base"], line["task"]) != (base.name, options.task)]
+    MOMENTS.write_text(moments.as_text([*kept, *found]), encoding="utf-8")
+    print(moments.markdown(found))
+
+
 def write_documents(docs: Path) -> None:
     """Rebuild every table and figure that `docs/ranks.md` stands on."""
     from rank_study.pictures import draw
 
     lines, control_lines = read_lines(RESULTS), read_lines(CONTROLS)
     docs.mkdir(parents=True, exist_ok=True)
-    (docs / "ranks_tables.md").write_text(document(lines, control_lines), encoding="utf-8")
+    (docs / "ranks_tables.md").write_text(document(lines, control_lines, read_lines(MOMENTS)), encoding="utf-8")
     for path in [docs / "ranks_tables.md", *draw(lines, control_lines, docs / "figures")]:
         print(path)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rank_study import table
 from rank_study.control_arms import CONTROLS, MENU
 from rank_study.controls import SEEDS, SETTINGS, STAGES, TESTS, TOURNAMENT, Found, best_rate, picked
 from rank_study.plan import BUDGETS, NotReadyError
@@ -170,17 +169,3 @@ def markdown(lines: Sequence[dict]) -> str:
     text += ["", "Not run of what was declared (`--plan --controls` has every job):", ""]
     text += [f"- {one}" for one in not_run(lines)]
     return "\n".join(text)
-
-
-def document(lines: Sequence[dict], control_lines: Sequence[dict]) -> str:
-    """Both studies' tables as `docs/ranks_tables.md` shows them."""
-    pieces = [
-        "# The tables of the study of ranks",
-        "Rebuilt by `python benchmarks/ranks.py --print --docs docs`; [ranks.md](ranks.md) says what they mean.",
-        "## The first study: `benchmarks/results/ranks.jsonl`",
-        table.markdown(lines),
-        table.further(lines),
-        "## Controls, third base, portfolio: `benchmarks/results/controls.jsonl`",
-        markdown(control_lines),
-    ]
-    return "\n\n".join(pieces) + "\n"

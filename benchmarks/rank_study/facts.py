@@ -220,29 +220,42 @@ def run_pilots(
     ranks = [dict.fromkeys(base.modules, rank)] * len(seeds)
     change = LossChange()
     adapters = train_jobs(base, rows, ranks, [rate] * len(seeds), list(seeds), steps, batch, watchers=[change])
-    found = [Pilot({}, {}, {}, {}, {}) for _ in seeds]
     try:
-        levels = gradient_levels(adapters)
-        for name, up, down in adapters.factors():
-            up, down = up.double(), down.double()
-            second_a, second_b = (part.double() for part in adapters.of(adapters.second, name))
-            metrics = delta_metrics(second_a, second_b, down, levels[name])
-            for metric, (high, low) in metrics.items():
-                left = torch.linalg.qr(up * high[:, :, None], mode="r").R
-                right = torch.linalg.qr((down * low[:, None, :]).transpose(1, 2), mode="r").R
-                sigmas = torch.linalg.svdvals(left @ right.transpose(1, 2)).cpu().numpy()
-                for pilot, sigma in zip(found, sigmas, strict=True):
-                    getattr(pilot, metric)[name] = sigma
-            for pilot, nats in zip(found, change.of_layer(adapters, name).tolist(), strict=True):
-                pilot.loss_change[name] = nats
+        metrics = pilot_metrics(adapters)
+        nats = {name: change.of_layer(adapters, name).tolist() for name in adapters.layers}
     finally:
         adapters.remove()
+    return [
+        Pilot(**own, loss_change={name: values[number] for name, values in nats.items()})
+        for number, own in enumerate(metrics)
+    ]
+
+
+def pilot_metrics(adapters: ManyAdapters) -> list[dict[str, dict[str, np.ndarray]]]:
+    """Of each job: metric of `delta_metrics` -> module -> singular values of delta-W in it, float64."""
+    found: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in range(adapters.jobs)]
+    levels = gradient_levels(adapters)
+    for name, up, down in adapters.factors():
+        up, down = up.double(), down.double()
+        second_a, second_b = (part.double() for part in adapters.of(adapters.second, name))
+        for metric, (high, low) in delta_metrics(second_a, second_b, down, levels[name]).items():
+            left = torch.linalg.qr(up * high[:, :, None], mode="r").R
+            right = torch.linalg.qr((down * low[:, None, :]).transpose(1, 2), mode="r").R
+            sigmas = torch.linalg.svdvals(left @ right.transpose(1, 2)).cpu().numpy()
+            for own, sigma in zip(found, sigmas, strict=True):
+                own.setdefault(metric, {})[name] = sigma
     return found
 
 
 def row_moments(second_b: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     """Second moment of dL/dW by row, (J, out): dL/dB = G A^T, so B's moments (J, out, R) over the mean of A^2."""
     return second_b.mean(2) / down.square().mean(dim=(1, 2)).clamp(min=1e-30)[:, None] / down.shape[2]
+
+
+def column_moments(second_a: torch.Tensor) -> torch.Tensor:
+    """Second moment of dL/dW by column, (J, in), of mean 1: the shape of A's moments (J, R, in), dL/dA = B^T G."""
+    columns = second_a.mean(1)
+    return columns / columns.mean(1, keepdim=True).clamp(min=1e-30)
 
 
 def gradient_levels(adapters: ManyAdapters) -> dict[str, torch.Tensor]:
@@ -269,11 +282,10 @@ def delta_metrics(
     with huge gradients do not decide alone.
 
     V, the second moment of dL/dW, is taken for separable as in Adafactor (Shazeer & Stern 2018): `row_moments` gives
-    its rows; dL/dA = B^T G the shape of its columns, A's second moments (J, R, in), taken to mean 1.
+    its rows, `column_moments` the shape of its columns.
     """
     rows = row_moments(second_b, down).clamp(min=0)
-    columns = second_a.mean(1)
-    columns = columns / columns.mean(1, keepdim=True).clamp(min=1e-30)
+    columns = column_moments(second_a)
     powers = {"plain": 0.0, "preconditioned": 0.25, "fisher": 0.5}
     metrics = {metric: (rows**power, columns.clamp(min=0) ** power) for metric, power in powers.items()}
     leveled = rows / rows.mean(1, keepdim=True).clamp(min=1e-30) * level[:, None]

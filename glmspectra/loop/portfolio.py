@@ -26,6 +26,8 @@ MENU = (
     UNIFORM,
     "delta-threshold",
     "type:delta-threshold",
+    "delta-adamw",
+    "delta-tempered",
     "delta-energy",
     "delta-fan",
     "delta-relative",

@@ -292,6 +292,27 @@ def delta_relative(evidence: Evidence, option: str | None) -> Answer:
     return {name: sigma / base[name][0] if base[name][0] > 0 else 0 * sigma for name, sigma in sizes.items()}
 
 
+@criterion("delta-adamw", "threshold", "delta_adamw")
+def delta_adamw(evidence: Evidence, option: str | None) -> Answer:
+    """sigma_i of V^(1/4) delta-W V^(1/4), one global threshold; V: AdamW's second moments, read from optimizer.pt.
+
+    A direction counts as AdamW on W itself would weigh it; V is taken for separable as in Adafactor (Shazeer & Stern
+    2018). Ours, delta-preconditioned in our study: the best by far on one base, as good as delta-threshold on the
+    second, worse than it on the third.
+    """
+    return evidence.spectra("delta_adamw", absent_is_zero=True)
+
+
+@criterion("delta-tempered", "threshold", "delta_tempered")
+def delta_tempered(evidence: Evidence, option: str | None) -> Answer:
+    """The same with the eighth root of V, whose mean in each matrix is clipped to the 10 and 90 % quantiles.
+
+    Ours, against a few matrices with huge gradients deciding alone. Between delta-threshold and delta-adamw on the one
+    base where our study confirms it.
+    """
+    return evidence.spectra("delta_tempered", absent_is_zero=True)
+
+
 @criterion("delta-energy", "gain", "delta")
 def delta_energy(evidence: Evidence, option: str | None) -> Answer:
     """sigma_i^2 of delta-W: the energy of the change that direction i keeps (Eckart & Young 1936).

@@ -13,6 +13,7 @@ from glmspectra.store import Run
 if TYPE_CHECKING:
     import pandas as pd
 
+QUANTILES = (0.1, 0.9)  # of the matrices' mean second moments
 # The linear layers of ChatGLM2's blocks.
 FOUR_MATRICES = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 
@@ -124,8 +125,11 @@ def gather(
                 steps = sorted({int(s) for s in run.matrices["step"].dropna()})
                 raise RequestError(f"{run.folder} holds no delta of step {at}; its steps are {steps or 'not told'}.")
             _refuse_broken(run, at)
-        sigma["delta"] = mean_spectra([_above_floor(run, at) for run, at in chosen])
+        sigma["delta"] = mean_spectra([_above_floor(run, at, "delta") for run, at in chosen])
         statistics["delta"] = _rows(chosen[0][0], "delta", chosen[0][1])
+        if all(len(_rows(run, "delta_adamw", at)) for run, at in chosen):
+            sigma["delta_adamw"] = mean_spectra([_above_floor(run, at, "delta_adamw") for run, at in chosen])
+            sigma["delta_tempered"] = mean_spectra([_leveled(run, at) for run, at in chosen])
     table = statistics["weight"] if "weight" in statistics else statistics["delta"]
     every = tuple(
         Target(str(name), None if layer != layer else int(layer), str(matrix), int(rows), int(cols))
@@ -202,14 +206,25 @@ def _sigma(run: Run, quantity: str, step: int | None) -> dict[str, np.ndarray]:
     }
 
 
-def _above_floor(run: Run, step: int | None) -> dict[str, np.ndarray]:
+def _above_floor(run: Run, step: int | None, quantity: str) -> dict[str, np.ndarray]:
     """Singular values of the changes without those that rounding alone can have made.
 
     A difference of two bfloat16 checkpoints has thousands of them.
     """
-    rows = _rows(run, "delta", step)
+    rows = _rows(run, quantity, step)
     floors = rows["noise_floor"].fillna(0.0) if "noise_floor" in rows else {}
-    return {name: sigma[sigma > floors.get(name, 0.0)] for name, sigma in _sigma(run, "delta", step).items()}
+    return {name: sigma[sigma > floors.get(name, 0.0)] for name, sigma in _sigma(run, quantity, step).items()}
+
+
+def _leveled(run: Run, step: int | None) -> dict[str, np.ndarray]:
+    """Singular values in the eighth root of V on either side, the mean of V clipped to its quantiles over the matrices.
+
+    The quantiles are QUANTILES, so that a few matrices with huge gradients do not decide alone.
+    """
+    levels = _rows(run, "delta_tempered", step)["second_moment"]
+    kept = levels.clip(*levels.quantile(QUANTILES))
+    factors = (kept / levels.where(levels > 0, 1.0)).where(levels > 0, 1.0) ** 0.125
+    return {name: sigma * factors[name] for name, sigma in _above_floor(run, step, "delta_tempered").items()}
 
 
 def _refuse_broken(run: Run, step: int | None) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from glmspectra.errors import RequestError
 from glmspectra.ranks.allocation import Limits
 from glmspectra.ranks.budget import Budget
+from glmspectra.ranks.criteria import find
 from glmspectra.ranks.evidence import Evidence, gather, mean_spectra
 from glmspectra.ranks.suggest import allocate, moved_share
 from glmspectra.store import Run
@@ -53,16 +54,17 @@ def stability(
     budget: Budget,
     limits: Limits | None = None,
 ) -> Stability:
-    """Suggest from each pilot's delta spectra alone and compare.
+    """Suggest from each pilot's spectra alone and compare.
 
-    `spectra`: name -> sigma, one mapping a pilot, two at least.
+    `spectra`: name -> sigma of the quantity that the criterion reads, one mapping a pilot, two at least.
     """
     if len(spectra) < 2:
         raise RequestError("stability needs the deltas of two pilots or more: --pilot-seeds 3, or several --delta.")
     limits = limits or Limits()
+    quantity = read_by(criterion)
 
     def ranks_of(sigma: Mapping[str, np.ndarray]) -> dict[str, int]:
-        return allocate(replace(evidence, sigma={**evidence.sigma, "delta": sigma}), criterion, budget, limits).ranks
+        return allocate(replace(evidence, sigma={**evidence.sigma, quantity: sigma}), criterion, budget, limits).ranks
 
     each = [ranks_of(sigma) for sigma in spectra]
     pairs = [(a, b) for a, b in combinations(each, 2)]
@@ -80,6 +82,11 @@ def stability(
     )
 
 
+def read_by(criterion: str) -> str:
+    """The quantity that a criterion of changes reads: delta, or delta-W in another metric."""
+    return find(criterion)[0].needs or "delta"
+
+
 def _spearman(first: list[int], second: list[int]) -> float:
     if first == second:
         return 1.0
@@ -95,7 +102,7 @@ def between_runs(
 ) -> Stability:
     """Stability between the last steps of several delta runs (seeds)."""
     names = ",".join(target.name for target in evidence.targets)
-    spectra = [gather(base, [run], names).sigma["delta"] for run in deltas]
+    spectra = [gather(base, [run], names).sigma[read_by(criterion)] for run in deltas]
     return stability(evidence, spectra, criterion, budget, limits)
 
 
@@ -104,8 +111,9 @@ def between_steps(
 ) -> Stability:
     """Stability between the steps of one delta run (its checkpoint-N)."""
     names = ",".join(target.name for target in evidence.targets)
-    steps = sorted({int(step) for step in delta.matrices["step"].dropna()})
-    spectra = [gather(base, [delta], names, step=step).sigma["delta"] for step in steps]
+    known = delta.matrices[delta.matrices["quantity"] == read_by(criterion)]  # not every state has its optimizer's
+    steps = sorted({int(step) for step in known["step"].dropna()})
+    spectra = [gather(base, [delta], names, step=step).sigma[read_by(criterion)] for step in steps]
     return stability(evidence, spectra, criterion, budget, limits)
 
 

@@ -31,6 +31,7 @@ class Gain:
 GAINS = {
     "delta-threshold": (Gain(0.010, 0.013, True), Gain(0.020, 0.050, True), Gain(0.003, 0.005, False)),
     "type:delta-threshold": (Gain(0.008, 0.011, True), Gain(0.007, 0.013, True), Gain(0.004, 0.006, True)),
+    "delta-adamw": (Gain(0.003, 0.009, False), Gain(0.033, 0.092, True), Gain(0.001, 0.002, False)),
     "effective-rank": (Gain(0.002, 0.007, False), Gain(-0.003, 0.000, False), Gain(0.000, 0.003, False)),
 }
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
     from glmspectra.ranks.stability import Stability
 
+MOMENTS_MISSING = (
+    "it needs AdamW's second moments: give --delta a training's folder whose checkpoint-N hold optimizer.pt (optim "
+    "adamw_torch), or --pilot; `glmspectra delta` says why one is not read."
+)
 # Below this share of the budget moved, ranks are uniform for all practical purposes.
 UNIFORM_WITHIN = 0.05
 
@@ -114,6 +118,8 @@ def _how_to_get(quantity: str) -> str:
         "delta": "it needs a change to look at: give an adapter, a run or a tuned model with --delta.",
         "quant_error": "it needs the spectra of W - Q(W): give --quantized nf4 (or int8, int4) with --model.",
         "gradient": "it needs a table of gradients (quantity 'gradient').",
+        "delta_adamw": MOMENTS_MISSING,
+        "delta_tempered": MOMENTS_MISSING,
     }[quantity]
 
 

@@ -74,8 +74,10 @@ def _column(
 # What identifies a singular value's or a bin's matrix, in all three tables.
 KEY = (
     _column("quantity", TEXT, "", "quantity", "对象",
-            "What was measured: weight, delta, merged, quant_error or gradient.",
-            "所测对象：权重、改变量、合并后的权重、量化误差或梯度。", required=True),
+            "What was measured: weight, delta, merged, quant_error, gradient, or the change in AdamW's metric "
+            "(delta_adamw) and in its square root (delta_tempered).",
+            "所测对象：权重、改变量、合并后的权重、量化误差、梯度，或 AdamW 度量（delta_adamw）"
+            "及其平方根（delta_tempered）下的改变量。", required=True),
     _column("step", WHOLE, "", "step", "步数", "Optimizer updates before it; empty where there is no training.",
             "此前的优化器更新次数；与训练无关时为空。"),
     _column("name", TEXT, "", "weight", "权重名", "Name in the checkpoint.", "检查点中的名称。", required=True),
@@ -285,6 +287,9 @@ CHANGE = (
     _column("gradient_importance", REAL, "nats", "importance by gradients", "梯度重要性",
             "Mean of |weight times gradient of the loss| over the entries (GoRA).",
             "各元素 |权重 × 损失梯度| 的均值（GoRA）。", log=True),
+    _column("second_moment", REAL, "", "second moment of the gradient", "梯度二阶矩",
+            "Mean over the matrix of AdamW's second moment of the gradient of the loss, from optimizer.pt.",
+            "由 optimizer.pt 得到的 AdamW 损失梯度二阶矩在整个矩阵上的均值。", log=True),
 )
 
 SINGULAR_VALUES = (

@@ -28,7 +28,7 @@ from glmspectra.store.columns import SPECTRUM as SPECTRUM_COLUMNS
 SCHEMA_VERSION = 2
 
 KINDS = ("values", "spectrum")
-QUANTITIES = ("weight", "delta", "merged", "quant_error", "gradient")
+QUANTITIES = ("weight", "delta", "merged", "quant_error", "gradient", "delta_adamw", "delta_tempered")
 STATUSES = ("ok", "nonfinite", "unreadable")
 
 _ARROW = {

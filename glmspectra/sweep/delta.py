@@ -14,6 +14,7 @@ from typing import Any
 from glmspectra.device import choose_device
 from glmspectra.store import Request, Run, RunStore, Source, read_manifest, read_run, run_name
 from glmspectra.sweep.delta_measure import DeltaMeasurer
+from glmspectra.sweep.delta_moments import POWERS
 from glmspectra.sweep.delta_plan import DeltaOptions, DeltaPlan, cost_of, plan_delta
 from glmspectra.sweep.known_base import known_base
 from glmspectra.sweep.processes import Processes, joined_processes, share_out
@@ -79,10 +80,10 @@ def measure_change(
 def measure_delta(plan: DeltaPlan, root: Path) -> DeltaResult:
     """Measure everything in the plan into root (`param_matrix`)/<run>; what is finished is reused.
 
-    Rows of quantity 'delta' for every state; with against_base also 'merged' ones, and 'weight' ones of W
-    itself. NaN or infinity in the base or in a state gives rows of status 'nonfinite' without spectra, and the
-    run goes on. Under torchrun the matrices are shared out by cost and process 0 merges the tables. Raises what
-    reading and writing raise, in every process; what was finished is kept.
+    Rows of quantity 'delta' for every state, and those of `delta_moments` where its optimizer is read; with
+    against_base also 'merged' ones, and 'weight' ones of W itself. NaN or infinity in the base or in a state gives rows
+    of status 'nonfinite' without spectra, and the run goes on. Under torchrun the matrices are shared out by cost and
+    process 0 merges the tables. Raises what reading and writing raise, in every process; what was finished is kept.
     """
     start = time.monotonic()
     with joined_processes() as processes:
@@ -158,6 +159,9 @@ def _has_more(store: RunStore, plan: DeltaPlan) -> bool:
             return False
         if asked["stamp"] != Request.from_manifest(asked).stamp(store.source.fingerprint):
             return False  # of another version of the package
+        metrics = [requests.get(Request("spectrum", (), {}, quantity, state.where.step).key) for quantity in POWERS]
+        if state.moments and not all(metric is not None and metric["complete"] for metric in metrics):
+            return False
     return True
 
 

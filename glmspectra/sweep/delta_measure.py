@@ -21,6 +21,7 @@ from glmspectra.spectra.lowrank import factor_noise_floor, factor_spectrum
 from glmspectra.spectra.rounding import rounding_floor
 from glmspectra.store import Measurement, Request, RunStore
 from glmspectra.sweep import delta_rows as rows
+from glmspectra.sweep.delta_moments import POWERS, stamp_of, weighed
 from glmspectra.sweep.delta_plan import DeltaPlan
 from glmspectra.sweep.delta_states import State
 from glmspectra.sweep.gathering import Gathering
@@ -58,6 +59,11 @@ class DeltaMeasurer:
             self.requests["delta", index] = Request("spectrum", mine, how, "delta", state.where.step)
             if options.against_base:
                 self.requests["merged", index] = Request("spectrum", mine, how, "merged", state.where.step)
+            if state.moments:
+                metric = {"optimizer": stamp_of(state), "kind": state.kind}
+                covered = tuple(name for name in mine if state.names[name] in state.moments)
+                for quantity in POWERS:
+                    self.requests[quantity, index] = Request("spectrum", covered, metric, quantity, state.where.step)
         if options.against_base:
             self.requests["weight", 0] = Request("spectrum", names, {"method": "gram", **asked}, "weight")
         self.all_requests = list(self.requests.values())
@@ -71,7 +77,7 @@ class DeltaMeasurer:
         states = [
             index
             for index, state in enumerate(self.plan.states)
-            if name in state.names and wanted & {("delta", index), ("merged", index)}
+            if name in state.names and wanted & {(kind, index) for kind in ("delta", "merged", *POWERS)}
         ]
         for expert, part in enumerate(record.matrix_parts):
             for key, measurement in self._measure_matrix(record, expert, part.name, wanted, states):
@@ -131,6 +137,7 @@ class DeltaMeasurer:
                 ("delta", index),
                 self._measurement(("delta", index), record, part, row, found.columns, found.spectrum),
             )
+        yield from self._in_metrics(record, part, index)
         if ("merged", index) not in self.requests:
             return
         row = self._row(record, part, "merged", state.where.step, 0.0)
@@ -140,6 +147,20 @@ class DeltaMeasurer:
         spectrum = rows.gram_spectrum(found.merged.sigma, found.merged.error_bound, record.rows, record.columns)
         columns = self._summary(record, spectrum, weight)
         yield ("merged", index), self._measurement(("merged", index), record, part, row, columns, spectrum)
+
+    def _in_metrics(self, record: TensorRecord, part: str, index: int) -> Iterator[tuple[tuple[str, int], Measurement]]:
+        """The change in AdamW's metrics, where the state's optimizer left second moments of this weight."""
+        state = self.plan.states[index]
+        name = state.names[record.name]
+        if name not in state.moments:
+            return
+        for quantity in POWERS:
+            began = time.perf_counter()
+            found = weighed(state, name, quantity)
+            row = self._row(record, part, quantity, state.where.step, time.perf_counter() - began)
+            row |= {"dtype": state.dtype_of(record.name)}
+            columns, spectrum = found if found is not None else (None, None)
+            yield (quantity, index), self._measurement((quantity, index), record, part, row, columns, spectrum)
 
     def _from_factors(
         self, record: TensorRecord, part: str, factors: Factors, weight: torch.Tensor | None, gram: GramOfWeight | None

@@ -18,6 +18,7 @@ from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.progress import time_left
 from glmspectra.store import Source
 from glmspectra.sweep.cost import EIGENSOLVER_WEIGHT, EIGENSOLVER_WEIGHT_CUDA, spectrum_cost
+from glmspectra.sweep.delta_moments import attach_moments
 from glmspectra.sweep.delta_states import State, alias_record, match_adapter, open_state, record_of
 
 LARGE_RANK = 64  # what an adapter is taken to have when its cost is said beforehand
@@ -141,6 +142,8 @@ def plan_delta(base: Path | str | None, tuned: Path | str, options: DeltaOptions
         plan = DeltaPlan(opened, states, [], options, _source(opened, states, tuned), [])
         _match(plan)
         plan.notes += [f"the base is {named}, which the adapter names."] if named is not None else []
+        for state in states:
+            plan.notes += attach_moments(state, opened)
     except BaseException:
         _close(opened, states)
         raise
@@ -355,7 +358,12 @@ def _files(states: list[State]) -> Iterator[dict[str, Any]]:
         adapter = state.adapter
         start = adapter.start.path if adapter is not None and adapter.start is not None else None
         for word, folder in ((step, state.where.path), (f"{step}, start", start)):
-            for path in sorted(folder.glob("adapter_*")) if folder is not None else ():
+            for path in _parts_of(folder) if folder is not None else ():
                 if path.is_file():
                     size = path.stat().st_size
                     yield {"name": f"{word}: {path.name}", "size": size, "fingerprint": fingerprint_file(path)}
+
+
+def _parts_of(adapter: Path) -> list[Path]:
+    """The files of an adapter: those of its folder, or itself."""
+    return [adapter] if adapter.is_file() else sorted(adapter.glob("adapter_*"))

@@ -12,6 +12,8 @@ from glmspectra.checkpoint.adapter.change import TensorChange
 from glmspectra.checkpoint.adapter.factors import Factors
 from glmspectra.checkpoint.adapter.layout import BaseLayout
 from glmspectra.checkpoint.adapter.left_alone import left_alone_sentence
+from glmspectra.checkpoint.adapter.lora_file import bring_to, open_lora_file
+from glmspectra.checkpoint.adapter.moments import SecondMoments
 from glmspectra.checkpoint.adapter.run_folder import TunedCheckpoint
 from glmspectra.checkpoint.fingerprint import FileIdentity, check_unchanged, identity_of
 from glmspectra.checkpoint.names import IN_LAYERS, place_of
@@ -26,6 +28,7 @@ class State:
         where: Its folder and step.
         names: Weight, by the base's name -> its name in the state.
         changes: By the base's name, what an adapter does to it; empty where no base was given.
+        moments: By the adapter's name, second moments of the gradient; empty where no optimizer left any.
     """
 
     where: TunedCheckpoint
@@ -33,6 +36,7 @@ class State:
     checkpoint: Checkpoint | None
     names: dict[str, str] = field(default_factory=dict)
     changes: dict[str, TensorChange] = field(default_factory=dict)
+    moments: dict[str, SecondMoments] = field(default_factory=dict)
     watched: dict[Path, FileIdentity] = field(default_factory=dict)  # files of the adapter when it was opened
 
     def check_unchanged(self, name: str) -> None:
@@ -110,6 +114,8 @@ class State:
 
 def open_state(where: TunedCheckpoint, initial: Path | None) -> State:
     """Open an adapter or a checkpoint. Raises what `open_adapter` and `open_checkpoint` raise."""
+    if where.is_adapter and where.path.is_file():
+        return State(where, open_lora_file(where.path), None, watched={where.path: identity_of(where.path)})
     if where.is_adapter:
         watched = {path: identity_of(path) for path in where.path.glob("adapter_*") if path.is_file()}
         return State(where, open_adapter(where.path, initial), None, watched=watched)
@@ -122,7 +128,10 @@ def match_adapter(state: State, base: Checkpoint, aliases: dict[str, str]) -> It
     aliases: gains name -> the base's tensor, for weights that the base ties to another and does not store.
     """
     assert state.adapter is not None
-    found = state.adapter.changes(BaseLayout.of(base))
+    layout = BaseLayout.of(base)
+    if state.where.path.is_file():
+        yield from bring_to(state.adapter, layout)
+    found = state.adapter.changes(layout)
     left_out = []
     if found.left_alone:
         yield f"{state.where.path}: {left_alone_sentence(found.left_alone)}"

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from rank_study import plan as plan_module
 from rank_study.arms import ARMS, CHALLENGERS, CONFIRMED, TUNED
-from rank_study.control_table import document
+from rank_study.document import document
 from rank_study.plan import (
     BUDGETS,
     CONFIRM_SEEDS,
@@ -338,7 +338,7 @@ def test_what_suggest_rank_says_of_a_gain_is_what_the_lines_say():
     lines = read_lines(Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "ranks.jsonl")
     assert list(study_gains.SETTINGS) == list(SETTINGS)
     for name, gains in study_gains.GAINS.items():
-        arm = name.replace("type:delta-threshold", "type-alone")
+        arm = {"type:delta-threshold": "type-alone", "delta-adamw": "delta-preconditioned"}.get(name, name)
         for setting, gain in zip(study_gains.SETTINGS, gains, strict=True):
             found = [row for row in table_rows(lines) if (row["base"], row["task"], row["arm"]) == (*setting, arm)]
             gained = sorted(-row["paired"].mean for row in found)
@@ -442,8 +442,21 @@ def test_the_documents_show_the_tables_of_the_committed_lines():
     root = Path(__file__).resolve().parents[2]
     results = root / "benchmarks" / "results"
     shown = (root / "docs" / "ranks_tables.md").read_text("utf-8")
-    assert shown == document(read_lines(results / "ranks.jsonl"), read_lines(results / "controls.jsonl"))
+    assert shown == document(*(read_lines(results / f"{name}.jsonl") for name in ("ranks", "controls", "moments")))
     assert "| smollm2, medical | r 4" in shown
+
+
+def test_each_figure_of_the_document_stands_in_the_line_that_it_names():
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    rows = [[cell.strip() for cell in line.split("|")] for line in (docs / "ranks_tables.md").read_text().splitlines()]
+    named = (docs / "ranks.md").read_text().partition("## Where each figure stands")[2]
+    claims = [line[2:] for line in named.splitlines() if line.startswith("- ")]
+    assert len(claims) > 20
+    for claim in claims:
+        values, _, where = claim.partition("`: ")
+        keys = [key.partition(" (less")[0].strip() for key in where.split(";") if " of the portfolio" not in key]
+        for value in values.strip("`").split("`, `"):
+            assert any(value in row and set(keys) <= set(row) for row in rows), claim
 
 
 def test_an_arm_that_diverged_is_no_challenger():

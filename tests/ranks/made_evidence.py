@@ -1,5 +1,6 @@
 """Tables of a made-up base and made-up changes of it, as `store` would read them back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +94,13 @@ def delta_run(layers: int = 12, rank: int = 16, seed: int = 1, step: int | None 
         sigma[name] = np.sort(size * decay * np.exp(noise * rng.normal(size=rank)))[::-1]
     checkpoint = {"name": "pilot", "fingerprint": f"{seed:016x}", "details": {"base": dict(BASE)}}
     return make_run("delta", sigma, step, checkpoint=checkpoint, folder=f"pilot{seed}")
+
+
+def with_metrics(run: Run, metric: Run) -> Run:
+    """A run of deltas that also holds the spectra of another in the places of AdamW's metrics."""
+    matrices = metric.matrices.assign(second_moment=1.0)
+    frames = []
+    for own, other in ((run.matrices, matrices), (run.singular_values, metric.singular_values)):
+        quantities = [other.assign(quantity=name) for name in ("delta_adamw", "delta_tempered")]
+        frames.append(pd.concat([own, *quantities], ignore_index=True))
+    return replace(run, matrices=frames[0], singular_values=frames[1])

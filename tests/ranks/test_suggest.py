@@ -24,7 +24,7 @@ from glmspectra.ranks.report import against_uniform, curve_table, facts, lines, 
 from glmspectra.ranks.request import RankRequest
 from glmspectra.ranks.study_gains import sentence
 from glmspectra.ranks.suggest import kept_energy, needed_parameters
-from tests.ranks.made_evidence import BASE, base_run, delta_run, make_run, weight_names
+from tests.ranks.made_evidence import BASE, base_run, delta_run, make_run, weight_names, with_metrics
 
 LAYERS = 12
 
@@ -70,7 +70,7 @@ def test_targets_are_chosen_by_kind_or_name(evidence):
 def test_every_criterion_stays_in_the_budget_and_names_its_source(evidence):
     full = gather(
         base_run(),
-        [delta_run()],
+        [with_metrics(delta_run(), delta_run(seed=2))],
         others=[
             make_run(
                 "quant_error",
@@ -214,6 +214,45 @@ def test_stability_between_pilots():
     assert results[0].spearman > 0.95 > results[1].spearman
     assert "where the suggestion itself" in results[0].sentence("3 pilots")
     assert pilot_rank(budget, evidence) == 12, "three times the mean rank"
+
+
+def test_stability_is_told_of_what_the_criterion_reads():
+    """Pilots whose delta-W is alike and whose second moments are not."""
+    runs = [with_metrics(delta_run(seed=1, noise=0.02), delta_run(seed=seed, noise=2.0)) for seed in (1, 2, 3)]
+    evidence = gather(base_run(), runs)
+    budget = parse_budget("like:r=4", evidence)
+    moved = {
+        criterion: between_runs(base_run(), runs, evidence, criterion, budget, Limits()).moved_mean
+        for criterion in ("delta-threshold", "delta-adamw", "delta-tempered")
+    }
+    assert moved["delta-threshold"] == 0
+    assert moved["delta-adamw"] == moved["delta-tempered"] > 0.1
+
+
+def test_sizes_of_a_change_are_those_of_dense_matrices():
+    chance = np.random.default_rng(4)
+    name = weight_names(1)[0]
+    rows, cols = 64, 48
+    base, change = chance.normal(size=(rows, cols)), chance.normal(size=(rows, 5)) @ chance.normal(size=(5, cols))
+    runs = [make_run(quantity, {name: np.linalg.svd(matrix)[1]}, checkpoint=dict(BASE) | {"details": {"base": BASE}})
+            for quantity, matrix in (("weight", base), ("delta", change))]  # fmt: skip
+    evidence = gather(runs[0], runs[1:])
+    expected = {
+        "delta-threshold": change,
+        "delta-fan": change * np.sqrt(cols / rows),
+        "delta-relative": change / np.linalg.norm(base, 2),
+    }
+    for criterion, matrix in expected.items():
+        found = CRITERIA[criterion].measure(evidence, None)[name]
+        np.testing.assert_allclose(found, np.linalg.svd(matrix)[1], rtol=1e-10, atol=1e-12)
+    energy = CRITERIA["delta-energy"].measure(evidence, None)[name]
+    best = [np.linalg.norm(change - _truncated(change, rank)) ** 2 for rank in range(6)]
+    np.testing.assert_allclose(np.diff(best), -np.asarray(energy)[:5], rtol=1e-8)
+
+
+def _truncated(matrix, rank):
+    left, sigma, right = np.linalg.svd(matrix, full_matrices=False)
+    return (left[:, :rank] * sigma[:rank]) @ right[:rank]
 
 
 def test_several_pilots_are_averaged_value_by_value():

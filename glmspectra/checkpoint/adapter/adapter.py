@@ -107,6 +107,10 @@ class Adapter:
             return found
         return found.less(self.start._product(name))
 
+    def own_factors(self, name: str) -> Factors:
+        """The factors of one weight as they are stored, the way round that the layer multiplies: with their start."""
+        return self._product(name)
+
     def changes(self, base: BaseLayout) -> "Changes":
         """Every tensor that this adapter changes in a base: the one answer for `merge`, `delta` and `evaluate`.
 
@@ -174,6 +178,8 @@ class Adapter:
             right = right.double() * parts["lora_E"].double().reshape(-1, 1)
             alpha = self.config.lora_alpha
             scale = (alpha if alpha > 0 else allotted) / (allotted + 1e-5)
+        elif "alpha" in parts:  # of a file that has no configuration (`lora_file`)
+            allotted, scale = rank, float(parts["alpha"]) / rank
         else:
             allotted = rank
             self._check_rank(module, rank)

@@ -7,8 +7,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from glmspectra.checkpoint.adapter.config import CONFIG_FILE
+from glmspectra.checkpoint.adapter.lora_file import is_lora_file
 from glmspectra.checkpoint.adapter.start import INITIAL_FOLDERS
-from glmspectra.checkpoint.adapter.stored import foreign_form
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.json_files import read_object
 
@@ -17,7 +17,10 @@ FINAL_ADAPTER = "final_adapter"  # where a run keeps its last state
 
 @dataclass(frozen=True)
 class TunedCheckpoint:
-    """One state of a run: `path` holds an adapter or a whole model; `step` is None where no file tells it."""
+    """One state of a run: `path` holds an adapter or a whole model; `step` is None where no file tells it.
+
+    An adapter is a folder, or one file in the form of a diffusion program (`lora_file`).
+    """
 
     path: Path
     step: int | None
@@ -34,8 +37,7 @@ def tuned_checkpoints(path: Path | str) -> list[TunedCheckpoint]:
     """
     path = Path(path)
     if path.is_file():
-        _refuse_foreign(path)
-        return [TunedCheckpoint(path, None, False)]
+        return [TunedCheckpoint(path, None, _is_lora(path))]
     if not path.is_dir():
         raise RequestError(f"{path}: there is no such folder.")
     found = []
@@ -77,26 +79,25 @@ def _state_in(folder: Path) -> tuple[Path, bool] | None:
             f"{folder}: holds {weights[0].name} and no {CONFIG_FILE}, without which an adapter's scale is not known: "
             "copy it from where it was trained."
         )
-    for path in weights:
-        _refuse_foreign(path)
+    lora = [path for path in weights if _is_lora(path)]
+    if len(lora) > 1:
+        raise RequestError(f"{folder}: holds several adapters ({', '.join(p.name for p in lora)}): name one of them.")
+    if lora:
+        return lora[0], True
     if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.gguf")):
         return folder, False
     return None
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Raises RequestError for LoRA in the form of another program, by its tensors' names; they are not read."""
+def _is_lora(path: Path) -> bool:
+    """Whether a file is LoRA in the form of a diffusion program, by its tensors' names."""
     if path.suffix != ".safetensors":
-        return
+        return False
     try:
         with safe_open(path, framework="pt") as file:
-            form = foreign_form(file.keys())
+            return is_lora_file(file.keys())
     except (SafetensorError, OSError):
-        return  # whoever opens it says what is wrong
-    if form:
-        raise RequestError(
-            f"{path}: is LoRA in the form of {form}, which is not read; convert it to PEFT's form first."
-        )
+        return False  # whoever opens it says what is wrong
 
 
 def _is_named_adapter(folder: Path) -> bool:

@@ -31,7 +31,11 @@ _SAVED = re.compile(r"\.modules_to_save(?:\.[^.]+(?=\.[^.]+$))?(?=\.)")
 _FOREIGN = (
     (re.compile(r"\.lora_(?:down|up)\.|^lora_(?:unet|te\d?|prior)_"), "Kohya's sd-scripts (lora_down, lora_up)"),
     (re.compile(r"\.lora\.(?:down|up)\.|_lora\.(?:down|up)\."), "diffusers' first versions (lora.down, lora.up)"),
-    (re.compile(r"\.hada_w\d|\.lokr_w\d|^diffusion_model\..*\.lora_[AB]\."), "LyCORIS or a diffusion model's own"),
+    (re.compile(r"\.hada_w\d|\.lokr_w\d"), "LyCORIS (LoHa or LoKr)"),
+    (
+        re.compile(r"^(?:diffusion_model|unet|transformer|text_encoder(?:_\d)?)\..*\.lora_[AB]\."),
+        "a diffusion model's own",
+    ),
 )
 
 

@@ -237,6 +237,18 @@ class AdapterTrainer(Trainer):
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
 
+    # Optimizer
+
+    def create_optimizer(self, *args: Any, **arguments: Any) -> Any:
+        """The Trainer's, with torch's `param_names` in its groups, so that optimizer.pt says whose moments it holds."""
+        optimizer = super().create_optimizer(*args, **arguments)
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        groups = optimizer.param_groups
+        if all(id(parameter) in names for group in groups for parameter in group["params"]):  # not under FSDP
+            for group in groups:
+                group["param_names"] = [names[id(parameter)] for parameter in group["params"]]
+        return optimizer
+
     # Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
