@@ -9,7 +9,7 @@ from glmspectra.checkpoint.adapter.moments import optimizer_file, read_moments
 from glmspectra.errors import CheckpointError
 from glmspectra.ranks.budget import parse_budget
 from glmspectra.ranks.evidence import gather
-from glmspectra.ranks.suggest import suggest
+from glmspectra.ranks.suggest import allocate
 from glmspectra.sweep.delta import measure_change
 from glmspectra.sweep.delta_moments import registered_order
 from glmspectra.sweep.delta_plan import DeltaOptions
@@ -136,7 +136,7 @@ def test_suggest_rank_takes_the_metric_from_the_tables_alone(tmp_path):
     evidence = gather(None, [run])
     budget = parse_budget("like:r=2", evidence)
     truth = {name: dense(*parts, 0.25)[0] for name, parts in of_layer(tuned, optimizer).items()}
-    found = suggest(evidence, "delta-adamw", budget).ranks
+    found = allocate(evidence, "delta-adamw", budget).ranks
     sizes = [(truth[t.module][i], t) for t in evidence.targets for i in range(RANK)]
     left, expected, closed = budget.parameters, dict.fromkeys(found, 0), set()
     for _, target in sorted(sizes, key=lambda pair: -pair[0]):
