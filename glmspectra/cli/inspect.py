@@ -51,8 +51,8 @@ def inspect(
     with open_checkpoint(choose_model(model)) as checkpoint:
         records = list(checkpoint.tensors.values())
         chosen = select(checkpoint, layers, matrices, include or (), exclude or ())
-        cost = selection_cost(chosen, parts)
         where, available = _available_memory(device)
+        cost = selection_cost(chosen, parts, where)
         listing = _tensor_table(checkpoint) if tensors else _kind_table(checkpoint)
         result: dict[str, Any] = {
             "checkpoint": checkpoint.name,

@@ -35,11 +35,14 @@ def value_cost(shapes: Iterable[tuple[int, int]]) -> float:
 
 
 FLOAT64 = 8  # bytes
-# The Gram matrix, the copy that the eigensolver overwrites, and its workspace of about the same size
-# (LAPACK's syevd without vectors needs less; cuSOLVER's about as much).
-GRAM_COPIES = 3
-# Rows are widened to float64 in blocks: 64 MiB and a copy.
-ROW_BLOCKS = 128 << 20
+# On CUDA: the Gram matrix, the copy that the eigensolver overwrites, and cuSOLVER's workspace of about the same size.
+GRAM_COPIES_CUDA = 3
+# On a CPU LAPACK's one-stage solver works on a copy; from this order on the two stages work in place, beside panels of
+# this width. As `spectra/eigenvalues.py` has it, which loads torch; a test holds both.
+TWO_STAGE_FROM, BANDWIDTH = 3000, 64
+PANELS = 16  # of (n, BANDWIDTH) in use at a time, with their products
+# Rows are widened to float64 in blocks of this size (`spectra/blocks.py`).
+ROW_BLOCK = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -73,21 +76,33 @@ def spectrum_flops(shapes: Iterable[tuple[int, int]]) -> int:
     return sum(2 * m * n**2 + 4 * n**3 // 3 for n, m in sides)
 
 
-def spectrum_memory(record: "TensorRecord", split: "Split" = "no") -> int:
-    """Bytes held beside the mapped file while one matrix is worked on; an estimate from above."""
+def spectrum_memory(record: "TensorRecord", split: "Split" = "no", device: str = "cpu") -> int:
+    """Bytes held beside the mapped file while one matrix is worked on, by its Gram matrix, on 'cpu' or 'cuda:N'.
+
+    Measured on a CPU: 102 MiB at order 2048 (96 told), 121 and 142 at 3072 (128), 222 at 4096 (193). Where squaring has
+    lost the small end of a spectrum, a QR factorisation holds up to three matrices of the Gram matrix's size instead.
+    """
     rows, columns = record.rows, record.columns
+    order = min(rows, columns)
+    gram = FLOAT64 * order**2
+    block = min(ROW_BLOCK, FLOAT64 * rows * columns)
+    if device != "cpu":
+        working = GRAM_COPIES_CUDA * gram + block
+    elif order < TWO_STAGE_FROM:
+        working = 2 * gram + block
+    else:
+        working = gram + FLOAT64 * PANELS * BANDWIDTH * order + block
     inner = [part.row_stop - part.row_start for part in record.inner_parts(split)]
     grams = sum(min(height, columns) ** 2 for height in inner)  # a part has its own while the whole's grows
     dequantised = rows * columns * 4 if record.quantization else 0
-    block = min(ROW_BLOCKS, 2 * rows * columns * FLOAT64)
-    return GRAM_COPIES * FLOAT64 * min(rows, columns) ** 2 + FLOAT64 * grams + dequantised + block
+    return working + FLOAT64 * grams + dequantised
 
 
-def selection_cost(records: Iterable["TensorRecord"], split: "Split" = "no") -> SelectionCost:
-    """Add up what the exact spectra of these matrices cost; one that cannot be read costs nothing."""
+def selection_cost(records: Iterable["TensorRecord"], split: "Split" = "no", device: str = "cpu") -> SelectionCost:
+    """Add up what the exact spectra of these matrices cost on a device; one that cannot be read costs nothing."""
     records = [record for record in records if record.fault is None]
     shapes = [(part.row_stop - part.row_start, r.columns) for r in records for part in r.parts(split)]
-    memory = {record.name: spectrum_memory(record, split) for record in records}
+    memory = {record.name: spectrum_memory(record, split, device) for record in records}
     largest = max(memory, key=lambda name: memory[name], default="")
     return SelectionCost(
         matrices=sum(max(1, record.experts) for record in records),

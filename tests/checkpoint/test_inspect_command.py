@@ -9,6 +9,8 @@ import torch
 
 from glmspectra.checkpoint import open_checkpoint, select
 from glmspectra.checkpoint.inventory import kinds, layer_ranges
+from glmspectra.spectra import blocks, eigenvalues
+from glmspectra.sweep import cost
 from glmspectra.sweep.cost import selection_cost, spectrum_flops
 from tests.checkpoint.made_checkpoints import CONFIG, chatglm2_tensors, run_command, write
 
@@ -50,6 +52,11 @@ def test_parts_add_to_the_cost(model):
     assert whole.flops < split.flops < heads.flops
     assert whole.memory < split.memory < heads.memory
     assert split.flops - whole.flops == spectrum_flops((rows, 32) for rows in (32, 16, 16))
+
+
+def test_two_stages_begin_where_the_estimate_says():
+    assert (cost.TWO_STAGE_FROM, cost.BANDWIDTH) == (eigenvalues.TWO_STAGE_FROM, eigenvalues.BANDWIDTH)
+    assert cost.ROW_BLOCK == blocks.BLOCK_BYTES
 
 
 def test_json_is_one_object(model, capsys, tmp_path):

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from glmspectra.checkpoint import open_checkpoint
 from glmspectra.store import read_run
+from glmspectra.sweep.cost import spectrum_memory
 
 ROWS, COLS = 27392, 4096
 CEILING = 2 * 2**30
@@ -66,3 +69,46 @@ def test_svd_of_the_largest_layer_matrix_stays_below_the_ceiling(tmp_path):
     assert len(run.singular_values) == COLS
     edge = 0.02 * (ROWS**0.5 + COLS**0.5)
     assert run.matrices["spectral_norm"][0] == pytest.approx(edge, rel=0.01), "the edge of Gaussian noise"
+
+
+OWN_MEMORY = """
+import re, sys, threading
+from pathlib import Path
+import torch
+from glmspectra.spectra import spectra_of
+
+def own():
+    return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+order = int(sys.argv[1])
+spectra_of(torch.randn(64, 64), {})  # what the libraries keep for themselves
+weight = (0.02 * torch.randn(order, order)).half()
+before = peak = own()
+done = threading.Event()
+
+def watch():
+    global peak
+    while not done.wait(0.02):
+        peak = max(peak, own())
+
+watching = threading.Thread(target=watch)
+watching.start()
+spectra_of(weight, {})
+done.set()
+watching.join()
+print(peak - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see a process' memory")
+@pytest.mark.parametrize("order", [2048, 3072])  # one stage, two stages
+def test_inspect_tells_the_memory_of_a_matrix_within_a_fifth(order, tmp_path):
+    tensor = torch.empty(order, order, dtype=torch.float16)
+    save_file({"model.layers.0.self_attn.q_proj.weight": tensor}, tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path) as checkpoint:
+        told = spectrum_memory(checkpoint.tensors["model.layers.0.self_attn.q_proj.weight"])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", OWN_MEMORY, str(order)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert told == pytest.approx(int(done.stdout), rel=0.2)
