@@ -1,14 +1,20 @@
 """The three files: what is taken, what is translated, and what each fault says."""
 
+import inspect
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import torch
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION as FUNCTIONS
 
 from glmspectra.errors import ConfigError
+from glmspectra.tuning.settings.checks import SCHEDULE_OPTIONS
 from glmspectra.tuning.settings.explain import trainer_keys_page
 from glmspectra.tuning.settings.load import load_settings
 from glmspectra.tuning.settings.old_names import SILENT
+from glmspectra.tuning.settings.train_args import Schedule
 
 STUDY = {
     "finetune": {
@@ -409,6 +415,20 @@ def test_an_optimizer_or_schedule_that_does_not_fit_is_refused(folder):
     assert 'optim is "galore_adamw"; allowed: one of adamw_torch' in fault(folder(train={"optim": "galore_adamw"}))
     assert "train_sampling_strategy is" in fault(folder(train={"train_sampling_strategy": "batch_rebalance"}))
     assert "metric_for_best_model is" in fault(folder(train={"metric_for_best_model": "accuracy"}))
+
+
+def test_an_option_that_the_schedule_has_not_is_refused(folder):
+    """transformers drops every option of a constant rate, and fails in the middle of a start for the others."""
+    plateau = inspect.signature(torch.optim.lr_scheduler.ReduceLROnPlateau).parameters
+    given = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    for name, options in SCHEDULE_OPTIONS.items():
+        known = plateau if name == "reduce_lr_on_plateau" else inspect.signature(FUNCTIONS[name]).parameters
+        assert set(options) == set(known) - given
+    assert SCHEDULE_OPTIONS.keys() == set(get_args(Schedule))
+    constant = {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"min_lr": 1e-6}}
+    assert 'the schedule "constant" has no option min_lr; it has none' in fault(folder(train=constant))
+    cosine = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}}
+    assert load_settings(folder(train=cosine)).train.lr_scheduler_kwargs == {"min_lr": 1e-6}
 
 
 def test_the_page_of_the_trainers_keys_is_written_from_the_table():

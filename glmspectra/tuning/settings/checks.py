@@ -6,6 +6,29 @@ from glmspectra.tuning.settings.files import Faults, Section, is_secret, shown
 from glmspectra.tuning.settings.models import ADALORA_KEYS, LORA_ONLY_KEYS, FinetuneArgs, LoraArgs
 from glmspectra.tuning.settings.train_args import TrainArgs, check_status, statuses, takes
 
+_CYCLES, _LEAST = ("num_cycles",), ("num_cycles", "min_lr", "min_lr_rate")
+# What lr_scheduler_kwargs may hold for each schedule of transformers, which leaves out or stumbles over anything else.
+SCHEDULE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "constant": (),
+    "constant_with_warmup": (),
+    "cosine": _CYCLES,
+    "cosine_with_restarts": _CYCLES,
+    "polynomial": ("lr_end", "power"),
+    "inverse_sqrt": ("timescale",),
+    "reduce_lr_on_plateau": ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps"),
+    "cosine_with_min_lr": _LEAST,
+    "cosine_warmup_with_min_lr": (*_LEAST, "warmup_lr_rate"),
+    "warmup_stable_decay": (
+        "num_decay_steps",
+        "num_stable_steps",
+        "warmup_type",
+        "decay_type",
+        "min_lr_ratio",
+        "num_cycles",
+    ),
+}
+
 
 def check_combinations(
     finetune: FinetuneArgs,
@@ -138,6 +161,13 @@ def _check_train(finetune: FinetuneArgs, train: TrainArgs, sections: Mapping[str
         faults.add(
             sections["finetune"].place("valid_fraction"),
             "valid_path and valid_fraction are both given; keep one, since each says what is evaluated on.",
+        )
+    options = SCHEDULE_OPTIONS[train.lr_scheduler_type]
+    if unknown := [key for key in train.lr_scheduler_kwargs or {} if key not in options]:
+        faults.add(
+            section.place("lr_scheduler_kwargs"),
+            f'the schedule "{train.lr_scheduler_type}" has no option {unknown[0]}; it has '
+            f"{', '.join(options) or 'none'}.",
         )
     if train.load_best_model_at_end and train.eval_strategy == "no":
         faults.add(
