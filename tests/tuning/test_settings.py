@@ -8,13 +8,14 @@ from typing import get_args
 import pytest
 import torch
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION as FUNCTIONS
+from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS
 
 from glmspectra.errors import ConfigError
-from glmspectra.tuning.settings.checks import SCHEDULE_OPTIONS
+from glmspectra.tuning.settings.checks import OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS
 from glmspectra.tuning.settings.explain import trainer_keys_page
 from glmspectra.tuning.settings.load import load_settings
 from glmspectra.tuning.settings.old_names import SILENT
-from glmspectra.tuning.settings.train_args import Schedule
+from glmspectra.tuning.settings.train_args import Optimizer, Schedule
 
 STUDY = {
     "finetune": {
@@ -429,6 +430,21 @@ def test_an_option_that_the_schedule_has_not_is_refused(folder):
     assert 'the schedule "constant" has no option min_lr; it has none' in fault(folder(train=constant))
     cosine = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}}
     assert load_settings(folder(train=cosine)).train.lr_scheduler_kwargs == {"min_lr": 1e-6}
+
+
+def test_an_option_that_the_optimizer_does_not_ask_for_is_refused(folder):
+    """transformers passes over it. Held against the library's own code, which asks for each by its name."""
+    for name, options in OPTIMIZER_OPTIONS.items():
+        code = inspect.getsource(_OPTIMIZER_HANDLERS[name])
+        assert all(f'"{option}"' in code for option in options), name
+    for name in set(get_args(Optimizer)) - OPTIMIZER_OPTIONS.keys():
+        code = inspect.getsource(_OPTIMIZER_HANDLERS[name])
+        assert "optim_args" not in code or "bitsandbytes" in code, name
+    assert 'the optimizer "adamw_torch" has no option betas in optim_args; it has none' in fault(
+        folder(train={"optim": "adamw_torch", "optim_args": "betas=0.5"})
+    )
+    assert "without a value" in fault(folder(train={"optim": "sgd", "optim_args": "momentum"}))
+    assert load_settings(folder(train={"optim": "sgd", "optim_args": "momentum=0.9, nesterov=true"}))
 
 
 def test_the_page_of_the_trainers_keys_is_written_from_the_table():

@@ -28,6 +28,30 @@ SCHEDULE_OPTIONS: dict[str, tuple[str, ...]] = {
         "num_cycles",
     ),
 }
+_FREE, _MIX = ("weight_lr_power", "r"), ("beta1", "beta2", "beta3", "alpha", "eps", "t_alpha", "t_beta3")
+# The same for optim_args; transformers passes over what an optimizer does not ask for, and every other one has none.
+OPTIMIZER_OPTIONS: dict[str, tuple[str, ...]] = {
+    "adagrad": ("lr_decay", "weight_decay", "eps"),
+    "adamw_anyprecision": (
+        "use_kahan_summation",
+        "momentum_dtype",
+        "variance_dtype",
+        "compensation_buffer_dtype",
+    ),
+    "adamw_torch_4bit": ("bf16_stochastic_round",),
+    "adamw_torch_8bit": ("bf16_stochastic_round",),
+    "ademamix": _MIX,
+    "ademamix_8bit": _MIX,
+    "paged_ademamix_32bit": _MIX,
+    "paged_ademamix_8bit": _MIX,
+    "grokadamw": ("alpha_init", "lamb", "gamma", "grokking_signal_decay_rate", "gradient_clipping"),
+    "rmsprop": ("momentum", "alpha", "eps", "weight_decay", "centered"),
+    "schedule_free_adamw": _FREE,
+    "schedule_free_radam": _FREE,
+    "schedule_free_sgd": _FREE,
+    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
+    "stable_adamw": ("max_lr", "kahan_sum", "decouple_lr"),
+}
 
 
 def check_combinations(
@@ -169,6 +193,15 @@ def _check_train(finetune: FinetuneArgs, train: TrainArgs, sections: Mapping[str
             f'the schedule "{train.lr_scheduler_type}" has no option {unknown[0]}; it has '
             f"{', '.join(options) or 'none'}.",
         )
+    for piece in train.optim_args.split(",") if train.optim_args else []:
+        name, has = piece.partition("=")[0].strip(), OPTIMIZER_OPTIONS.get(train.optim, ())
+        if "=" not in piece or name not in has:
+            faults.add(
+                section.place("optim_args"),
+                f'the optimizer "{train.optim}" has no option {name or "without a name"} in optim_args'
+                f"{'' if '=' in piece else ' without a value'}; it has {', '.join(has) or 'none'}.",
+            )
+            break
     if train.load_best_model_at_end and train.eval_strategy == "no":
         faults.add(
             section.place("load_best_model_at_end"),
