@@ -1,4 +1,4 @@
-"""Exact conversion to and from transformers' `GlmForCausalLM`, the form that vLLM, llama.cpp and TGI read.
+"""Exact conversion to and from transformers' `GlmForCausalLM`, the form that transformers and vLLM read.
 
 The two are one architecture under two sets of names. `Glm` keeps queries, keys and values in three matrices, which
 here are the rows of `query_key_value` in this order; everything else is the same tensor under another name. No value

@@ -1,4 +1,4 @@
-"""ChatGLM2's tokenizer as a `tokenizer.json`, which vLLM, llama.cpp and every other fast tokenizer read.
+"""ChatGLM2's tokenizer as a `tokenizer.json`, which transformers, vLLM and every other user of fast tokenizers read.
 
 A converted Glm folder needs one: without it those programs read the sentencepiece model alone and leave out
 `[gMASK] sop`, the two ids that every input of this model starts with. Ids are those of `ChatGLMTokenizer`, with one

@@ -26,8 +26,8 @@ def convert(
         str,
         typer.Option(
             "--to",
-            help="safetensors: the same tensors. glm: a ChatGLM2 as transformers' GlmForCausalLM, which vLLM and "
-            "llama.cpp read. chatglm: the way back.",
+            help="safetensors: the same tensors. glm: a ChatGLM2 as GlmForCausalLM, which transformers and vLLM read "
+            "without remote code. chatglm: the way back.",
         ),
     ] = "safetensors",
     dtype: Annotated[

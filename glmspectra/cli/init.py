@@ -39,7 +39,8 @@ def init(
     lines = [f"wrote {path}" for path in written]
     lines += [f"{len(same)} files stood there already"] if same else []
     shown = CHOICES if chosen is None else (chosen,)
-    lines += ["", *(f"{choice.name:14} {choice.command:45} {choice.purpose}" for choice in shown)]
+    width = max(len(choice.command) for choice in shown)
+    lines += ["", *(f"{choice.name:14} {choice.command:{width}}  {choice.purpose}" for choice in shown)]
     lines += [
         "",
         "The rates are for nano, the embedded model; for your own put its path into model_path and your data's into "
