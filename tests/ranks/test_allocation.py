@@ -103,3 +103,12 @@ def test_a_threshold_in_blocks_keeps_to_the_multiple():
 def test_limits_that_leave_nothing_are_refused():
     with pytest.raises(RequestError, match="no rank is at least 5, at most 7 and a multiple of 8"):
         Limits(5, 7, 8)
+
+
+def test_the_least_rank_is_rounded_up_to_a_multiple():
+    assert [Limits(min_rank=least, multiple_of=4).lowest for least in (0, 1, 4, 5, 8, 9)] == [0, 4, 4, 8, 8, 12]
+
+
+def test_more_directions_than_a_rank_may_have_are_left_out():
+    gains = {target.name: np.arange(40.0, 0.0, -1.0) for target in EQUAL}
+    assert set(allocate_by_gains(EQUAL, gains, 10**6, Limits(max_rank=6)).ranks.values()) == {6}
