@@ -118,6 +118,8 @@ def parse_state(name: str, raw: torch.Tensor) -> State4bit:
     Raises CheckpointError when it is malformed.
     """
     origin = f"the quantisation state of {name}"
+    import torch
+
     if raw.dtype != torch.uint8 or raw.ndim != 1:
         raise CheckpointError(f"{origin} is no row of bytes: save the model again")
     found = parse_json(bytes(raw.tolist()), origin)
