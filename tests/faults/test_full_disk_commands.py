@@ -72,7 +72,7 @@ def commands(inputs: Path, out: Path) -> dict[str, tuple[int, list]]:
         "evaluate": (0, ["evaluate", "--args", args, "--adapter", adapter, "--data", rows, "--out", out, *CPU]),
         "infer": (0, ["infer", rows, "--out", out / "answers.jsonl", "--max-new-tokens", "2", *CPU]),
         "loop": (300 << 10, ["loop", "--args", args, "--out", out, "--pilot-steps", "2", "--samples", "1", *RANK,
-                             "--no-control", *settings, *CPU]),
+                             "--no-control", *settings, "--set", "finetune.valid_fraction=0.4", *CPU]),
     }  # fmt: skip
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from glmspectra.checkpoint.foreign import read_by_library
-from glmspectra.embedded import locate_model
 from glmspectra.tuning.data import IGNORED
 from glmspectra.tuning.memory.kernels import CudaKernels, mark_four_bit
 from glmspectra.tuning.memory.tracking import Tracker, rounded
@@ -125,7 +125,7 @@ def _skeleton(settings: Settings, config: Any, dtype: torch.dtype) -> Any:
 
     # Flash attention keeps what PyTorch's own kernel keeps, and its package need not be here for an estimate.
     attention = "eager" if settings.finetune.attn_implementation == "eager" else "sdpa"
-    place = locate_model(settings.finetune.model_path)
+    place = Path(settings.finetune.model_path)  # for the message: the configuration need not come from a folder
     with read_by_library(place, "no model can be made of its configuration"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     return model.requires_grad_(False)
