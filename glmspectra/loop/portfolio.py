@@ -1,8 +1,8 @@
 """Held-out loss chooses the criterion: a pilot cut to what each criterion allocates, forward passes only.
 
-In our study (docs/ranks.md) no criterion won on every model, and this test chose well among criteria that look at the
-change alone; it was blind to how a criterion does after a whole training where two were close. Uniform ranks are always
-in the menu, and win where no criterion is surely better than they are.
+In our study (docs/ranks.md) no criterion won on every model, and this test picked the arm that was best after a whole
+training in 23 of 40 cases, no oftener than one criterion taken always; it orders arms better than it picks one. Uniform
+ranks are always in the menu, and win where no criterion is surely better than they are.
 """
 
 from collections.abc import Mapping
