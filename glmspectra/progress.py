@@ -7,6 +7,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from glmspectra.language import listed, text
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -18,12 +20,12 @@ def time_left(seconds: float) -> str:
     """A duration as people read it: '40 s', '3 min 20 s', '2 h 05 min'."""
     seconds = max(0, round(seconds))
     if seconds < 60:
-        return f"{seconds} s"
+        return text("progress-seconds", seconds=seconds)
     minutes, seconds = divmod(seconds, 60)
     if minutes < 60:
-        return f"{minutes} min {seconds:02d} s"
+        return text("progress-minutes", minutes=minutes, seconds=f"{seconds:02d}")
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min"
+    return text("progress-hours", hours=hours, minutes=f"{minutes:02d}")
 
 
 class ProgressLine:
@@ -128,11 +130,12 @@ class ProgressLine:
         self.close()
 
     def _figures(self) -> str:
-        parts = [f"{self.number(self.done)} of {self.number(self.total)} {self.unit}".strip(), self.said]
+        done, total = self.number(self.done), self.number(self.total)
+        parts = [text("progress-of", done=done, all=total, unit=self.unit).strip(), self.said]
         left = self.seconds_left()
         if left is not None:
-            parts.append(f"{time_left(left)} left")
-        return ", ".join(part for part in parts if part)
+            parts.append(text("progress-left", time=time_left(left)))
+        return listed(part for part in parts if part)
 
     def _make_bar(self) -> "Progress":
         from rich.progress import BarColumn, Progress, TextColumn

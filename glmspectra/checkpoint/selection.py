@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from glmspectra.checkpoint.records import TensorRecord
 from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.language import text
 
 if TYPE_CHECKING:
     from glmspectra.checkpoint.reader import Checkpoint
@@ -124,8 +125,7 @@ def left_out_sentence(checkpoint: "Checkpoint") -> str | None:
     if not found:
         return None
     name, reason = next(iter(found.items()))
-    tensors = "1 tensor is" if len(found) == 1 else f"{len(found)} tensors are"
-    return f"{checkpoint.name}: {tensors} left out, {name}{' for one' if len(found) > 1 else ''}: {reason}."
+    return text("checkpoint-left-out", checkpoint=checkpoint.name, count=len(found), name=name, reason=reason)
 
 
 def parse_layers(text: str, existing: set[int]) -> set[int] | None:

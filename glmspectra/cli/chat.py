@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from glmspectra.cli.options import Device, Json, Model, Quiet
+from glmspectra.language import both, text
 
 if TYPE_CHECKING:
     from glmspectra.tuning.inference.conversation import Conversation
@@ -106,13 +107,14 @@ def _talk(conversation: "Conversation", path: Path, adapter: Path | None, quiet:
     from contextlib import suppress
 
     from glmspectra.cli.console import stderr
-    from glmspectra.tuning.inference.conversation import HELP, talk
+    from glmspectra.tuning.inference.conversation import talk
 
     with suppress(ImportError):  # with it, arrow keys bring back and edit what was asked before
         import readline  # noqa: F401
     if not quiet:
-        who = f"{path.name} with {adapter.name}" if adapter else path.name
-        stderr.print(f"{who}. {HELP}", highlight=False, markup=False)
+        told: dict[str, Any] = {"model": path.name, "help": both("chat-help")}
+        said = text("chat-who-adapter", **told, adapter=adapter.name) if adapter else text("chat-who", **told)
+        stderr.print(said, highlight=False, markup=False)
 
     def show(piece: str) -> None:
         sys.stdout.write(piece)

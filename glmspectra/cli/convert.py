@@ -1,19 +1,14 @@
 """`glmspectra convert`: .bin shards become safetensors shards, or the Glm form, without holding the model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from glmspectra.cli.options import Json, Model, Out, Quiet, ShardSize
+from glmspectra.language import text
 
 FORMS = ("safetensors", "glm", "chatglm")
-
-GLM_TOKENIZER = "\ntokenizer.json puts [gMASK] sop before every text, as the model was trained to see."
-OWN_TOKENIZER = (
-    "\nThe tokenizer is not ChatGLM2's and was copied as it is: where AutoTokenizer puts no [gMASK] sop before a text, "
-    "take its ids from glmspectra.chatglm2.ChatGLMTokenizer."
-)
 
 
 def convert(
@@ -72,7 +67,9 @@ def convert(
         kind = checkpoint.config.get("model_type")
         if to != "safetensors" and kind != (wanted := "chatglm" if to == "glm" else "glm"):
             raise RequestError(f"--to {to} takes a checkpoint of model_type {wanted}, and {checkpoint.path} is {kind}.")
-        with ProgressLine("converting", total, quiet=quiet, number=lambda count: f"{count / 1e9:.2f} GB") as progress:
+        with ProgressLine(
+            text("progress-converting"), total, quiet=quiet, number=lambda count: f"{count / 1e9:.2f} GB"
+        ) as progress:
             if to == "safetensors":
                 done = rewrite(checkpoint, target, dtype, size, progress.advance)
             else:
@@ -91,13 +88,17 @@ def convert(
             "copied": done.copied,
             "shards_kept_from_before": done.resumed,
         }
-    kept = f", {done.resumed} of them from before" if done.resumed else ""
-    tokenizer = ""
+    told: dict[str, Any] = {
+        "count": len(done.shards),
+        "size": f"{sum(done.shards.values()) / 1e9:.3f}",
+        "path": str(done.out),
+        "copied": len(done.copied),
+    }
+    if done.resumed:
+        lines = [text("convert-done-resumed", **told, kept=done.resumed)]
+    else:
+        lines = [text("convert-done", **told)]
     if to == "glm":
-        tokenizer = GLM_TOKENIZER if "tokenizer.json" in done.copied else OWN_TOKENIZER
-    told = (
-        f"{len(done.shards)} safetensors file{'s' if len(done.shards) != 1 else ''}{kept}, "
-        f"{sum(done.shards.values()) / 1e9:.3f} GB, written to {done.out} and compared; "
-        f"{len(done.copied)} other files copied."
-    )
-    finish(result, told + tokenizer, as_json)
+        own = "tokenizer.json" in done.copied
+        lines.append(text("convert-glm-tokenizer" if own else "convert-own-tokenizer"))
+    finish(result, lines, as_json)

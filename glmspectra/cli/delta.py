@@ -8,6 +8,7 @@ import typer
 from glmspectra.cli.console import finish, show_table, stderr
 from glmspectra.cli.options import Device, Json, Quiet
 from glmspectra.cli.selection_options import Exclude, Fresh, Include, Layers, Matrices, NoReport, OutRoot, SvgFiles
+from glmspectra.language import both, listed, text
 from glmspectra.launch import read_launch
 
 if TYPE_CHECKING:
@@ -121,8 +122,10 @@ def _title(run: "Run") -> str:
     from glmspectra.sweep.delta_summary import last_state
 
     rows = last_state(run)
-    step = "" if rows["step"].isna().all() else f" at step {int(rows['step'].iloc[0])}"
-    return f"{run.name}{step}: median over {rows['layer'].nunique()} layers"
+    told: dict[str, Any] = {"run": run.name, "layers": both("delta-layers", count=int(rows["layer"].nunique()))}
+    if rows["step"].isna().all():
+        return text("delta-title", **told)
+    return text("delta-title-step", **told, step=str(int(rows["step"].iloc[0])))
 
 
 def _table(summary: dict[str, Any]) -> "Table":
@@ -133,7 +136,7 @@ def _table(summary: dict[str, Any]) -> "Table":
     from glmspectra.sweep.delta_summary import SUMMARY_COLUMNS
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("matrix", no_wrap=True)
+    table.add_column(text("terminal-matrix"), no_wrap=True)
     shown = [column for column in SUMMARY_COLUMNS if any(column in values for values in summary.values())]
     for column in shown:
         table.add_column(heading(column), justify="right")
@@ -143,17 +146,21 @@ def _table(summary: dict[str, Any]) -> "Table":
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
-    states = f" in {facts['states']} states" if facts["states"] > 1 else ""
-    took = f"in {facts['seconds']:.1f} s on {facts['device']}"
-    lines = [f"{facts['matrices']} matrices{states} ({', '.join(facts['kinds'])}), {took}."]
+    told = {
+        "matrices": both("terminal-matrices", count=facts["matrices"]),
+        "kinds": listed(facts["kinds"]),
+        "seconds": f"{facts['seconds']:.1f}",
+        "device": facts["device"],
+    }
+    if facts["states"] > 1:
+        lines = [text("delta-measured-states", **told, states=facts["states"])]
+    else:
+        lines = [text("delta-measured", **told)]
     if facts["nonfinite"]:
-        shown = ", ".join(facts["nonfinite"][:5]) + (" ..." if len(facts["nonfinite"]) > 5 else "")
-        lines.append(f"{len(facts['nonfinite'])} of them hold NaN or Inf, in the base or after training: {shown}")
+        shown = listed(facts["nonfinite"][:5]) + (" ..." if len(facts["nonfinite"]) > 5 else "")
+        lines.append(text("delta-nonfinite", count=len(facts["nonfinite"]), names=shown))
     lines += facts["notes"]
     if "similarity" in facts:
         values = [entry["cosine"] for entry in facts["similarity"].values()]
-        lines.append(f"similarity with the other adapter: cosine {min(values):.3f} to {max(values):.3f}.")
-    lines.append(f"tables: {facts['tables']}")
-    if facts["report"]:
-        lines.append(f"report: {facts['report']}")
-    return lines
+        lines.append(text("delta-similarity", least=f"{min(values):.3f}", most=f"{max(values):.3f}"))
+    return lines + [text(f"terminal-{name}", path=facts[name]) for name in ("tables", "report") if facts[name]]

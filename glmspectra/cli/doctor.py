@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from glmspectra.cli.options import Json
-from glmspectra.language import text
+from glmspectra.language import listed, text
 
 GOOD, WEAK, BAD = "ok", "note", "fault"
 MARKS = {GOOD: "✓", WEAK: "·", BAD: "✗"}
@@ -118,15 +118,12 @@ def disk(folder: Path) -> Check:
 
 def fonts() -> Check:
     """Whether SVG files (`--svg`) can show Chinese; pages use the browser's fonts."""
-    listed = shutil.which("fc-list")
-    if listed is None:
-        return Check("fonts", WEAK, text("doctor-fonts-unknown"))
-    import subprocess
+    from glmspectra.figures.svg.words import CHINESE_FONTS, chinese_font
 
-    found = subprocess.run([listed, ":lang=zh", "family"], capture_output=True, text=True, check=False).stdout
-    if found.strip():
-        return Check("fonts", GOOD, found.splitlines()[0])
-    return Check("fonts", WEAK, text("doctor-no-fonts"))
+    found = chinese_font()
+    if found is not None:
+        return Check("fonts", GOOD, found)
+    return Check("fonts", WEAK, text("doctor-no-fonts", names=listed(CHINESE_FONTS)))
 
 
 def output() -> Check:

@@ -7,6 +7,7 @@ import typer
 
 from glmspectra.cli.options import Device, Json, Model, Out, Quiet
 from glmspectra.cli.train import ArgsFolder, Columns, OnBadData, Overrides, settings_options
+from glmspectra.language import text
 
 Adapter = Annotated[
     Path | None,
@@ -71,10 +72,10 @@ def evaluate(
         result.split = str(data)
     lines = result.lines()
     for sample in result.samples:
-        lines += ["", *(f"{name}: {text}" for name, text in sample.items())]
+        lines += ["", *(f"{text(f'evaluation-sample-{name}')}: {said}" for name, said in sample.items())]
     if out is not None:
         evaluation.write_evaluation(result, out)
-        lines.append(f"written to {write_evaluation_page(result, out)}")
+        lines.append(text("evaluation-written", path=str(write_evaluation_page(result, out))))
     finish(result.as_dict(), lines, as_json)
 
 

@@ -6,16 +6,13 @@ from pathlib import Path
 
 from glmspectra.errors import GlmspectraError, RequestError
 from glmspectra.files import as_os_error, explain
+from glmspectra.language import text
 from glmspectra.launch import lost_process, tells_of_lost_process
 
 INTERRUPTED = 130
 MOST_CHARACTERS = 2000  # of a sentence on the terminal
-# What is true of a command after Ctrl-C; all others write their result whole at the end.
-GOES_ON = "what was finished is kept; the same command goes on from there."
-GOES_ON_FROM_CHECKPOINT = (
-    "the same command goes on from the last checkpoint in its output folder; where there is none yet, it begins anew."
-)
-BEGINS_ANEW = "nothing was written yet; the same command begins anew."
+# What is true of a command after Ctrl-C, by its name in the catalogue; all others write their result whole at the end.
+GOES_ON, GOES_ON_FROM_CHECKPOINT, BEGINS_ANEW = "interrupted-goes-on", "interrupted-checkpoint", "interrupted-anew"
 AFTER_INTERRUPTION = dict.fromkeys(("svd", "values", "delta", "suggest-rank", "convert", "loop", "demo"), GOES_ON) | {
     "train": GOES_ON_FROM_CHECKPOINT
 }
@@ -25,7 +22,7 @@ def interruption(arguments: Sequence[str]) -> str:
     """What is true of an interrupted command: whether something is kept, and what the same command does next."""
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     kept = AFTER_INTERRUPTION.get(command, BEGINS_ANEW)
-    return f"interrupted: {BEGINS_ANEW if {'--dry-run', '--find-lr'} & set(arguments) else kept}"
+    return text(BEGINS_ANEW if {"--dry-run", "--find-lr"} & set(arguments) else kept)
 
 
 def sentence(error: Exception) -> tuple[str, int]:

@@ -8,6 +8,7 @@ import typer
 from glmspectra.cli.evaluate import Adapter
 from glmspectra.cli.options import Device, Json, Model, Quiet
 from glmspectra.cli.train import Columns as ColumnNames
+from glmspectra.language import text
 
 
 def infer(
@@ -66,8 +67,8 @@ def infer(
             nonlocal done
             done += count
             if progress is not None:
-                progress("answers", done, len(questions))
+                progress(text("progress-answers"), done, len(questions))
 
         name = inference.infer(loaded, questions, out, max_new_tokens, batch_size, advance, **sampling)
     result = {"rows": len(questions), "out": str(out), "column": name}
-    finish(result, f"{len(questions):,} answers written to {out}, column {name}", as_json)
+    finish(result, text("evaluation-answers", count=len(questions), path=str(out), column=name), as_json)

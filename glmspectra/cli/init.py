@@ -8,6 +8,7 @@ import typer
 
 from glmspectra.cli.console import finish
 from glmspectra.cli.options import Json, Quiet
+from glmspectra.language import text
 
 
 def init(
@@ -36,21 +37,16 @@ def init(
     following = (chosen or CHOICES[0]).command
     if folder != Path("."):
         following = f"cd {shlex.quote(str(folder))} && {following}"
-    lines = [f"wrote {path}" for path in written]
-    lines += [f"{len(same)} files stood there already"] if same else []
+    lines = [text("init-wrote", path=str(path)) for path in written]
+    lines += [text("init-same", count=len(same))] if same else []
     shown = CHOICES if chosen is None else (chosen,)
     width = max(len(choice.command) for choice in shown)
-    lines += ["", *(f"{choice.name:14} {choice.command:{width}}  {choice.purpose}" for choice in shown)]
-    lines += [
-        "",
-        "The rates are for nano, the embedded model; for your own put its path into model_path and your data's into "
-        "dataset_path, and ask --find-lr for the rate.",
-        f"next: {following}",
-    ]
+    lines += ["", *(f"{choice.name:14} {choice.command:{width}}  {text(choice.message)}" for choice in shown)]
+    lines += ["", text("init-rates"), text("init-next", command=following)]
     result = {
         "written": [str(path) for path in written],
         "unchanged": [str(path) for path in same],
-        "presets": {choice.name: choice.purpose for choice in shown},
+        "presets": {choice.name: text(choice.message) for choice in shown},
         "next": following,
     }
     finish(result, [] if quiet else lines, as_json)

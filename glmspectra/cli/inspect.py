@@ -6,7 +6,7 @@ import typer
 
 from glmspectra.cli.options import Device, Json, Model, Out, Quiet
 from glmspectra.cli.selection_options import Exclude, Include, Layers, Matrices, SplitHeads, SplitParts, split_of
-from glmspectra.language import text
+from glmspectra.language import both, current, text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -109,25 +109,36 @@ def _kind_facts(kind: "TensorKind") -> dict[str, Any]:
 
 def _summary(result: dict[str, Any]) -> str:
     files = result["files"]
-    return (
-        f"{result['checkpoint']}: {result['model_type'] or 'no model_type'}, {result['form']}, "
-        f"{len(files)} file{'s' if len(files) != 1 else ''} of {_bytes(sum(files.values()))}, "
-        f"{len(result['tensors'])} tensors, {result['parameters']:,} parameters"
+    return text(
+        "inspect-summary",
+        name=result["checkpoint"],
+        type=result["model_type"] or both("inspect-no-type"),
+        form=result["form"],
+        files=both("inspect-files", count=len(files)),
+        bytes=_bytes(sum(files.values())),
+        tensors=len(result["tensors"]),
+        parameters=result["parameters"],
     )
 
 
 def _cost_lines(cost: "SelectionCost", where: str, available: int | None) -> str:
-    beside = f" of {_bytes(available)} free" if available is not None else ""
-    parts = f" ({cost.spectra} spectra with parts)" if cost.spectra != cost.matrices else ""
-    matrices = "1 matrix" if cost.matrices == 1 else f"{cost.matrices} matrices"
-    lines = (
-        f"svd over this selection: {matrices}{parts}, {_bytes(cost.nbytes)} to read, "
-        f"{_flop(cost.flops)}flop in float64, {_bytes(cost.memory)} of memory on {where}{beside} "
-        f"at the largest ({cost.largest})."
-    )
-    if available is not None and cost.memory > available:
-        lines += f" That is more than is free: choose another --device, or leave {cost.largest} out with --exclude."
-    return lines
+    matrices = both("terminal-matrices", count=cost.matrices)
+    if cost.spectra != cost.matrices:
+        matrices = both("inspect-with-parts", matrices=matrices, spectra=cost.spectra)
+    told: dict[str, Any] = {
+        "matrices": matrices,
+        "bytes": _bytes(cost.nbytes),
+        "flop": _flop(cost.flops),
+        "memory": _bytes(cost.memory),
+        "device": where,
+        "largest": cost.largest,
+    }
+    if available is None:
+        return text("inspect-cost", **told)
+    said = both("inspect-cost-free", **told, free=_bytes(available))
+    if cost.memory > available:
+        said += both("inspect-too-large", largest=cost.largest)
+    return getattr(said, current())
 
 
 def _kind_table(checkpoint: "Checkpoint") -> "Table":
@@ -138,7 +149,7 @@ def _kind_table(checkpoint: "Checkpoint") -> "Table":
     from glmspectra.checkpoint.inventory import kinds
     from glmspectra.sweep.cost import spectrum_flops
 
-    table = _table("matrix", "layers", "shape", "stored as", "count", "bytes", "flop")
+    table = _table("matrix", "layers", "shape", "dtype", "count", "bytes", "flop")
     found = kinds(checkpoint.tensors.values())
     others = [kind for kind in found if not kind.sides and len(kind.shape) != 2]
     for kind in found:
@@ -155,13 +166,13 @@ def _kind_table(checkpoint: "Checkpoint") -> "Table":
     if others:
         dtypes = ", ".join(sorted({kind.dtype for kind in others}))
         count, nbytes = sum(kind.count for kind in others), sum(kind.nbytes for kind in others)
-        table.add_row("no matrices", "", "", dtypes, str(count), _bytes(nbytes), "-")
+        table.add_row(text("inspect-no-matrices"), "", "", dtypes, str(count), _bytes(nbytes), "-")
     return table
 
 
 def _tensor_table(checkpoint: "Checkpoint") -> "Table":
     several = len(checkpoint.file_sizes) > 1
-    table = _table("layer", "name", "shape", "stored as", "bytes", *(["file"] if several else []))
+    table = _table("layer", "name", "shape", "dtype", "bytes", *(["file"] if several else []))
     for record in checkpoint.tensors.values():
         table.add_row(
             "-" if record.layer is None else str(record.layer),
@@ -180,15 +191,16 @@ def _table(*columns: str) -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
+        head = text(f"inspect-head-{column}")
         if column in NUMBERS:
-            table.add_column(column, justify="right", no_wrap=True)
+            table.add_column(head, justify="right", no_wrap=True)
         else:  # names are broken where the window is narrow, numbers never cut
-            table.add_column(column, overflow="fold", no_wrap=column not in ("matrix", "name", "file"))
+            table.add_column(head, overflow="fold", no_wrap=column not in ("matrix", "name", "file"))
     return table
 
 
 def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "scalar"
+    return " x ".join(map(str, shape)) or text("inspect-scalar")
 
 
 def _flop(count: float) -> str:

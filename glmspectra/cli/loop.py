@@ -8,6 +8,7 @@ import typer
 from glmspectra.cli.console import finish, stderr
 from glmspectra.cli.options import Device, Json, Model, Quiet
 from glmspectra.cli.train import ArgsFolder, Overrides
+from glmspectra.language import both, text
 
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget which stages are finished and go through them again.")]
 
@@ -101,9 +102,15 @@ def _run(options: Any, fresh: bool, as_json: bool) -> None:
         results = run_loop(options, fresh, say)
     found = results["evaluate"]
     lines = [
-        f"{name}: loss {found[name]['loss']:.4f}, perplexity {found[name]['perplexity']:.3f}"
+        text(
+            "loop-scores",
+            name=both(f"loop-{name}"),
+            loss=f"{found[name]['loss']:.4f}",
+            perplexity=f"{found[name]['perplexity']:.3f}",
+        )
         for name in ("base", "suggested", "uniform")
         if name in found
     ]
-    lines += [verdict(results), f"ranks:  {results['suggest']['ranks_file']}", f"report: {results['report']['page']}"]
+    lines += [verdict(results), text("ranks-file-only", path=results["suggest"]["ranks_file"])]
+    lines.append(text("terminal-report", path=results["report"]["page"]))
     finish(results, lines, as_json)

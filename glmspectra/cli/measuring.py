@@ -74,11 +74,7 @@ def _sweep(
             check_jsonl(pairs, "this selection")
         note(left_out_sentence(checkpoint), options.quiet)
         if checkpoint.form == "adapter":
-            note(
-                f"{checkpoint.name} is an adapter: its factors are measured one by one; `glmspectra delta` gives the "
-                "spectra of the change that they make together.",
-                options.quiet,
-            )
+            note(text("checkpoint-is-adapter", name=checkpoint.name), options.quiet)
         store = RunStore.of((out or Path()) / TABLES_FOLDER, source_of(checkpoint))
         return sweep(checkpoint, records, options, store), store.folder
 
@@ -133,8 +129,17 @@ def draw_page(run_folder: Path, reports: Path, svg: bool = False, quiet: bool = 
     else:
         with stderr.status(text("terminal-drawing")):
             index = write_report(run_folder, out, svg=svg)
+    if svg:
+        note_language_of_figures(quiet)
     write_overview(reports)
     return index
+
+
+def note_language_of_figures(quiet: bool) -> None:
+    """Say so where SVG files are in English for want of a font that holds Chinese."""
+    from glmspectra.figures.svg.words import missing_font
+
+    note(missing_font(), quiet)
 
 
 def _lines(facts: dict[str, Any], result: "SweepResult") -> list[str]:

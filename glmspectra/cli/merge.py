@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from glmspectra.cli.options import Json, Model, Quiet, ShardSize
+from glmspectra.language import text
 
 
 def merge(
@@ -50,7 +51,7 @@ def merge(
             out,
             None if dtype is None else getattr(torch, dtype),
             size,
-            None if progress is None else lambda done, count: progress("merging", done, count),
+            None if progress is None else lambda done, count: progress(text("progress-merging"), done, count),
         )
     facts, lines = result.as_dict(), result.lines()
     if verify:

@@ -61,6 +61,7 @@ def report(
     """
     from glmspectra import figures
     from glmspectra.cli.console import finish, stderr
+    from glmspectra.cli.measuring import note_language_of_figures
     from glmspectra.figures.report import REPORTS
     from glmspectra.language import text
 
@@ -89,6 +90,8 @@ def report(
         if training and not joined:
             place = out if out is not None and not folders else target / "training"
             pages.append(figures.write_training_report(training, place, svg=svg))
+    if svg or column:
+        note_language_of_figures(quiet)
     overview = figures.write_overview(target) if out is None or len(folders) > 1 else None
     drawn = {str(page): sorted(str(path) for path in page.parent.glob("*.svg")) for page in pages}
     finish(

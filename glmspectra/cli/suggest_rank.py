@@ -9,6 +9,7 @@ from glmspectra.cli.console import finish, note, stderr
 from glmspectra.cli.options import Device, Json, Model, Quiet
 from glmspectra.cli.selection_options import NoReport, OutRoot
 from glmspectra.cli.train import ArgsFolder
+from glmspectra.language import text
 
 if TYPE_CHECKING:
     from glmspectra.ranks import Allocation
@@ -162,12 +163,9 @@ def suggest_rank(
     files = write_suggestion(found.suggestion, ranks or root / RANKS_FILE, found.tables, request)
     index = None if no_report else _report(root, found.tables)
     said = [*(found.portfolio.lines() if found.portfolio else []), *lines(found.suggestion)]
-    said += [
-        f"ranks:  {files['ranks_file']} (glmspectra train --ranks {files['ranks_file']})",
-        f"table:  {files['table']}",
-    ]
-    said += [f"export: {name}" for name in files["exports"]]
-    said += [f"report: {index}"] if index else []
+    said += [text("ranks-file", path=files["ranks_file"]), text("ranks-table", path=files["table"])]
+    said += [text("ranks-export", path=name) for name in files["exports"]]
+    said += [text("terminal-report", path=index)] if index else []
     if not as_json and not quiet:
         _print_table(found.suggestion.allocations)
     told = {"portfolio": found.portfolio.as_dict() if found.portfolio else None, "report": index}
@@ -195,9 +193,9 @@ def _print_table(allocations: "dict[str, Allocation]") -> None:
 
     from glmspectra.ranks.report import summary_rows
 
-    table = Table(title="criteria at the same budget", title_justify="left")
-    for name in ("criterion", "kind", "parameters", "elsewhere than uniform"):
-        table.add_column(name, justify="left" if name in ("criterion", "kind") else "right")
+    table = Table(title=text("ranks-title"), title_justify="left")
+    for head, side in (("criterion", "left"), ("kind", "left"), ("parameters", "right"), ("moved", "right")):
+        table.add_column(text(f"ranks-head-{head}"), justify=side)  # type: ignore[arg-type]
     for name, kind, parameters, moved in summary_rows(allocations):
-        table.add_row(name, kind, f"{parameters:,}", f"{moved:.0%}")
+        table.add_row(name, text(f"ranks-kind-{kind}"), f"{parameters:,}", f"{moved:.0%}")
     stderr.print(table)

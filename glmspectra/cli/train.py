@@ -149,6 +149,7 @@ def _train(
 
     from glmspectra.cli.console import stderr
     from glmspectra.cli.libraries import library_log
+    from glmspectra.cli.measuring import note_language_of_figures
     from glmspectra.figures import write_overview, write_training_curves, write_training_report
     from glmspectra.tuning.training.run import run_training
 
@@ -159,6 +160,8 @@ def _train(
             stderr.print(line, highlight=False, markup=False, soft_wrap=True)
 
     draw = write_training_curves if report else None
+    if report:
+        note_language_of_figures(silent)
     with library_log(Path(settings.train.output_dir) / LIBRARY_LOG if main else None):
         result = run_training(settings, device, draw, silent, overwrite, allow_changed, say)
     output = Path(result["output_dir"])
@@ -166,22 +169,26 @@ def _train(
     if report and not finished_before and main:
         result["report"] = str(write_training_report([output], Path("reports") / output.name))
         write_overview(Path("reports"))
-    lines = [
-        f"{result['method']}: {result['steps']} steps, training loss {result['train_loss']:.4f}"
-        + (
-            f", evaluation loss {result['eval_loss']:.4f} (perplexity {result['eval_perplexity']:.3f})"
-            if "eval_loss" in result
-            else ""
-        ),
-        f"adapter of {result['trainable_parameters']:,} parameters: {result['adapter']}",
-    ]
+    return result, _lines(result, output)
+
+
+def _lines(result: dict[str, Any], output: Path) -> list[str]:
+    from glmspectra.language import text
+
+    told = {"method": result["method"], "steps": result["steps"], "loss": f"{result['train_loss']:.4f}"}
+    if "eval_loss" in result:
+        evaluated = {"evaluation": f"{result['eval_loss']:.4f}", "perplexity": f"{result['eval_perplexity']:.3f}"}
+        lines = [text("training-done-evaluated", **told, **evaluated)]
+    else:
+        lines = [text("training-done", **told)]
     if "best_step" in result:
-        lines.insert(1, f"best checkpoint: step {result['best_step']}, evaluation loss {result['best_eval_loss']:.4f}")
-    if finished_before:
-        lines.insert(0, f"{output} holds this run, finished before; --overwrite moves it aside and begins anew.")
+        lines.append(text("training-best", step=str(result["best_step"]), loss=f"{result['best_eval_loss']:.4f}"))
+    lines.append(text("training-adapter", parameters=result["trainable_parameters"], path=str(result["adapter"])))
+    if result.get("finished_before", False):
+        lines.insert(0, text("training-finished-before", path=str(output)))
     if "report" in result:
-        lines.append(f"curves: {result['report']}")
-    return result, lines
+        lines.append(text("training-curves", path=result["report"]))
+    return lines
 
 
 def _find_lr(settings: "Settings", device: str, steps: int, silent: bool) -> tuple[dict[str, Any], list[str]]:

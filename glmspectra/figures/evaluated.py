@@ -1,5 +1,6 @@
 """Pages with an answer: of an evaluation, and of a whole loop."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +19,11 @@ from glmspectra.language import Words, both
 
 # Measure of an evaluation -> its head.
 MEASURES = {
-    "loss": "page-head-loss",
-    "perplexity": "page-head-perplexity",
-    "token_accuracy": "page-head-accuracy",
-    "rouge_l": "page-head-rouge",
-    "bleu": "page-head-bleu",
+    "loss": "loss",
+    "perplexity": "perplexity",
+    "token_accuracy": "accuracy",
+    "rouge_l": "rouge",
+    "bleu": "bleu",
 }
 
 
@@ -38,9 +39,7 @@ def outcome_grid(outcome: Outcome) -> Grid:
     """Losses and scores, a row a model."""
     losses = outcome.scores.losses
     shown = [name for name in MEASURES if any(name in values for values in losses.values())]
-    heads = [both("page-head-model"), *(both(MEASURES[name]) for name in shown)]
-    if outcome.parameters:
-        heads.append(both("page-head-parameters"))
+    heads = ["model", *(MEASURES[name] for name in shown), *(["parameters"] if outcome.parameters else [])]
     rows = []
     for model, values in losses.items():
         row = [Cell(both(f"page-model-{model}"))]
@@ -58,6 +57,8 @@ def gaps(scores: Scores) -> list[Json]:
     """Differences with their intervals, for the page's script."""
     found = []
     for pair, gap in scores.differences.items():
+        if not math.isfinite(gap["low"]):  # of one row: there is no interval to draw
+            continue
         one, two = pair.split("-")
         found.append({"one": one, "two": two, **{key: rounded(gap[key]) for key in ("mean", "low", "high", "rows")}})
     return found

@@ -35,7 +35,7 @@ def write_overview(reports: Path) -> Path | None:
     found.sort(key=lambda pair: (_ORDER.get(pair[1].get("kind", ""), 2), pair[0]))
     heads = ("report", "kind", "finding", "loss", "gain", "mean-rank", "effective-rank", "curve")
     grid = Grid(
-        [both(f"page-head-{name}") for name in heads],
+        heads,
         [_row(folder, told) for folder, told in found],
         both("page-overview-caption", count=len(found)),
     )

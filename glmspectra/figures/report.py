@@ -22,7 +22,7 @@ from glmspectra.figures.tables import RunTables, Tables, has, in_layers, layers_
 from glmspectra.figures.training_log import TrainingRun, read_runs, read_samples
 from glmspectra.figures.words import number
 from glmspectra.figures.writing import Grid, Page, plain, write_page
-from glmspectra.language import Words, both
+from glmspectra.language import Words, both, text
 from glmspectra.store.columns import COLUMNS, REAL, WHOLE
 
 REPORTS = Path("reports")
@@ -105,7 +105,7 @@ def write_tables_report(
     evidence = evidence_of(run, ranks=ranks, training=runs)
     if not evidence.sets and not len(evidence.ranks) and not runs:
         raise RequestError("the run holds no matrices: measure some with `glmspectra svd` first.")
-    progress("page")
+    progress(text("report-progress-page"))
     facts, warnings = run_facts(run)
     kind = kind_of(evidence)
     name = {words.en: value for words, value in facts}.get("checkpoint", "-")
@@ -259,9 +259,7 @@ def summary_of(kind: str, name: str, evidence: Evidence, findings: Sequence[Find
 
 def runs_grid(runs: Sequence[TrainingRun]) -> Grid:
     """Last and lowest losses of training runs."""
-    heads = [
-        both(f"page-head-{name}") for name in ("run", "steps", "last-loss", "best-loss", "best-step", "best-perplexity")
-    ]
+    heads = ("run", "steps", "last-loss", "best-loss", "best-step", "best-perplexity")
     rows = []
     for run in runs:
         losses, told = run.history["loss"].dropna(), run.history.dropna(subset=["eval_loss"])
@@ -366,7 +364,7 @@ def draw_svg(
     """The figures of a page as SVG files into `out`; the paths."""
     from glmspectra.figures.svg import files
 
-    progress("SVG files")
+    progress(text("report-progress-svg"))
     written: list[Path] = []
     empty = Tables(pd.DataFrame(columns=["layer", "matrix", "part", "series"]))
     main = next((name for name in QUANTITIES[1:] if name in evidence.sets), None)

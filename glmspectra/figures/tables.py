@@ -11,6 +11,7 @@ import pandas as pd
 OUTSIDE = -1  # the layer number that stands for "in no layer" while a table is being sorted
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|blk)\.([0-9]{1,6})(?:\.|$)")
+_ALONE = re.compile(r"whole|expert_[0-9]{1,6}")
 _HEAD = re.compile(r"^(.*)\.head_([0-9]{1,6})$")
 
 
@@ -83,6 +84,11 @@ def with_series(table: pd.DataFrame) -> pd.DataFrame:
 def whole_matrices(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of whole weights, without those of their parts."""
     return table[table["part"].fillna("whole") == "whole"] if "part" in table else table
+
+
+def matrices_alone(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of matrices by themselves: whole weights, and of a stack of experts, which has no whole, each expert."""
+    return table[table["part"].fillna("whole").astype(str).str.fullmatch(_ALONE)] if "part" in table else table
 
 
 def is_head(parts: pd.Series) -> pd.Series:

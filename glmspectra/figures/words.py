@@ -1,12 +1,10 @@
-"""Numbers as people read them, and where a measure is highest and lowest."""
+"""Numbers as people read them."""
 
 import math
 
 import numpy as np
-import pandas as pd
 
-from glmspectra.figures.tables import has, in_layers
-from glmspectra.store.columns import Column, column
+from glmspectra.store.columns import Column
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -37,18 +35,3 @@ def percent(share: float, digits: int = 3) -> str:
 def measured(value: float, described: Column, digits: int = 3) -> str:
     """A value of a column: a share in percent, else a number."""
     return percent(value, digits) if described.share else number(value, digits)
-
-
-def extremes(rows: pd.DataFrame, name: str) -> str:
-    """One clause for an alternative text: where a column is largest and smallest."""
-    table = in_layers(rows)
-    if not has(table, name):
-        return "no values"
-    numbers = pd.to_numeric(table[name], errors="coerce").astype(float).reset_index(drop=True)
-    numbers = numbers[np.isfinite(numbers)]
-    high, low = table.iloc[int(numbers.idxmax())], table.iloc[int(numbers.idxmin())]
-
-    def at(row: pd.Series) -> str:
-        return f"{measured(float(row[name]), column(name), 4)} ({row['series']}, layer {int(row['layer'])})"
-
-    return f"highest {at(high)}, lowest {at(low)}"

@@ -41,7 +41,7 @@ SCRIPTS = (
 )
 TERMS = (
     "singular-value", "spectrum", "stable-rank", "effective-rank", "spectral-norm", "marchenko-pastur", "power-law",
-    "delta", "intruder", "lora-rank", "loss",
+    "delta", "intruder", "lora-rank", "loss", "layer", "matrix", "criterion",
 )  # fmt: skip
 
 
@@ -57,9 +57,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A small table that stands in the page as it is. heads: words of each column."""
+    """A small table that stands in the page as it is.
 
-    heads: Sequence[Words]
+    heads: each column by its name in the catalogue: `page-head-<name>`, what it means `page-head-<name>-means`.
+    """
+
+    heads: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     caption: Words
 
@@ -97,6 +100,12 @@ class Page:
     asked: str = ""
     files: Sequence[Words] = ()
     summary: Json = field(default_factory=dict)
+
+    @property
+    def heads(self) -> list[str]:
+        """Columns of its small tables, each once; the glossary explains them."""
+        grids = (grid for grid in (self.outcome, self.runs, self.reports) if grid is not None)
+        return list(dict.fromkeys(head for grid in grids for head in grid.heads))
 
 
 def in_both(words: Words) -> Markup:

@@ -3,6 +3,7 @@
 import locale
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -95,6 +96,11 @@ def text(message: str, /, language: str | None = None, **values: object) -> str:
     if errors:
         raise KeyError(f"{message} ({language}): {errors[0]}")
     return str(formatted)
+
+
+def listed(words: Iterable[str], language: str | None = None) -> str:
+    """Words as a list within a sentence: with commas, in Chinese with enumeration commas."""
+    return ("、" if (language or current()) == "zh" else ", ").join(words)
 
 
 def both(message: str, /, **values: object) -> Words:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from glmspectra.errors import RequestError
+from glmspectra.language import listed, text
 from glmspectra.ranks.allocation import Allocation
 from glmspectra.spectra.lowrank import factor_spectrum
 
@@ -75,20 +76,17 @@ class Portfolio:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        told = ", ".join(f"{trial.criterion} {trial.loss:.4f}" for trial in self.trials)
+        losses = listed(f"{trial.criterion} {trial.loss:.4f}" for trial in self.trials)
         best = self.trials[0]
-        if self.chosen == UNIFORM:
-            word = "uniform ranks won"
-            if best.criterion != UNIFORM:
-                word += f": {best.criterion} is lowest, but not surely below them ({best.low:+.4f} to {best.high:+.4f})"
+        interval = {"criterion": best.criterion, "low": f"{best.low:+.4f}", "high": f"{best.high:+.4f}"}
+        cost: dict[str, Any] = {"seconds": f"{self.seconds:.1f}", "steps": self.pilot_steps}
+        if self.chosen != UNIFORM:
+            verdict = text("ranks-menu-won", **interval, **cost, gap=f"{best.gap:+.4f}")
+        elif best.criterion != UNIFORM:
+            verdict = text("ranks-menu-unsure", **interval, **cost)
         else:
-            word = f"{self.chosen} won, {best.gap:+.4f} from uniform ({best.low:+.4f} to {best.high:+.4f} over rows)"
-        return [
-            f"Test of the menu: the pilot cut to each allocation, loss on {self.rows} held-out rows, forward passes "
-            f"only: {told}.",
-            f"By that test {word}. It took {self.seconds:.1f} s beside {self.pilot_steps:,} pilot steps. It sees what "
-            "the pilot needs, not how a whole training ends: the control of `glmspectra loop` does.",
-        ]
+            verdict = text("ranks-menu-uniform", **cost)
+        return [text("ranks-menu", rows=self.rows, losses=losses), verdict]
 
 
 def best_of(losses: Mapping[str, np.ndarray], tokens: np.ndarray) -> tuple[tuple[Trial, ...], str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from glmspectra.files import exclusive
+from glmspectra.language import text
 from glmspectra.loop.options import LoopOptions
 from glmspectra.loop.stages import STAGES, Results
 from glmspectra.loop.state import LoopState
@@ -30,7 +31,7 @@ def run_loop(
         for number, (stage, work) in enumerate(STAGES.items(), start=1):
             place = f"[{number}/{len(STAGES)}] {stage}"
             if state.finished(stage):
-                say(f"{place}: finished before")
+                say(text("loop-stage-finished", stage=place))
                 continue
             say(f"{place} ...")
             started = time.monotonic()

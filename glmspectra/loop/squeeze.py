@@ -20,6 +20,7 @@ from glmspectra.checkpoint.adapter.config import CONFIG_FILE
 from glmspectra.errors import RequestError
 from glmspectra.files import atomic_folder, write_atomically
 from glmspectra.json_files import json_text
+from glmspectra.language import both, text
 from glmspectra.peft_rules import module_pattern
 from glmspectra.ranks.allocation import Limits, allocate_by_threshold
 from glmspectra.ranks.budget import parse_budget
@@ -29,10 +30,6 @@ from glmspectra.spectra import Spectrum
 from glmspectra.spectra.lowrank import factor_spectrum
 
 KEPT_SETTINGS = ("base_model_name_or_path", "task_type", "lora_dropout", "revision")
-BETTER = (
-    "In our study a cut adapter was worse than one trained at the same cost, by 0.05 to 0.21 nats a token, by 0.001 to "
-    "0.018 after 60 steps more (docs/ranks.md): where you can, train anew with ranks of `suggest-rank`."
-)
 
 
 @dataclass(frozen=True)
@@ -63,14 +60,23 @@ class Squeezed:
 
     def lines(self) -> list[str]:
         gone = sum(rank == 0 for rank in self.ranks.values())
-        without = f", {gone} of them without any" if gone else ""
+        matrices = both("terminal-matrices", count=len(self.ranks))
+        ranks: dict[str, Any] = {
+            "least": str(min(self.ranks.values())),
+            "rank": str(self.max_lora_rank),
+            "matrices": matrices,
+        }
         return [
-            f"{self.parameters:,} of {self.parameters_before:,} parameters keep {self.kept_energy:.2%} of the change's "
-            f"energy; relative error {self.relative_error:.3g}.",
-            f"Ranks {min(self.ranks.values())} to {self.max_lora_rank} of {len(self.ranks)} matrices{without}; serve "
-            f"with a max_lora_rank of {self.max_lora_rank} or more.",
-            BETTER,
-            f"adapter: {self.adapter}",
+            text(
+                "squeeze-kept",
+                parameters=self.parameters,
+                before=self.parameters_before,
+                energy=f"{self.kept_energy:.2%}",
+                error=f"{self.relative_error:.3g}",
+            ),
+            text("squeeze-ranks-some", **ranks, gone=gone) if gone else text("squeeze-ranks", **ranks),
+            text("squeeze-better"),
+            text("squeeze-adapter", path=self.adapter),
         ]
 
 
@@ -173,8 +179,8 @@ def _write(
             tensors[f"base_model.model.{module}.lora_A.weight"] = torch.from_numpy(down).float().contiguous()
     content = save(tensors, metadata={"format": "pt"})
     write_atomically(folder / "adapter_model.safetensors", lambda file: file.write(content))
-    text = json_text(_config(adapter, scales, ranks)) + "\n"
-    write_atomically(folder / CONFIG_FILE, lambda file: file.write(text.encode()))
+    config = json_text(_config(adapter, scales, ranks)) + "\n"
+    write_atomically(folder / CONFIG_FILE, lambda file: file.write(config.encode()))
 
 
 def _config(adapter: Adapter, scales: Mapping[str, float], ranks: Mapping[str, int]) -> dict[str, Any]:

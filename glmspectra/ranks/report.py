@@ -1,11 +1,13 @@
 """What `suggest-rank` writes and says: the ranks file, exports, tables, and the summary in words."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmspectra.files import make_folder, write_atomically, write_text
 from glmspectra.json_files import write_json
+from glmspectra.language import listed, text
 from glmspectra.ranks.allocation import Allocation
 from glmspectra.ranks.budget import BYTES_PER_PARAMETER
 from glmspectra.ranks.criteria import find
@@ -25,12 +27,6 @@ from glmspectra.ranks.suggest import (
 
 if TYPE_CHECKING:
     import pandas as pd
-
-WITHOUT_DELTA = (
-    "No change of the weights was given. What a short pilot changes gave better ranks than uniform on both models of "
-    "our study; the base's effective rank got a sixth to two thirds of that on one and nothing on the other: "
-    "`--pilot 80` trains one, `--delta` takes an earlier training's."
-)
 
 
 def long_table(allocations: Mapping[str, Allocation]) -> "pd.DataFrame":
@@ -122,36 +118,38 @@ def lines(suggestion: Suggestion) -> list[str]:
     numbers = facts(suggestion)
     said = [_heading(suggestion, numbers)]
     for kind, ranks in numbers["by_matrix"].items():
-        said.append(f"  {kind}: rank {ranks['min']} to {ranks['max']}, {ranks['mean']:.1f} on average")
+        least, most, mean = ranks["min"], ranks["max"], f"{ranks['mean']:.1f}"
+        said.append("  " + text("ranks-of-matrix", matrix=kind, least=least, most=most, mean=mean))
     if numbers["without_adapter"]:
-        said.append(
-            f"Rank 0, so no adapter and not in target_modules: {len(numbers['without_adapter'])} of the matrices."
-        )
-    said.append(f"Serve the adapter with a max_lora_rank of {numbers['max_lora_rank']} or more (vLLM, TensorRT-LLM).")
+        said.append(text("ranks-without", count=len(numbers["without_adapter"])))
+    said.append(text("ranks-serve", rank=str(numbers["max_lora_rank"])))
     said += against_uniform(numbers)
     said += _where_criteria_disagree(suggestion.allocations)
     if numbers["at_cap"]:
-        said.append(
-            f"At all the directions that the tables know of: {len(numbers['at_cap'])} of the matrices (such as "
-            f"{numbers['at_cap'][0]}); a pilot of a larger rank might give them more."
-        )
+        said.append(text("ranks-at-cap", count=len(numbers["at_cap"]), first=numbers["at_cap"][0]))
     if chosen.gap > 0:
-        said.append(f"Greedy: at most {chosen.gap:.3g} of {chosen.value or 0:.3g} may be missing to the optimum.")
+        said.append(text("ranks-greedy", gap=f"{chosen.gap:.3g}", value=f"{chosen.value or 0:.3g}"))
     said += _what_a_budget_holds(numbers, suggestion.curve)
-    said += [found.sentence(f"{found.pilots} {name}") for name, found in suggestion.stabilities.items()]
+    said += [found.sentence(between) for between, found in suggestion.stabilities.items()]
     if not suggestion.evidence.has("delta"):
-        said.append(WITHOUT_DELTA)
+        said.append(text("ranks-without-delta"))
     return said
 
 
 def _heading(suggestion: Suggestion, numbers: Mapping[str, Any]) -> str:
     chosen, budget = suggestion.chosen, suggestion.budget
     unspent = 1 - chosen.parameters / budget.parameters
-    rest = f", {unspent:.1%} of the budget is not spent" if unspent >= 0.001 else ""
-    return (
-        f"Ranks by {suggestion.criterion} ({chosen.how}): {chosen.parameters:,} trainable parameters, "
-        f"{numbers['bytes'] / 2**20:.1f} MiB in float32, for {budget.text} = {budget.parameters:,}{rest}."
-    )
+    values: dict[str, Any] = {
+        "criterion": suggestion.criterion,
+        "how": text(f"ranks-how-{re.sub('[^a-z0-9]+', '-', chosen.how)}"),
+        "parameters": chosen.parameters,
+        "mebibytes": f"{numbers['bytes'] / 2**20:.1f}",
+        "budget": budget.text,
+        "asked": budget.parameters,
+    }
+    if unspent < 0.001:
+        return text("ranks-heading", **values)
+    return text("ranks-heading-unspent", **values, unspent=f"{unspent:.1%}")
 
 
 def against_uniform(numbers: Mapping[str, Any]) -> list[str]:
@@ -160,17 +158,14 @@ def against_uniform(numbers: Mapping[str, Any]) -> list[str]:
     if moved is None or numbers["criterion"].partition(":")[0] == "uniform":
         return []
     if moved == 0:
-        return ["These are uniform ranks: the criterion changes nothing at this budget, so take a plain r."]
+        return [text("ranks-uniform")]
     if moved < UNIFORM_WITHIN:
-        return [
-            f"Only {moved:.1%} of the parameters are elsewhere than with uniform ranks: expect no difference, "
-            "and prefer a plain r."
-        ]
-    said = f"{moved:.0%} of the parameters are elsewhere than with uniform ranks"
+        return [text("ranks-near-uniform", moved=f"{moved:.1%}")]
+    said = text("ranks-moved", moved=f"{moved:.0%}")
     own, theirs = numbers["delta_energy_held"], numbers["delta_energy_held_by_uniform"]
     if own is not None and theirs is not None:
-        said += f", which hold {theirs:.1%} of the energy of delta-W at this cost where these hold {own:.1%}"
-    return [f"{said}.", *filter(None, [sentence(numbers["criterion"])])]
+        said = text("ranks-moved-energy", moved=f"{moved:.0%}", theirs=f"{theirs:.1%}", own=f"{own:.1%}")
+    return [said, *filter(None, [sentence(numbers["criterion"])])]
 
 
 def _where_criteria_disagree(allocations: Mapping[str, Allocation]) -> list[str]:
@@ -182,14 +177,14 @@ def _where_criteria_disagree(allocations: Mapping[str, Allocation]) -> list[str]
     pairs = [(float(table.loc[a, b]), a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     far, near = max(pairs), min(pairs)
     if far[0] == 0:
-        return ["All criteria give the same ranks: limits and budget leave them no choice."]
+        return [text("ranks-all-agree")]
     targets = next(iter(allocations.values())).targets
     spread = {t.name: [allocations[name].ranks[t.name] for name in names] for t in targets}
     widest = max(spread, key=lambda name: max(spread[name]) - min(spread[name]))
+    pair = {"one": far[1], "two": far[2], "three": near[1], "four": near[2]}
+    shares = {"most": f"{far[0]:.0%}", "least": f"{near[0]:.0%}"}
     return [
-        f"Criteria disagree most between {far[1]} and {far[2]} ({far[0]:.0%} of the parameters), least between "
-        f"{near[1]} and {near[2]} ({near[0]:.0%}); on {widest} they say {min(spread[widest])} "
-        f"to {max(spread[widest])}.",
+        text("ranks-disagree", **pair, **shares, name=widest, low=min(spread[widest]), high=max(spread[widest])),
     ]
 
 
@@ -197,8 +192,8 @@ def _what_a_budget_holds(numbers: Mapping[str, Any], curve: "pd.DataFrame") -> l
     needed = numbers["needed_parameters"]
     if not needed or str(curve["quantity"].iloc[0]) != "delta":
         return []
-    pieces = [f"{share:.0%} at {parameters:,}" for share, parameters in needed.items()]
-    return [f"Energy of delta-W that a budget holds: {', '.join(pieces)} parameters."]
+    pieces = [text("ranks-held", share=f"{share:.0%}", parameters=number) for share, number in needed.items()]
+    return [text("ranks-budget-holds", pieces=listed(pieces))]
 
 
 def summary_rows(allocations: Mapping[str, Allocation]) -> list[tuple[str, str, int, float]]:

@@ -10,7 +10,7 @@ from glmspectra.ranks.budget import Budget, default_budget, parse_budget
 from glmspectra.ranks.evidence import Evidence, gather
 from glmspectra.ranks.exports import EXPORTS
 from glmspectra.ranks.peft_form import DEFAULT_SCALE
-from glmspectra.ranks.stability import Stability, between_runs, between_steps, read_by
+from glmspectra.ranks.stability import PILOTS, STEPS, Stability, between_runs, between_steps, read_by
 from glmspectra.ranks.suggest import Suggestion, check_criterion, default_criterion, suggest
 from glmspectra.store import Run
 
@@ -72,9 +72,9 @@ def _stabilities(
         return {}
     found = {}
     if len(deltas) > 1:
-        found["pilots"] = between_runs(base, deltas, evidence, criterion, budget, request.limits)
+        found[PILOTS] = between_runs(base, deltas, evidence, criterion, budget, request.limits)
     if deltas and request.step is None and _steps_of(deltas[0], criterion) > 1:
-        found["steps of a pilot"] = between_steps(base, deltas[0], evidence, criterion, budget, request.limits)
+        found[STEPS] = between_steps(base, deltas[0], evidence, criterion, budget, request.limits)
     return found
 
 

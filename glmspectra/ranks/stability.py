@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 
 from glmspectra.errors import RequestError
+from glmspectra.language import text
 from glmspectra.ranks.allocation import Limits
 from glmspectra.ranks.budget import Budget
 from glmspectra.ranks.criteria import find
@@ -14,6 +15,7 @@ from glmspectra.ranks.evidence import Evidence, gather, mean_spectra
 from glmspectra.ranks.suggest import allocate, moved_share
 from glmspectra.store import Run
 
+PILOTS, STEPS = "pilots", "steps of a pilot"  # between what a suggestion may move
 PILOT_RANK_FACTOR = 3  # a pilot's rank over the mean rank of the budget, so that few matrices end at its cap
 
 
@@ -37,14 +39,13 @@ class Stability:
     spearman: float
     from_uniform: float
 
-    def sentence(self, what: str) -> str:
-        verdict = (
-            "more than it moves from uniform ranks: take more pilots, or longer ones"
-            if self.moved_mean >= self.from_uniform
-            else f"where the suggestion itself is {self.from_uniform:.0%} from uniform"
-        )
-        moved = f"{self.moved_mean:.0%} of the parameters move (at most {self.moved_largest:.0%})"
-        return f"Between {what}, {moved}, {verdict}."
+    def sentence(self, between: str) -> str:
+        """What a person is told; `between`: PILOTS or STEPS, what was compared."""
+        moved = {"moved": f"{self.moved_mean:.0%}", "largest": f"{self.moved_largest:.0%}"}
+        message = "ranks-between-pilots" if between == PILOTS else "ranks-between-steps"
+        if self.moved_mean >= self.from_uniform:
+            return text(f"{message}-noise", count=self.pilots, **moved)
+        return text(message, count=self.pilots, **moved, **{"from": f"{self.from_uniform:.0%}"})
 
 
 def stability(

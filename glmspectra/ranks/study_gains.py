@@ -6,10 +6,13 @@ against them. When the study goes on, this is the one place to change.
 
 from dataclasses import dataclass
 
+from glmspectra.language import listed, text
+
+# Base and task -> its name in the catalogue.
 SETTINGS = {
-    ("smollm2", "medical"): "135M model, a task far from it",
-    ("chatglm2", "medical"): "small ChatGLM2-shaped model, the same task",
-    ("smollm2", "python"): "135M model, a task near to it",
+    ("smollm2", "medical"): "ranks-study-far",
+    ("chatglm2", "medical"): "ranks-study-same",
+    ("smollm2", "python"): "ranks-study-near",
 }
 
 
@@ -35,9 +38,6 @@ GAINS = {
     "effective-rank": (Gain(0.002, 0.007, False), Gain(-0.003, 0.000, False), Gain(0.000, 0.003, False)),
 }
 
-BESIDE = "train uniform ranks of the same cost beside it (`glmspectra loop` does)"
-UNTESTED = f"What it gains: this criterion was not among those our study confirms, so nothing is known; {BESIDE}."
-
 
 def sentence(criterion: str) -> str:
     """What is to be expected of a criterion, in one or two sentences; empty for the controls that gain nothing."""
@@ -45,13 +45,14 @@ def sentence(criterion: str) -> str:
     if name in ("uniform", "random"):
         return ""
     if name not in GAINS:
-        return UNTESTED
+        return text("ranks-untested")
     parts = [
-        f"{gain.least:.3f} to {gain.most:.3f} ({where}{'' if gain.sure else '; not sure at every budget'})"
+        text(
+            "ranks-gain" if gain.sure else "ranks-gain-unsure",
+            least=f"{gain.least:.3f}",
+            most=f"{gain.most:.3f}",
+            where=text(where),
+        )
         for gain, where in zip(GAINS[name], SETTINGS.values(), strict=True)
     ]
-    return (
-        f"What it gains, by our study, in nats a token below uniform's loss over three budgets: {', '.join(parts)}. "
-        "Keep alpha in proportion to the rank, as the file has it: with one alpha for all the first gain is gone. "
-        f"A learning rate twice or half the best cost 0.002 to 0.16 there: tune that first, and {BESIDE}."
-    )
+    return text("ranks-gains", gains=listed(parts))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from glmspectra.device import choose_device
+from glmspectra.language import text
 from glmspectra.store import Request, Run, RunStore, Source, read_manifest, read_run, run_name
 from glmspectra.sweep.delta_measure import DeltaMeasurer
 from glmspectra.sweep.delta_moments import POWERS
@@ -124,7 +125,7 @@ def _measure(plan: DeltaPlan, root: Path, store: RunStore, device: str, processe
     work = [record for record in plan.matrices if any(record.name in names for names in unfinished.values())]
     costs = [cost_of(record, plan.states, plan.options, device) for record in work]
     share = share_out(costs, processes.count)[processes.rank]
-    label = "changes" if processes.count == 1 else f"process 0 of {processes.count}"
+    label = text("progress-changes") if processes.count == 1 else text("progress-process", count=processes.count)
     quiet = plan.options.quiet or processes.rank > 0
 
     def mine() -> int:

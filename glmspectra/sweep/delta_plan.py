@@ -15,11 +15,12 @@ from glmspectra.checkpoint.fingerprint import fingerprint_file, fingerprint_set
 from glmspectra.checkpoint.selection import left_out_facts, left_out_sentence, parse_layers
 from glmspectra.embedded import locate_model
 from glmspectra.errors import CheckpointError, RequestError
+from glmspectra.language import both, listed, text
 from glmspectra.progress import time_left
 from glmspectra.store import Source
 from glmspectra.sweep.cost import EIGENSOLVER_WEIGHT, EIGENSOLVER_WEIGHT_CUDA, spectrum_cost
 from glmspectra.sweep.delta_moments import attach_moments
-from glmspectra.sweep.delta_states import State, alias_record, match_adapter, open_state, record_of
+from glmspectra.sweep.delta_states import State, alias_record, match_adapter, more_rows, open_state, record_of
 
 LARGE_RANK = 64  # what an adapter is taken to have when its cost is said beforehand
 
@@ -94,10 +95,14 @@ class DeltaPlan:
         cost = sum(cost_of(record, self.states, self.options, device) for record in self.matrices)
         largest = max(min(record.rows, record.columns) for record in self.matrices)
         seconds = cost / measured_speed(device)
-        return (
-            f"{len(self.matrices)} matrices, {len(self.states)} state{'s' if len(self.states) > 1 else ''}: reads "
-            f"{self.bytes_read / 1e9:.2f} GB and decomposes up to {largest} x {largest}; "
-            f"about {time_left(seconds)} on {device}."
+        return text(
+            "delta-cost",
+            matrices=both("terminal-matrices", count=len(self.matrices)),
+            states=len(self.states),
+            size=f"{self.bytes_read / 1e9:.2f}",
+            side=str(largest),
+            time=time_left(seconds),
+            device=device,
         )
 
 
@@ -141,7 +146,7 @@ def plan_delta(base: Path | str | None, tuned: Path | str, options: DeltaOptions
     try:
         plan = DeltaPlan(opened, states, [], options, _source(opened, states, tuned), [])
         _match(plan)
-        plan.notes += [f"the base is {named}, which the adapter names."] if named is not None else []
+        plan.notes += [text("delta-named-base", path=str(named))] if named is not None else []
         for state in states:
             plan.notes += attach_moments(state, opened)
     except BaseException:
@@ -180,11 +185,9 @@ def _match(plan: DeltaPlan) -> None:
             assert state.adapter is not None  # checkpoints need a base
             state.names = {name: name for name in state.adapter.names}
             if state.adapter.whole:
-                shown = ", ".join(state.adapter.whole[:3])
-                plan.notes.append(
-                    f"{state.where.path}: also holds {len(state.adapter.whole)} whole tensors, which have no factors: "
-                    f"{shown}; name the base to measure those that are matrices."
-                )
+                whole = state.adapter.whole
+                path = str(state.where.path)
+                plan.notes.append(text("delta-whole", path=path, count=len(whole), names=listed(whole[:3])))
         plan.matrices = _selected_without_base(states, plan.options)
         plan.positions = {record.name: position for position, record in enumerate(plan.matrices)}
         return
@@ -228,19 +231,14 @@ def _match_checkpoint(
     for name, there in names.items():
         here, other = base.tensors[name].shape, tuned.tensors[there].shape
         if here[1:] == other[1:] and here[0] < other[0] and not base.tensors[name].is_layer_matrix:
-            yield (
-                f"{name}: {here[0]} rows in the base and {other[0]} in {state.where.path}, which has more tokens: "
-                "it is left out."
-            )
+            yield more_rows(name, here[0], other[0], state.where.path)
         else:
             state.names[name] = there
     if len(names) < len(records):
-        yield f"{state.where.path}: lacks {len(records) - len(names)} of the base's matrices."
+        yield text("delta-lacks", path=str(state.where.path), count=len(records) - len(names))
     if further := _without_base(tuned, base):
-        yield (
-            f"{state.where.path}: holds {len(further)} matrices that the base {base.path} lacks, such as "
-            f"{further[0]}: they are left out; is it the right base?"
-        )
+        told = {"path": str(state.where.path), "base": str(base.path), "name": further[0]}
+        yield text("delta-further", **told, count=len(further))
 
 
 def _same_weights(base: Checkpoint, tuned: Checkpoint, records: dict[str, TensorRecord]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from glmspectra.checkpoint.adapter.run_folder import TunedCheckpoint
 from glmspectra.checkpoint.fingerprint import FileIdentity, check_unchanged, identity_of
 from glmspectra.checkpoint.names import IN_LAYERS, place_of
 from glmspectra.errors import CheckpointError
+from glmspectra.language import listed, text
 
 
 @dataclass
@@ -141,21 +142,20 @@ def match_adapter(state: State, base: Checkpoint, aliases: dict[str, str]) -> It
         if not record.is_matrix:
             left_out.append(name)
         elif change.replaced is not None and tuple(change.replaced.shape) != tuple(shape):
-            yield (
-                f"{name}: {shape[0]} rows in the base and {change.replaced.shape[0]} in {state.where.path}, which has "
-                "more tokens: it is left out."
-            )
+            yield more_rows(name, shape[0], change.replaced.shape[0], state.where.path)
         else:
             state.names[name] = change.adapter_name or name
             state.changes[name] = change
             if change.source != name:
                 aliases[name] = change.source
     if left_out:
-        shown = ", ".join(left_out[:3]) + (" ..." if len(left_out) > 3 else "")
-        yield (
-            f"{state.where.path}: also changes {len(left_out)} tensors that are no matrices (biases, norms) and have "
-            f"no spectrum: {shown}."
-        )
+        shown = listed(left_out[:3]) + (" ..." if len(left_out) > 3 else "")
+        yield text("delta-no-matrices", path=str(state.where.path), count=len(left_out), names=shown)
+
+
+def more_rows(name: str, rows: int, more: int, path: Path) -> str:
+    """The note on a weight that has more rows in the tuned model, which has more tokens."""
+    return text("delta-more-rows", name=name, rows=rows, more=more, path=str(path))
 
 
 def alias_record(base: Checkpoint, name: str, source: str) -> TensorRecord:

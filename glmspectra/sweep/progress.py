@@ -4,6 +4,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from glmspectra.language import text
 from glmspectra.progress import ProgressLine
 
 if TYPE_CHECKING:
@@ -26,7 +27,12 @@ class SweepProgress:
         self.cost = cost
         self._start = time.monotonic()
         self._line = ProgressLine(
-            label or "measuring", matrices, "matrices", quiet=quiet, after=SECONDS_BEFORE_SHOWN, console=console
+            label or text("progress-measuring"),
+            matrices,
+            text("progress-matrices"),
+            quiet=quiet,
+            after=SECONDS_BEFORE_SHOWN,
+            console=console,
         )
 
     def __enter__(self) -> "SweepProgress":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from glmspectra.errors import CheckpointError
+from glmspectra.language import text
 from glmspectra.spectra import batch_limit
 from glmspectra.store import Request, RunStore
 from glmspectra.sweep.cost import spectrum_cost, value_cost
@@ -55,7 +56,7 @@ def measure_share(
     cost_of = {work[index].name: costs[index] for index in chosen}
     positions = {name: position for position, name in enumerate(checkpoint.tensors)}
     identity = Identity(checkpoint.name, checkpoint.fingerprint, positions)
-    label = "measuring" if processes.count == 1 else f"process 0 of {processes.count}"
+    label = text("progress-measuring") if processes.count == 1 else text("progress-process", count=processes.count)
     quiet = options.quiet or processes.rank > 0
     sound = [record for record in share if record.fault is None]
     sizes = batches([_share_of_batch(record, options, device) for record in sound for _ in record.matrix_parts])

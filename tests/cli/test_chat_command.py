@@ -13,7 +13,7 @@ import glmspectra.chatglm2  # noqa: F401  (registers the model)
 from glmspectra.cli.main import main
 from glmspectra.embedded import EMBEDDED_MODEL
 from glmspectra.errors import RequestError
-from glmspectra.tuning.inference.conversation import HELP, NEXT_ROUND, Conversation, talk
+from glmspectra.tuning.inference.conversation import NEXT_ROUND, Conversation, talk
 
 GREEDY = ("--temperature", "0", "--max-new-tokens", "24", "--device", "cpu")
 
@@ -151,7 +151,7 @@ def test_talking(nano, tokenizer):
     written: list[str] = []
     assert talk(conversation, read, written.append) == 2
     text = "".join(written)
-    assert HELP in text
+    assert "/clear begins anew" in text
     assert "the model has 200 positions" in text
     assert [query for query, _ in conversation.rounds] == ["需要做什么检查？"]
     assert conversation.rounds[0][1] in text

@@ -1,6 +1,7 @@
 """Findings: each rule fires on the matrix made for it, and all are silent on noise."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -286,6 +287,69 @@ def test_an_outlier_is_seen_among_parts_and_a_pattern_is_none():
     assert middle[0] == pytest.approx(1.0)
     values[:14:2] = 9.0
     assert not deviations(series, values, True)[0].any(), "a quarter of the layers is a pattern"
+
+
+def odd_tables() -> dict[str, pd.DataFrame]:
+    """Tables that a rule may stumble over: nothing varies, nothing is known, all is infinite, one row, one layer."""
+    rows = noise()
+    numbers = [name for name in rows.select_dtypes("number") if name not in ("layer", "step", "rows", "cols")]
+    return {
+        "constant": rows.assign(**dict.fromkeys(numbers, 1)),
+        "zero": rows.assign(**dict.fromkeys(numbers, 0)),
+        "unknown": rows.assign(**{name: pd.Series(pd.NA, index=rows.index, dtype="Float64") for name in numbers}),
+        "nan": rows.assign(**dict.fromkeys(numbers, np.nan)),
+        "infinite": rows.assign(**{name: np.inf for name in numbers if name != "mp_spikes"}),
+        "one row": rows.iloc[:1],
+        "one layer": rows[rows["layer"] == 0],
+        "no layer": rows.assign(layer=pd.Series(pd.NA, index=rows.index, dtype="Int64")),
+        "none": rows.iloc[:0],
+    }
+
+
+@pytest.mark.parametrize("odd", odd_tables())
+def test_odd_tables_break_no_rule_and_give_no_sentence_without_a_number(odd):
+    table = odd_tables()[odd]
+    change = table.assign(quantity="delta", allotted_rank=8, share_of_rank_in_use=1.0, relative_frobenius=table["std"])
+    sets = {"weight": Tables(with_series(table)), "delta": Tables(with_series(change.assign(intruders=0)))}
+    steps = pd.concat([change.assign(step=step) for step in (1, 2)], ignore_index=True).astype({"step": "Int64"})
+    for found in find(Evidence(sets, steps=steps)):
+        assert not re.search("nan|NaN|<NA>|None", found.words.en + found.words.zh + found.value), found
+    for found in find(Evidence(compared={"A": sets["weight"], "B": sets["weight"]})):
+        assert found.rule in ("nothing", "alike", "nothing-shared"), found
+
+
+def test_each_expert_of_a_stack_is_a_matrix():
+    table = weights(mp_spikes=0).sets["weight"].matrices
+    experts = pd.concat([table.assign(part=f"expert_{n}") for n in range(4)], ignore_index=True)
+    assert fired(Evidence({"weight": Tables(with_series(experts))}))["like-noise"].value == "100 %"
+    heads = table.assign(part="q.head_0")
+    assert "like-noise" not in fired(Evidence({"weight": Tables(with_series(heads))}))
+
+
+def test_what_was_not_measured_is_not_counted():
+    half = {(i, m): 0 if i == 0 else np.nan for i in range(LAYERS) for m in KINDS}
+    found = fired(weights(mp_spikes=half))["like-noise"]
+    assert "2 of 2 matrices" in found.words.en
+
+
+def test_a_measure_near_zero_has_no_ratio_to_tell():
+    assert "moved-measures" not in fired(compared(excess_kurtosis=0.0001))
+    assert "moved-measures" not in fired(compared(excess_kurtosis=-15.0))
+
+
+def test_ranks_that_differ_by_layer_alone_name_layers():
+    found = fired(ranks(lambda i, m: 4 if i < LAYERS // 2 else 12))["far-from-uniform"]
+    assert "layer 14 gets most (+4.0 on average), layer 0 least" in found.words.en
+    assert "第 14 层得到最多" in found.words.zh
+
+
+@pytest.mark.parametrize("pair", ["suggested-uniform", "tuned-base"])
+def test_one_row_has_no_interval(pair):
+    gap = {"mean": -0.2, "low": np.nan, "high": np.nan, "rows": 1}
+    found = find(Evidence(scores=Scores(differences={pair: gap})))[0]
+    assert "nothing can be told" in found.words.en
+    assert "−0.2000 nats" in found.words.en
+    assert "不能下结论" in found.words.zh
 
 
 def test_the_documents_show_the_table_of_rules():

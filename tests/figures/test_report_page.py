@@ -76,6 +76,14 @@ BEYOND = """() => [...document.querySelectorAll('main *, header *')].filter((e) 
 }).map((e) => `${e.tagName}.${e.className} ${e.textContent.slice(0, 40)}`)"""
 
 
+# Heads of tables that link to no entry of the glossary that says something.
+UNEXPLAINED = """() => [...document.querySelectorAll('thead th')].filter((head) => {
+  const link = head.querySelector('a[href^="#"]');
+  const entry = link && document.getElementById(decodeURIComponent(link.hash.slice(1)));
+  return !entry || entry.querySelector('dt').textContent.length < 1 || entry.querySelector('dd').textContent.length < 5;
+}).map((head) => head.textContent)"""
+
+
 @pytest.mark.parametrize("kind", EVERY)
 def test_one_file_holds_the_page(pages, kind):
     text = pages[kind].read_text(encoding="utf-8")
@@ -113,6 +121,7 @@ def look_at(browser, path: Path, width: int, scheme: str, language: str, axe: bo
         draw_all(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(BEYOND) == []
+        assert page.evaluate(UNEXPLAINED) == []
         assert page.evaluate("document.documentElement.lang") == language
         hidden = "zh" if language == "en" else "en"
         assert page.evaluate(f"[...document.querySelectorAll('.{hidden}')].every((e) => e.offsetParent === null)")
@@ -221,6 +230,16 @@ def test_paper_has_every_row_within_its_width(browser, pages, kind):
         assert page.evaluate("document.documentElement.scrollWidth") <= 703
         table = page.locator("#table table").bounding_box()
         assert table["x"] + table["width"] <= 704
+
+
+def test_a_head_leads_to_its_entry_in_the_glossary(browser, pages):
+    with Opened(browser, pages["ranks"]) as page:
+        page.locator("#table .tools input[type=checkbox]").check()
+        assert page.evaluate(UNEXPLAINED) == []
+        page.locator('#table thead th[data-name="difference"] a').click()
+        assert page.locator(".glossary div:target dd").inner_text().startswith("Above 0: more directions")
+        page.get_by_role("button", name="中文").click()
+        assert "大于 0" in page.locator(".glossary div:target dd").inner_text()
 
 
 def test_findings_are_there_without_scripts(browser, pages):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from glmspectra.checkpoint.adapter.change import TensorChange
 from glmspectra.checkpoint.adapter.config import AdapterConfig
 from glmspectra.checkpoint.adapter.layout import BaseLayout
+from glmspectra.language import text
 
 
 def left_alone(config: AdapterConfig, found: Mapping[str, TensorChange], base: BaseLayout) -> list[str]:
@@ -23,9 +24,4 @@ def left_alone(config: AdapterConfig, found: Mapping[str, TensorChange], base: B
 
 def left_alone_sentence(modules: Sequence[str]) -> str:
     """What a person is told of them."""
-    which = "1 module" if len(modules) == 1 else f"{len(modules)} modules"
-    have, stay = ("has", "it stays") if len(modules) == 1 else ("have", "they stay")
-    return (
-        f"{which} that target_modules names {have} no factors in the adapter, {modules[0]}"
-        f"{' for one' if len(modules) > 1 else ''}; {stay} as in the base."
-    )
+    return text("adapter-left-alone", count=len(modules), name=modules[0])

@@ -33,6 +33,7 @@ from glmspectra.checkpoint.writing.shards import SHARD_BYTES, Planned
 from glmspectra.embedded import locate_model
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.files import check_target
+from glmspectra.language import both, listed, text
 
 NOT_COPIED = (".safetensors", ".bin", ".gguf", ".index.json", ".pt", ".pth", ".h5", ".msgpack")
 VOCABULARY_KEYS = ("vocab_size", "padded_vocab_size")
@@ -79,29 +80,37 @@ class Merged:
 
     def lines(self) -> list[str]:
         """What a person is told."""
-        base = (
-            "the base was stored quantized and was dequantized first, then the adapter added"
-            if self.dequantized
-            else "the adapter was added to the base's original weights, not to a quantized copy"
-        )
+        matrices = both("terminal-matrices", count=self.changed)
         lines = [
-            f"{self.kind} adapter of {self.changed} matrices merged into {Path(self.base).name}: {base}.",
-            f"Written to {self.out}: {self.nbytes / 2**20:,.1f} MiB of {self.dtype} in {len(self.files)} file"
-            f"{'s' if len(self.files) > 1 else ''}.",
-            f"Rounding to {self.dtype} took at most {self.lost[1]:.2%} of a matrix's change"
-            f"{f' ({self.lost[0]})' if self.lost[0] else ''}.",
-            f"Read back and held against base and adapter on {INPUTS} random inputs of each changed layer: "
-            f"at most {self.checked[1]:.1e} apart (root mean square, relative).",
+            text(
+                "merge-done-dequantized" if self.dequantized else "merge-done",
+                kind=self.kind,
+                matrices=matrices,
+                base=Path(self.base).name,
+            ),
+            text(
+                "merge-written",
+                path=self.out,
+                size=f"{self.nbytes / 2**20:,.1f}",
+                dtype=self.dtype,
+                files=both("inspect-files", count=len(self.files)),
+            ),
+            self._rounding(),
+            text("merge-checked", inputs=INPUTS, apart=f"{self.checked[1]:.1e}"),
         ]
         if self.whole:
-            lines.append(f"Replaced as a whole or in part, as they were trained: {self.whole} tensors.")
+            lines.append(text("merge-whole", count=self.whole))
         if self.untied:
-            lines.append(f"{', '.join(self.untied)}: no longer tied, as trained; config.json says so.")
+            lines.append(text("merge-untied", names=listed(self.untied)))
         if self.left_alone:
             lines.append(self.left_alone)
         if self.vocabulary:
-            lines.append(f"The vocabulary has {self.vocabulary[1]} entries now, {self.vocabulary[0]} in the base.")
+            lines.append(text("merge-vocabulary", now=self.vocabulary[1], before=self.vocabulary[0]))
         return lines
+
+    def _rounding(self) -> str:
+        told = {"dtype": self.dtype, "share": f"{self.lost[1]:.2%}"}
+        return text("merge-rounding-of", **told, name=self.lost[0]) if self.lost[0] else text("merge-rounding", **told)
 
 
 def merge(

@@ -11,6 +11,7 @@ from glmspectra.figures.rank_tables import is_control, moved_share, ranks_by_wei
 from glmspectra.figures.words import percent, signed
 from glmspectra.language import Words
 
+LEAST_GAP = 0.5  # directions between the kinds of matrix; less is no difference worth a word
 _AT = "#map?set=ranks&map=difference"
 
 
@@ -49,7 +50,10 @@ def far_from_uniform(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     moved = moved_share(wide[chosen], wide["uniform"], _costs(evidence))
     if moved is None or moved < rule.threshold:
         return
-    gained = (wide[chosen] - wide["uniform"]).groupby(wide["matrix"]).mean()
+    gained, variant = (wide[chosen] - wide["uniform"]).groupby(wide["matrix"]).mean(), ""
+    if float(gained.max() - gained.min()) < LEAST_GAP and wide["layer"].notna().any():
+        # One kind of matrix, or all kinds alike: what differs is the layers.
+        gained, variant = (wide[chosen] - wide["uniform"]).groupby(wide["layer"].astype("Int64")).mean(), "-layers"
     values: dict[str, Any] = {
         "share": percent(moved, 2),
         "criterion": chosen,
@@ -57,7 +61,7 @@ def far_from_uniform(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         "least": str(gained.idxmin()),
     }
     values |= {"plus": signed(float(gained.max()), 1), "minus": signed(float(gained.min()), 1)}
-    yield rule.says(percent(moved, 2), moved / rule.threshold, _AT, **values)
+    yield rule.says(percent(moved, 2), moved / rule.threshold, _AT, variant=variant, **values)
 
 
 def left_out(evidence: Evidence, rule: Rule) -> Iterable[Finding]:

@@ -13,6 +13,9 @@ from glmspectra.figures.words import measured, number
 from glmspectra.language import Words
 from glmspectra.store.columns import column
 
+# Measures that are compared by their ratio: one that may be of either sign has none that says anything near 0.
+RATIOS = tuple(name for name in TELLING if not column(name).signed)
+
 
 def medians(rows: pd.DataFrame, name: str) -> pd.Series:
     """Median over the layers of each matrix."""
@@ -33,7 +36,7 @@ def moved_measures(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """The measure and matrix whose median differs most between two runs."""
     for first, second, one, two in _pairs(evidence):
         best = None
-        for name in TELLING:
+        for name in RATIOS:
             before, after = medians(one, name), medians(two, name)
             shared = [matrix for matrix in before.index if matrix in after.index]
             for matrix in shared:
@@ -67,7 +70,7 @@ def alike(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """Runs whose medians agree to within the threshold."""
     for first, second, one, two in _pairs(evidence):
         gaps = []
-        for name in TELLING:
+        for name in RATIOS:
             before, after = medians(one, name), medians(two, name)
             shared = [matrix for matrix in before.index if matrix in after.index and before[matrix] != 0]
             gaps += [abs(float(after[matrix] / before[matrix]) - 1) for matrix in shared]

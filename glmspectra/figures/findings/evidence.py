@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from glmspectra.figures.tables import Tables, in_layers, whole_matrices
+from glmspectra.figures.tables import Tables, in_layers, matrices_alone
 from glmspectra.figures.training_log import TrainingRun
 from glmspectra.store.columns import column
 
@@ -51,9 +51,9 @@ class Evidence:
     compared: dict[str, Tables] = field(default_factory=dict)
 
     def rows(self, quantity: str) -> pd.DataFrame:
-        """Whole matrices of one quantity that lie in a layer; empty where there are none."""
+        """Matrices of one quantity that lie in a layer, of a stack of experts each; empty where there are none."""
         tables = self.sets.get(quantity)
-        return in_layers(whole_matrices(tables.matrices)) if tables is not None else pd.DataFrame()
+        return in_layers(matrices_alone(tables.matrices)) if tables is not None else pd.DataFrame()
 
 
 def link_to(row: pd.Series, measure: str = "") -> str:

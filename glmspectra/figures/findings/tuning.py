@@ -10,12 +10,20 @@ from glmspectra.figures.words import number, percent, signed
 from glmspectra.language import Words
 
 
+def _told(gap: dict[str, float]) -> bool:
+    """Whether a difference has an interval: of one row there is none."""
+    return bool(np.isfinite(gap["low"]) and np.isfinite(gap["high"]))
+
+
 def against_uniform(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """The answer of a loop: were the suggested ranks better than uniform ones of the same cost?"""
     gap = evidence.scores.differences.get("suggested-uniform")
     if gap is None:
         return
     low, high = gap["low"], gap["high"]
+    if not _told(gap):
+        yield rule.says(signed(gap["mean"]), np.inf, "#outcome", variant="-one", mean=signed(gap["mean"]))
+        return
     variant = "-better" if high < rule.threshold else "-worse" if low > rule.threshold else ""
     values = {"mean": signed(gap["mean"]), "low": signed(low), "high": signed(high), "rows": int(gap["rows"])}
     yield rule.says(signed(gap["mean"]), np.inf, "#outcome", variant=variant, **values)
@@ -27,6 +35,9 @@ def against_base(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         gap = evidence.scores.differences.get(f"{name}-base")
         if gap is None:
             continue
+        if not _told(gap):
+            yield rule.says(signed(gap["mean"]), 1e6, "#outcome", variant="-one", mean=signed(gap["mean"]))
+            return
         variant = "" if gap["high"] < rule.threshold else "-worse" if gap["low"] > rule.threshold else "-none"
         values = {"mean": signed(gap["mean"]), "low": signed(gap["low"]), "high": signed(gap["high"])}
         yield rule.says(signed(gap["mean"]), 1e6, "#outcome", variant=variant, rows=int(gap["rows"]), **values)

@@ -43,6 +43,8 @@ def _listed(names: Iterable[str]) -> Words:
 def outlying_cells(rows: pd.DataFrame, rule: Rule) -> list[Finding]:
     """The matrices that stand out from their kind, each once, by the measure in which it does most."""
     rows = in_layers(rows)
+    if not len(rows):
+        return []
     tables = [outlying(rows, name).assign(measure=name) for name in TELLING if name in rows]
     tables = [table for table in tables if len(table)]
     if not tables:
@@ -142,7 +144,8 @@ def like_noise(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     rows = evidence.rows("weight")
     if not has(rows, "mp_spikes"):
         return
-    none = rows[rows["mp_spikes"].eq(0).fillna(False).astype(bool)]
+    rows = rows[rows["mp_spikes"].notna()]
+    none = rows[rows["mp_spikes"].eq(0).astype(bool)]
     share = len(none) / len(rows)
     if share >= rule.threshold:
         yield rule.says(
@@ -187,7 +190,7 @@ def few_directions(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
             "value": value,
             "count": len(heavy),
         }
-        yield rule.says(value, size, link_to(worst, "top12_energy_share"), all=str(len(rows)), **values)
+        yield rule.says(value, size, link_to(worst, "top12_energy_share"), all=str(len(large)), **values)
 
 
 def trends(evidence: Evidence, rule: Rule) -> Iterable[Finding]:

@@ -70,6 +70,8 @@ function select(label, options, chosen, choose) {
 function check(label, checked, choose) {
   return h("label", {}, h("input", { type: "checkbox", checked, onchange: (event) => choose(event.target.checked) }), label);
 }
+// A link from a head of a table to its entry in the glossary.
+const explained = (entry, label) => h("a", { className: "means", href: `#${encodeURIComponent(entry)}`, "aria-label": t("ui-means", { label }) }, "?");
 
 // --- Numbers ---
 const MINUS = "\u2212";

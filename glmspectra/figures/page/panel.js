@@ -44,7 +44,7 @@ function drawPanel(host) {
         check(t("ui-log-axes"), state.log, (value) => { state.log = value; build(); })),
       h("p", { className: "note" }, set.rows.name[row]),
       h("div", { className: "figures three" }, panelFigures(shownPlace, state).map((one) => one.element)),
-      ...sets.map((one) => numbersOf(one, rowAt(one, shownPlace))),
+      ...sets.map((one) => numbersOf(one, rowAt(one, shownPlace))).filter((box) => box !== null),
     );
     for (const one of everyFigure()) if (host.contains(one.element)) one.ready();
     host.setAttribute("aria-label", nameOf(set, row));

@@ -9,8 +9,15 @@ for (const host of document.querySelectorAll("[data-figure]")) changers[host.dat
 const contents = document.getElementById("contents");
 for (const title of document.querySelectorAll("main > section > h2")) contents.append(h("li", {}, h("a", { href: `#${title.parentElement.id}` }, ...[...title.childNodes].map((node) => node.cloneNode(true)))));
 for (const button of document.querySelectorAll("[data-language]")) button.addEventListener("click", () => { remember({ lang: button.dataset.language }); speak(button.dataset.language); });
+// Every column of the tables stands in the glossary, where the heads of the tables link to.
+const columnsShown = new Map(sets.flatMap((set) => Object.entries(set.columns)));
+const glossary = document.querySelector("[data-glossary]");
+if (glossary) {
+  const written = [...columnsShown].map(([name, column]) => [h("dt"), h("dd"), column, h("div", { id: `column-${name}` })]);
+  for (const [title, means, , entry] of written) { entry.append(title, means); glossary.append(entry); }
+  listeners.push(() => { for (const [title, means, column] of written) { title.textContent = capital(axisOf(column)); means.textContent = inLanguage(column.meaning); } });
+}
 speak(firstLanguage());
-// Words that stand in figures and in the glossary alike: a head of the table explains itself by its tooltip, a term by its address.
 function follow() {
   readAddress();
   const asked = Object.fromEntries(["map", "set"].filter((key) => address.query.has(key)).map((key) => [key === "map" ? "measure" : key, address.query.get(key)]));

@@ -40,11 +40,12 @@ function drawTable(host) {
       build();
       host.querySelector(`th[data-name="${CSS.escape(name)}"] button`).focus();
     } }, key ? inLanguage(set.columns[name].head) : t(name === "layer" ? "ui-layer" : "ui-matrix-choice"), state.sort === name ? h("span", { "aria-hidden": "true" }, state.up ? " ▲" : " ▼") : null);
+    const meant = (name, key) => explained(key ? `column-${name}` : `term-${name}`, key ? inLanguage(set.columns[name].label) : t(name === "layer" ? "ui-layer" : "ui-matrix-choice"));
     const sorted = (name) => (state.sort === name ? (state.up ? "ascending" : "descending") : "none");
     const head = h("thead", {}, h("tr", {},
-      h("th", { scope: "col", className: "stick first number", "aria-sort": sorted("layer"), "data-name": "layer" }, sorter("layer", false)),
-      h("th", { scope: "col", className: "stick second", "aria-sort": sorted("matrix"), "data-name": "matrix" }, sorter("matrix", false)),
-      columns.map((name, place) => h("th", { scope: "col", className: `number${place >= ESSENTIAL ? " further" : ""}`, "aria-sort": sorted(name), "data-name": name }, sorter(name, true)))));
+      h("th", { scope: "col", className: "stick first number", "aria-sort": sorted("layer"), "data-name": "layer" }, sorter("layer", false), meant("layer", false)),
+      h("th", { scope: "col", className: "stick second", "aria-sort": sorted("matrix"), "data-name": "matrix" }, sorter("matrix", false), meant("matrix", false)),
+      columns.map((name, place) => h("th", { scope: "col", className: `number${place >= ESSENTIAL ? " further" : ""}`, "aria-sort": sorted(name), "data-name": name }, sorter(name, true), meant(name, true)))));
     const outs = new Map(columns.map((name) => [name, new Set(set.out[name] ?? [])]));
     const line = (row) => h("tr", {},
       h("td", { className: "stick first number" }, set.rows.layer[row] === null ? "–" : String(set.rows.layer[row])),

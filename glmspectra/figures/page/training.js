@@ -62,8 +62,8 @@ function rankHistory(run) {
   const names = unique([...cells].sort((a, b) => d3.ascending(a.order, b.order)).map((cell) => cell.name));
   const high = d3.max(cells, (cell) => cell.rank) || 1, total = steps.map((step) => ({ x: step, y: d3.sum(cells.filter((cell) => cell.step === step), (cell) => cell.rank) }));
   const map = figure(t("ui-rank-history", { run: run.name }), (width) => Plot.plot({
-    width, height: 60 + 9 * names.length, marginLeft: 150, marginBottom: 36, style: { background: "transparent", color: "currentColor", fontSize: "11px" },
-    x: { type: "band", domain: steps, label: t("ui-step"), labelArrow: "none", ticks: steps.filter((_, at) => at % Math.ceil(steps.length / (width / 60)) === 0) }, y: { type: "band", domain: names, label: null, ticks: names.filter((_, at) => at % 2 === 0) },
+    width, height: 60 + (names.length > 24 ? 9 : 16) * names.length, marginLeft: 150, marginBottom: 36, style: { background: "transparent", color: "currentColor", fontSize: "11px" },
+    x: { type: "band", domain: steps, label: t("ui-step"), labelArrow: "none", ticks: steps.filter((_, at) => at % Math.ceil(steps.length / (width / 60)) === 0) }, y: { type: "band", domain: names, label: null, ticks: names.filter((_, at) => names.length <= 24 || at % 2 === 0) },
     marks: [Plot.cell(cells, { x: "step", y: "name", fill: (cell) => (cell.rank === null ? "var(--empty)" : d3.interpolateCividis(cell.rank / high)) }), tip(cells, { x: "step", y: "name", title: (cell) => `${cell.name}, ${t("ui-step")} ${cell.step}: ${digits(cell.rank)}` })],
   }), t("ui-rank-history-caption", { high: digits(high) }));
   const sum = figure(t("ui-rank-total"), (width) => axes({

@@ -18,7 +18,8 @@ from matplotlib.patches import Patch
 from glmspectra.figures.rank_tables import check_columns
 from glmspectra.figures.svg import style
 from glmspectra.figures.svg.heatmaps import heat
-from glmspectra.figures.svg.layers import NUMBER_LABEL, Spectra, depth_panels, slug
+from glmspectra.figures.svg.layers import Spectra, depth_panels, slug
+from glmspectra.figures.svg.words import say
 from glmspectra.figures.tables import has, layers_of, thin, whole_matrices
 from glmspectra.store.columns import column
 
@@ -36,7 +37,6 @@ OPTIONAL_COLUMNS = (
 SIMILARITY_TABLE = ("name", "layer", "matrix", "side", "i", "j", "similarity")
 MOST_PANELS = 12
 FLOOR_REACH = 300.0  # how far below the smallest value a rounding floor may lie and still be drawn
-_SIGMA = "singular value σ of ΔW (units of the weight)"
 
 
 def draw_delta_spectra(spectra: Spectra, delta: pd.DataFrame | None = None) -> Figure:
@@ -46,7 +46,7 @@ def draw_delta_spectra(spectra: Spectra, delta: pd.DataFrame | None = None) -> F
     unless it is so far down that the lines would be pressed together: `low_floors` names it then).
     """
     names = list(spectra.order)[:MOST_PANELS]
-    figure, axes, colour = depth_panels(names, spectra.layers, NUMBER_LABEL, _SIGMA)
+    figure, axes, colour = depth_panels(names, spectra.layers, say("figure-number"), say("figure-sigma-change"))
     longest, largest, smallest = 1, 0.0, _smallest(spectra)
     for ax, name in zip(axes, names, strict=True):
         for layer in spectra.layers:
@@ -116,10 +116,10 @@ def _floor(delta: pd.DataFrame | None, series: str) -> float:
 
 
 GROWTH = (
-    ("spectral_norm", "Largest direction", "spectral norm of ΔW (units of the weight)"),
-    ("frobenius_norm", "Size", "Frobenius norm of ΔW (units of the weight)"),
-    ("relative_frobenius", "Size relative to W", "||ΔW|| / ||W|| (%)"),
-    ("effective_rank", "Effective rank", "effective rank (directions)"),
+    ("spectral_norm", "figure-largest-direction", "figure-spectral-norm-change"),
+    ("frobenius_norm", "figure-size", "figure-frobenius-norm-change"),
+    ("relative_frobenius", "figure-size-relative", "figure-relative"),
+    ("effective_rank", "figure-effective-rank", "figure-effective-rank-axis"),
 )
 
 
@@ -175,7 +175,7 @@ def draw_growth(matrices: pd.DataFrame, delta: pd.DataFrame | None = None) -> Fi
         ax.set_ylim(bottom=0)
         style.linear_axis(ax, "x", 6, whole=True)
         style.linear_axis(ax, "y")
-        ax.set(title=title, xlabel="step (optimizer updates)", ylabel=label)
+        ax.set(title=say(title), xlabel=say("figure-step"), ylabel=say(label))
     style.key(figure, [Line2D([], [], **looks[name].line()) for name in order], order, per_row=per_row)
     return figure
 
@@ -214,14 +214,14 @@ def draw_rank_use(delta: pd.DataFrame) -> Figure | None:
         ax.grid(False, axis="x")
         style.layer_axis(ax, layers, label=i >= len(order) - columns)
         share = group["used"].sum() / max(group["allotted_rank"].sum(), 1)
-        ax.set_title(f"{matrix}: {100 * share:.0f} % in use")
+        ax.set_title(say("figure-in-use", matrix=matrix, share=f"{100 * share:.0f}"))
         if i % columns == 0:
-            ax.set_ylabel("rank (directions)")
+            ax.set_ylabel(say("figure-rank"))
     style.linear_axis(axes[0], "y", 4, whole=True)
     style.key(
         figure,
         [Patch(color=style.PALE), Patch(color=style.COLOURS[0])],
-        ["allotted", "in use (99 % of the energy of ΔW)"],
+        [say("figure-allotted"), say("figure-used")],
     )
     return figure
 
@@ -253,13 +253,13 @@ def draw_similarity(similarity: pd.DataFrame, name: str | None = None) -> Figure
             described,
             scale=Normalize(0, 1),
             bar=i % columns == columns - 1 or i == len(cells) - 1,
-            bar_label="φ (no unit)",
+            bar_label=say("figure-phi"),
         )
         _few_ticks(ax, table)
-        ax.set_title(f"{matrix}, {side}", fontsize=8.5)
-        ax.set_xlabel("top j of W", fontsize=8)
+        ax.set_title(say(f"figure-side-{side}", matrix=matrix), fontsize=8.5)
+        ax.set_xlabel(say("figure-top-of-weight"), fontsize=8)
         if i % columns == 0:
-            ax.set_ylabel("top i of ΔW", fontsize=8)
+            ax.set_ylabel(say("figure-top-of-change"), fontsize=8)
     return figure
 
 
@@ -279,7 +279,7 @@ def draw_merged(weight: Spectra, merged: Spectra, top: int = 20) -> Figure | Non
     ]
     if not names:
         return None
-    figure, axes, colour = depth_panels(names, weight.layers, NUMBER_LABEL, "change of σ from W to W + ΔW (%)")
+    figure, axes, colour = depth_panels(names, weight.layers, say("figure-number"), say("figure-moved"))
     for ax, name in zip(axes, names, strict=True):
         for layer in weight.layers:
             before, after = weight.sigma.get((layer, name)), merged.sigma.get((layer, name))

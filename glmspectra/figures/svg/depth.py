@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from glmspectra.figures.svg import style
 from glmspectra.figures.svg.layers import slug
+from glmspectra.figures.svg.words import axis, say
 from glmspectra.figures.tables import has, in_layers, layers_of, series_order
 from glmspectra.store.columns import column
 
@@ -21,7 +22,10 @@ MOST_SERIES = 42
 
 @dataclass(frozen=True)
 class Measure:
-    """One panel of a figure by depth: a column, its title, and a value to compare with where there is one."""
+    """One panel of a figure by depth: a column, its title, and a value to compare with where there is one.
+
+    Title and label of the value are names of the catalogue.
+    """
 
     column: str
     title: str
@@ -35,40 +39,43 @@ def _beyond(k: int) -> float:
 
 
 TOP12 = (
-    Measure("top12_share_of_singular_value_sum", "Top 12 in the sum of singular values"),
-    Measure("top12_energy_share", "Top 12 in the energy (sum of squares)"),
+    Measure("top12_share_of_singular_value_sum", "figure-top12-sum"),
+    Measure("top12_energy_share", "figure-top12-energy"),
 )
 RANKS = (
-    Measure("stable_rank", "Stable rank"),
-    Measure("effective_rank", "Effective rank"),
-    Measure("participation_ratio", "Participation ratio"),
+    Measure("stable_rank", "figure-stable-rank"),
+    Measure("effective_rank", "figure-effective-rank"),
+    Measure("participation_ratio", "figure-participation-ratio"),
 )
 EDGES = (
-    Measure("mp_spikes", "Beyond the Marchenko-Pastur edge"),
-    Measure("gavish_donoho_rank", "Gavish-Donoho rank"),
+    Measure("mp_spikes", "figure-mp-spikes"),
+    Measure("gavish_donoho_rank", "figure-gavish-donoho"),
 )
 TAILS = (
-    Measure("alpha", "Power-law exponent of the tail", 6.0, "close to random above"),
-    Measure("alpha_ks", "How well the power law fits", 0.1, "says little above"),
+    Measure("alpha", "figure-alpha", 6.0, "figure-alpha-above"),
+    Measure("alpha_ks", "figure-alpha-ks", 0.1, "figure-alpha-ks-above"),
 )
 NORMS = (
-    Measure("spectral_norm", "Spectral norm"),
-    Measure("frobenius_norm", "Frobenius norm"),
-    Measure("condition_number", "Condition number"),
+    Measure("spectral_norm", "figure-spectral-norm"),
+    Measure("frobenius_norm", "figure-frobenius-norm"),
+    Measure("condition_number", "figure-condition-number"),
 )
 SPREAD = (
-    Measure("std", "Standard deviation"),
-    Measure("mean", "Mean", 0.0),
-    Measure("normal_ks", "Distance from a normal distribution"),
+    Measure("std", "figure-std"),
+    Measure("mean", "figure-mean", 0.0),
+    Measure("normal_ks", "figure-normal-ks"),
 )
 OUTLIERS = (
-    Measure("share_beyond_4_sigma", "Entries beyond 4 std", _beyond(4), "normal distribution"),
-    Measure("share_beyond_6_sigma", "Entries beyond 6 std"),
-    Measure("excess_kurtosis", "Excess kurtosis", 0.0, "normal distribution"),
-    Measure("abs_max_in_std", "Largest entry, in std"),
-    Measure("row_peak", "Largest / median row norm"),
-    Measure("column_peak", "Largest / median column norm"),
+    Measure("share_beyond_4_sigma", "figure-beyond-four", _beyond(4), "figure-normal"),
+    Measure("share_beyond_6_sigma", "figure-beyond-six"),
+    Measure("excess_kurtosis", "figure-kurtosis", 0.0, "figure-normal"),
+    Measure("abs_max_in_std", "figure-largest-entry"),
+    Measure("row_peak", "figure-row-peak"),
+    Measure("column_peak", "figure-column-peak"),
 )
+
+# Columns that are computed here and have no entry of their own, and the axis of each.
+OWN_AXES = {"abs_max_in_std": "figure-weight-in-std", "row_peak": "figure-ratio", "column_peak": "figure-ratio"}
 
 
 def is_constant(matrices: pd.DataFrame, name: str) -> bool:
@@ -103,7 +110,7 @@ def draw_by_depth(matrices: pd.DataFrame, measures: Sequence[Measure]) -> Figure
     for ax, (measure, chunk) in zip(axes, cells, strict=True):
         _lines(ax, rows, measure, chunk, looks, layers)
         if chunk[0] in parts:
-            ax.set_title(f"{measure.title}, parts", fontsize=8.5)
+            ax.set_title(say("figure-parts", title=say(measure.title)), fontsize=8.5)
     style.key(figure, [Line2D([], [], **looks[name].line()) for name in order], order, per_row=per_row)
     return figure
 
@@ -144,7 +151,7 @@ def _lines(ax: Axes, rows: pd.DataFrame, measure: Measure, names: Sequence[str],
         ax.axhline(measure.reference, color=style.GREY, linewidth=0.9, linestyle=(0, (2, 1.5)), zorder=1)
         if measure.reference_label:
             ax.annotate(
-                measure.reference_label,
+                say(measure.reference_label),
                 (1, measure.reference),
                 xycoords=("axes fraction", "data"),
                 xytext=(0, 2.5),
@@ -158,15 +165,9 @@ def _lines(ax: Axes, rows: pd.DataFrame, measure: Measure, names: Sequence[str],
     if described.share:
         style.percent_axis(ax)
     style.layer_axis(ax, layers)
-    ax.set_title(measure.title, fontsize=8.5)
-    label = described.axis()
-    ax.set_ylabel(
-        {
-            "abs_max_in_std": "|weight| (standard deviations)",
-            "row_peak": "ratio (no unit)",
-            "column_peak": "ratio (no unit)",
-        }.get(measure.column, label)
-    )
+    ax.set_title(say(measure.title), fontsize=8.5)
+    special = OWN_AXES.get(measure.column)
+    ax.set_ylabel(say(special) if special else axis(measure.column))
 
 
 ENERGIES = (50, 80, 90, 95, 99)
@@ -187,7 +188,7 @@ def draw_energy_ranks(matrices: pd.DataFrame) -> Figure | None:
     looks = style.strokes([str(level) for level in ENERGIES])
     columns = style.grid_columns(len(order))
     panel = (2.05, 2.0) if columns == 4 else (2.75, 2.1)
-    labels = [f"{level} % of energy" for level in levels]
+    labels = [say("figure-energy", level=level) for level in levels]
     figure, axes = style.panels(
         len(order), columns, panel, left=0.82, top=style.key_height(1) + 0.36, bottom=0.55, gap=(0.62, 0.88)
     )
@@ -204,7 +205,7 @@ def draw_energy_ranks(matrices: pd.DataFrame) -> Figure | None:
         ceiling = float(np.nanmax(np.minimum(line["rows"].astype(float), line["cols"].astype(float))))
         ax.axhline(ceiling, color=style.GREY, linewidth=0.9, linestyle=(0, (2, 1.5)))
         ax.annotate(
-            "all directions",
+            say("figure-all-directions"),
             (1, ceiling),
             xycoords=("axes fraction", "data"),
             xytext=(0, -3),
@@ -218,9 +219,9 @@ def draw_energy_ranks(matrices: pd.DataFrame) -> Figure | None:
         ax.set_ylim(0, ceiling * 1.06)
         style.linear_axis(ax, "y", 5, whole=True)
         style.layer_axis(ax, layers)
-        ax.set_xlabel("layer")
+        ax.set_xlabel(say("figure-layer"))
         ax.set_title(name, fontsize=8.5)
         if i % columns == 0:
-            ax.set_ylabel("energy rank (directions)")
+            ax.set_ylabel(say("figure-energy-rank"))
     style.key(figure, [Line2D([], [], **looks[str(level)].line()) for level in levels], labels)
     return figure

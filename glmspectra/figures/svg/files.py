@@ -13,15 +13,14 @@ from glmspectra.figures.svg import delta as changes
 from glmspectra.figures.svg import depth, heatmaps, layers, ranks, training, values
 from glmspectra.figures.svg.one_layer import draw_layer
 from glmspectra.figures.svg.style import save_svg, styled
+from glmspectra.figures.svg.words import extremes, figure_language, say
 from glmspectra.figures.tables import Tables, has, in_layers, similarity_table, whole_matrices, with_outlier_ratios
 from glmspectra.figures.training_log import TrainingRun
-from glmspectra.figures.words import extremes
-from glmspectra.language import text
 from glmspectra.store.columns import column
 
 _CHANGE_RANKS = (
-    depth.Measure("stable_rank", "Stable rank of ΔW"),
-    depth.Measure("effective_rank", "Effective rank of ΔW"),
+    depth.Measure("stable_rank", "figure-stable-rank-change"),
+    depth.Measure("effective_rank", "figure-effective-rank-change"),
 )
 _CHANGE_MAPS = ("relative_frobenius", "intruders", "amplification", "overlap_left", "overlap_right")
 _HEAD_MAPS = ("stable_rank", "effective_rank", "spectral_norm")
@@ -48,7 +47,7 @@ def save_all(figures: Iterator[Drawn], folder: Path) -> list[Path]:
 
 
 def _drawn(name: str, figure: Figure | None, described: str = "") -> Drawn:
-    title = text(f"svg-{name.replace('_', '-')}")
+    title = say(f"svg-{name.replace('_', '-')}")
     return Drawn(name, title, f"{title}. {described}".strip(), figure)
 
 
@@ -57,7 +56,7 @@ def left_out(drawn: int, there: int, which: str) -> str:
 
     which: those that are shown, in words.
     """
-    return f"Of {there} only {drawn} are drawn here, {which}; the table holds all." if there > drawn else ""
+    return say("figure-only-some", all=there, drawn=drawn, which=which) if there > drawn else ""
 
 
 def weight_figures(run: Tables, columns: Sequence[str] = (), per_layer: bool = True) -> Iterator[Drawn]:
@@ -81,11 +80,10 @@ def weight_figures(run: Tables, columns: Sequence[str] = (), per_layer: bool = T
             ("tails", depth.TAILS),
             ("norms", depth.NORMS),
         ):
-            telling = [measure for measure in measures if not depth.is_constant(matrices, measure.column)]
-            yield _drawn(name, depth.draw_by_depth(matrices, telling), extremes(matrices, measures[0].column))
+            yield _by_depth(name, matrices, measures)
         yield _drawn("energy_ranks", depth.draw_energy_ranks(matrices), extremes(matrices, "energy_rank_90"))
     if spectra.sigma:
-        note = left_out(layers.MOST_PANELS, len(spectra.order), "the first in the order of the layers")
+        note = left_out(layers.MOST_PANELS, len(spectra.order), say("figure-first-layers"))
         yield _drawn("spectra_by_matrix", layers.draw_spectra_by_matrix(spectra), note)
         note = _lines_left_out(max(len(spectra.of_layer(layer)) for layer in spectra.layers))
         yield _drawn("sheet_top20", layers.draw_sheet(spectra, "top"), note)
@@ -94,17 +92,27 @@ def weight_figures(run: Tables, columns: Sequence[str] = (), per_layer: bool = T
         yield _drawn("outside_layers", layers.draw_outside(run))
     if len(run.histograms) or has(matrices, "std"):
         yield _drawn("histograms", values.draw_value_ridges(run))
-        yield _drawn("spread", depth.draw_by_depth(matrices, depth.SPREAD), extremes(matrices, "std"))
-        yield _drawn("outliers", depth.draw_by_depth(matrices, depth.OUTLIERS), extremes(matrices, "excess_kurtosis"))
+        yield _by_depth("spread", matrices, depth.SPREAD)
+        yield _by_depth("outliers", matrices, depth.OUTLIERS)
     yield from _heat_maps(matrices, columns)
     for layer in spectra.layers if per_layer else ():
-        title = text("svg-layer", layer=layer)
+        title = say("svg-layer", layer=layer)
         note = _lines_left_out(len(spectra.of_layer(layer)))
         yield Drawn(f"layer_{layer:02d}", title, f"{title}. {note}".strip(), draw_layer(spectra, layer))
 
 
+def _by_depth(name: str, matrices: pd.DataFrame, measures: Sequence[depth.Measure]) -> Drawn:
+    """Measures by depth, without those of one value only; what is told of it is of the first that is drawn."""
+    telling = [measure for measure in measures if not depth.is_constant(matrices, measure.column)]
+    return _drawn(
+        name,
+        depth.draw_by_depth(matrices, telling),
+        extremes(matrices, telling[0].column) if telling else "",
+    )
+
+
 def _lines_left_out(there: int) -> str:
-    return left_out(layers.MOST_LINES, there, "those of the largest first singular value in each layer")
+    return left_out(layers.MOST_LINES, there, say("figure-largest-first"))
 
 
 def _heat_maps(matrices: pd.DataFrame, columns: Sequence[str]) -> Iterator[Drawn]:
@@ -117,12 +125,12 @@ def _heat_maps(matrices: pd.DataFrame, columns: Sequence[str]) -> Iterator[Drawn
             )
     for name in dict.fromkeys([*heatmaps.DEFAULT_COLUMNS, *columns]):
         if has(rows, name) and (name in columns or not depth.is_constant(rows, name)):
-            title = column(name).label[0].capitalize()
+            title = column(name).label[figure_language() == "zh"].capitalize()
             yield Drawn(
                 f"heat_{name}", title, f"{title}: {extremes(matrices, name)}.", heatmaps.draw_heatmap(matrices, name)
             )
     for name in _HEAD_MAPS:
-        title = text("svg-heads", measure=column(name).label[0])
+        title = say("svg-heads", measure=column(name).label[figure_language() == "zh"])
         yield Drawn(f"heads_{name}", title, title, heatmaps.draw_heads(matrices, name))
 
 

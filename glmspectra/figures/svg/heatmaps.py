@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter
 
 from glmspectra.errors import RequestError
 from glmspectra.figures.svg import style
+from glmspectra.figures.svg.words import axis, say
 from glmspectra.figures.tables import has, in_layers, is_head, series_order, split_head
 from glmspectra.store.columns import Column, column
 
@@ -80,8 +81,8 @@ def draw_heatmap(matrices: pd.DataFrame, name: str) -> Figure:
     left = 0.35 + 0.082 * max(len(series) for series in table.index)
     figure, (ax,) = style.panels(1, 1, (width, height), left=left, right=1.25, top=0.34, bottom=0.52)
     heat(ax, table, described)
-    ax.set_xlabel("layer (0 = nearest the input)")
-    ax.set_title(described.axis()[:1].upper() + described.axis()[1:])
+    ax.set_xlabel(say("figure-layer-from-input"))
+    ax.set_title(axis(name)[:1].upper() + axis(name)[1:])
     return figure
 
 
@@ -170,8 +171,8 @@ def draw_heads(matrices: pd.DataFrame, name: str = "stable_rank") -> Figure | No
         ax = figure.add_axes((x / width, bottom / height, w / width, tall / height))
         heat(ax, table, described, scale=scale, bar=i == len(tables) - 1)
         ax.set_title(group)
-        ax.set_xlabel("head")
+        ax.set_xlabel(say("figure-head"))
         if i == 0:
-            ax.set_ylabel("layer")
+            ax.set_ylabel(say("figure-layer"))
         x += w + gap
     return figure

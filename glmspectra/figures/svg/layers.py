@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from glmspectra.figures.svg import style
+from glmspectra.figures.svg.words import say
 from glmspectra.figures.tables import (
     Tables,
     in_layers,
@@ -24,9 +25,6 @@ from glmspectra.figures.tables import (
 TOP = 20  # the original study drew this many
 MOST_LINES = 14  # more lines on one pair of axes cannot be told apart
 MOST_PANELS = 4 * MOST_LINES
-
-NUMBER_LABEL = "singular value number (1 = largest)"
-SIGMA_LABEL = "singular value σ (units of the weight)"
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def draw_sheet(spectra: Spectra, what: str = "top") -> Figure:
         ax.text(
             0.96,
             0.94,
-            f"layer {layer}",
+            say("figure-layer-number", layer=str(layer)),
             ha="right",
             va="top",
             transform=ax.transAxes,
@@ -150,8 +148,8 @@ def draw_sheet(spectra: Spectra, what: str = "top") -> Figure:
         spectrum_axes(first, everything)
         style.log_axis(first, "x", 3)
         style.log_axis(first, "y", 4)
-    figure.supxlabel(NUMBER_LABEL, fontsize=9, y=0.1 / figure.get_figheight(), va="bottom")
-    figure.supylabel(SIGMA_LABEL, fontsize=9, x=0.12 / figure.get_figwidth())
+    figure.supxlabel(say("figure-number"), fontsize=9, y=0.1 / figure.get_figheight(), va="bottom")
+    figure.supylabel(say("figure-sigma"), fontsize=9, x=0.12 / figure.get_figwidth())
     style.key(figure, line_keys(names, looks), names, per_row=per_row)
     return figure
 
@@ -159,7 +157,7 @@ def draw_sheet(spectra: Spectra, what: str = "top") -> Figure:
 def draw_spectra_by_matrix(spectra: Spectra) -> Figure:
     """A panel for each series, in it one line a layer, dark (near the input) to light."""
     names = list(spectra.order)[:MOST_PANELS]
-    figure, axes, colour = depth_panels(names, spectra.layers, NUMBER_LABEL, SIGMA_LABEL)
+    figure, axes, colour = depth_panels(names, spectra.layers, say("figure-number"), say("figure-sigma"))
     for ax, name in zip(axes, names, strict=True):
         for layer in spectra.layers:
             if (layer, name) in spectra.sigma:
@@ -208,7 +206,7 @@ def depth_bar(figure: Figure, shade: Normalize) -> None:
     width, height = figure.get_size_inches()
     bar_height = min(2.4, height - 1.2)
     ax = figure.add_axes((1 - 0.72 / width, 0.6 / height, 0.13 / width, bar_height / height))
-    bar = figure.colorbar(ScalarMappable(shade, style.DEPTH_MAP), cax=ax, label="layer")
+    bar = figure.colorbar(ScalarMappable(shade, style.DEPTH_MAP), cax=ax, label=say("figure-layer"))
     bar.outline.set_visible(False)
     style.linear_axis(ax, "y", 6, whole=True)
 
@@ -235,6 +233,6 @@ def draw_outside(run: Tables) -> Figure | None:
         at = thin(len(numbers))
         ax.plot(at + 1, numbers[at], gid=slug(f"spectrum-{name}"), **looks[name].line(markevery=0.12))
     spectrum_axes(ax, list(sigma.values()))
-    ax.set(xlabel=NUMBER_LABEL, ylabel=SIGMA_LABEL)
+    ax.set(xlabel=say("figure-number"), ylabel=say("figure-sigma"))
     style.key(figure, line_keys(names, looks), names, per_row=per_row)
     return figure

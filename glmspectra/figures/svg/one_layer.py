@@ -10,8 +10,6 @@ from matplotlib.figure import Figure
 
 from glmspectra.figures.svg import style
 from glmspectra.figures.svg.layers import (
-    NUMBER_LABEL,
-    SIGMA_LABEL,
     TOP,
     Spectra,
     drawable,
@@ -19,6 +17,7 @@ from glmspectra.figures.svg.layers import (
     slug,
     spectrum_axes,
 )
+from glmspectra.figures.svg.words import say
 from glmspectra.figures.tables import marchenko_pastur_density, spectral_density, thin
 
 MOST_DENSITIES = 8
@@ -54,10 +53,10 @@ def draw_layer(spectra: Spectra, layer: int) -> Figure:
         y = head + upper + between + row * (lower + between)
         ax = add(left + column * (quarter + narrow_gap), y, quarter, lower)
         draw_density(ax, spectra, layer, members, looks)
-        ax.set_title(f"{matrix}: density", fontsize=8.5, pad=15)
-        ax.set_xlabel("σ (units of the weight)")
+        ax.set_title(say("figure-density", matrix=matrix), fontsize=8.5, pad=15)
+        ax.set_xlabel(say("figure-sigma-short"))
         if column == 0:
-            ax.set_ylabel("density (1 / unit)")
+            ax.set_ylabel(say("figure-density-axis"))
     style.key(figure, line_keys(names, looks), names, per_row=per_row)
     return figure
 
@@ -71,7 +70,11 @@ def draw_largest(ax: Axes, layer: int, drawn: Mapping[str, np.ndarray], looks: L
     ax.set_xlim(0.4, TOP + 0.6)
     ax.set_xticks([1, 5, 10, 15, 20])
     style.linear_axis(ax, "y")
-    ax.set(title=f"Layer {layer}: the {TOP} largest", xlabel=NUMBER_LABEL, ylabel=SIGMA_LABEL)
+    ax.set(
+        title=say("figure-layer-largest", layer=str(layer), count=TOP),
+        xlabel=say("figure-number"),
+        ylabel=say("figure-sigma"),
+    )
 
 
 def draw_spectra(ax: Axes, layer: int, drawn: Mapping[str, np.ndarray], looks: Looks, whole: bool) -> None:
@@ -81,8 +84,8 @@ def draw_spectra(ax: Axes, layer: int, drawn: Mapping[str, np.ndarray], looks: L
         ax.plot(at + 1, sigma[at], gid=slug(f"spectrum-{name}"), **looks[name].line(marker="", linewidth=1.4))
         ax.plot(mark + 1, sigma[mark], **looks[name].line(linestyle="none"))
     spectrum_axes(ax, list(drawn.values()))
-    what = "the whole spectrum" if whole else "the largest values (top-k run)"
-    ax.set(title=f"Layer {layer}: {what}", xlabel=NUMBER_LABEL, ylabel=SIGMA_LABEL)
+    title = say("figure-layer-whole" if whole else "figure-layer-top", layer=str(layer))
+    ax.set(title=title, xlabel=say("figure-number"), ylabel=say("figure-sigma"))
 
 
 def _density_groups(series: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
@@ -101,7 +104,7 @@ def draw_density(ax: Axes, spectra: Spectra, layer: int, members: Sequence[str],
     """
     measured = [name for name in members if spectra.complete(layer, name)]
     if not measured:
-        words = "not all values measured\n(top-k run)"
+        words = f"{say('figure-not-all')}\n{say('figure-top-k')}"
         ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes, color=style.GREY, fontsize=8)
         ax.set(xticks=[], yticks=[])
         return
@@ -127,7 +130,8 @@ def draw_density(ax: Axes, spectra: Spectra, layer: int, members: Sequence[str],
     style.log_axis(ax, "y", 4)
     style.log_axis(ax, "x", 3)
     if notes:
-        ax.text(0, 1.03, f"beyond edge: {', '.join(notes)}", transform=ax.transAxes, fontsize=7.5, color=style.GREY)
+        beyond = say("figure-beyond-edge", counts=", ".join(notes))
+        ax.text(0, 1.03, beyond, transform=ax.transAxes, fontsize=7.5, color=style.GREY)
 
 
 def _draw_series(

@@ -12,13 +12,15 @@ from glmspectra.figures.rank_tables import CURVE_TABLE, RANK_TABLE, check_column
 from glmspectra.figures.svg import style
 from glmspectra.figures.svg.heatmaps import heat, scale_for
 from glmspectra.figures.svg.layers import slug
+from glmspectra.figures.svg.words import say
 from glmspectra.store.columns import COLUMNS
 
+# Metric of a budget curve -> title and axis.
 METRICS = {
-    "loss": "expected held-out loss (nats per token)",
-    "energy": "energy held (%)",
+    "loss": ("figure-budget-loss", "figure-expected-loss"),
+    "energy": ("figure-budget-energy", "figure-energy-held"),
 }
-_ENERGY_OF = {"delta": "energy of ΔW held (%)", "weight": "energy of W held (%)"}
+_ENERGY_OF = {"delta": "figure-energy-held-delta", "weight": "figure-energy-held-weight"}
 _HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo", "--")
 _RANK = replace(COLUMNS["rank"], label=("rank", "秩"))
 
@@ -54,11 +56,11 @@ def draw_rank_heatmaps(ranks: pd.DataFrame) -> Figure:
         table = tables[name].reindex(index=matrices)
         bar = i % columns == columns - 1 or i == len(criteria) - 1
         fits = wide / table.shape[1] > 0.145
-        heat(ax, table, _RANK, scale=scale, bar=bar and i < columns, bar_label="rank (directions)", annotate=fits)
+        heat(ax, table, _RANK, scale=scale, bar=bar and i < columns, bar_label=say("figure-rank"), annotate=fits)
         ax.set_title(name)
         ax.tick_params(labelleft=i % columns == 0)
         if i >= len(criteria) - columns:
-            ax.set_xlabel("layer (0 = nearest the input)")
+            ax.set_xlabel(say("figure-layer-from-input"))
     return figure
 
 
@@ -107,11 +109,11 @@ def draw_rank_bars(ranks: pd.DataFrame) -> Figure:
     )
     bars.grid(False, axis="x")
     style.linear_axis(bars, "y")
-    bars.set(title="Mean rank by matrix", ylabel="rank (directions)")
+    bars.set(title=say("figure-mean-rank-by-matrix"), ylabel=say("figure-rank"))
     style.layer_axis(lines, sorted(ranks["layer"].dropna().astype(int).unique()))
     lines.set_ylim(bottom=0)
     style.linear_axis(lines, "y")
-    lines.set(title="Mean rank by layer", ylabel="rank (directions)")
+    lines.set(title=say("figure-mean-rank-by-layer"), ylabel=say("figure-rank"))
     handles = [
         (
             Patch(facecolor=looks[name].colour, hatch=_HATCHES[i % len(_HATCHES)], edgecolor="white"),
@@ -163,7 +165,7 @@ def draw_budget_curve(curve: pd.DataFrame, chosen: float | None = None) -> Figur
         if chosen:
             ax.axvline(chosen, color="#20242a", linewidth=0.9, linestyle=(0, (2, 1.5)))
             ax.annotate(
-                "this budget",
+                say("figure-this-budget"),
                 (chosen, 1),
                 xycoords=("data", "axes fraction"),
                 xytext=(3, -2),
@@ -171,10 +173,9 @@ def draw_budget_curve(curve: pd.DataFrame, chosen: float | None = None) -> Figur
                 va="top",
                 fontsize=7.5,
             )
-        title = {"loss": "Loss against budget", "energy": "Energy held against budget"}.get(metric, metric)
-        label = METRICS.get(metric, metric)
+        title, label = METRICS[metric]
         if metric == "energy" and "quantity" in rows and rows["quantity"].nunique() == 1:
             label = _ENERGY_OF.get(str(rows["quantity"].iloc[0]), label)
-        ax.set(title=title, xlabel="trainable parameters", ylabel=label)
+        ax.set(title=say(title), xlabel=say("figure-parameters"), ylabel=say(label))
     style.key(figure, [Line2D([], [], **looks[name].line()) for name in criteria], criteria, per_row=per_row)
     return figure

@@ -5,6 +5,7 @@ Figures are made without pyplot: no global state, nothing to close, and they can
 
 import io
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from glmspectra.figures.svg.words import chinese_font, figure_language, say
 from glmspectra.files import write_text
 
 # Contrast to white at least 3 (WCAG 1.4.11), distance of each two at least 40 (CIE76) for normal, protan and deutan
@@ -90,6 +92,8 @@ def styled() -> Iterator[None]:
     """Everything made and saved inside has the project's style, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         chosen: dict[Any, Any] = {**matplotlib.rcParamsDefault, **_SETTINGS}
+        if figure_language() == "zh":  # what the first font lacks is laid out by the next
+            chosen["font.family"] = ["DejaVu Sans", chinese_font()]
         chosen["backend"] = matplotlib.rcParams["backend"]
         matplotlib.rcParams.update(chosen)
         yield
@@ -237,7 +241,7 @@ def layer_axis(ax: Axes, layers: Sequence[int], label: bool = True) -> None:
         step = max(1, -(-(high - low + 1) // room))
         ax.set_xticks(range(low, high + 1, step))
     if label:
-        ax.set_xlabel("layer (0 = nearest the input)")
+        ax.set_xlabel(say("figure-layer-from-input"))
 
 
 def grid_columns(count: int) -> int:
@@ -273,8 +277,13 @@ def key_height(count: int, per_row: int = 5) -> float:
 
 def per_row_for(labels: Sequence[str], width: float) -> int:
     """How many legend entries fit side by side in so many inches."""
-    longest = max((len(label) for label in labels), default=1)
+    longest = max((_width(label) for label in labels), default=1)
     return max(1, int((width - 0.2) / (0.72 + 0.08 * longest)))
+
+
+def _width(label: str) -> int:
+    """Characters of a label; a Chinese one is as wide as two."""
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in label)
 
 
 def svg_text(figure: Figure, title: str = "", description: str = "") -> str:

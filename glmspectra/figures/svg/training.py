@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from glmspectra.figures.svg import style
 from glmspectra.figures.svg.heatmaps import heat, scale_for
 from glmspectra.figures.svg.layers import slug
+from glmspectra.figures.svg.words import say
 from glmspectra.figures.tables import smooth
 from glmspectra.figures.training_log import TrainingRun
 from glmspectra.store.columns import COLUMNS
@@ -21,11 +22,10 @@ RANK_COLUMNS = 40
 
 @dataclass(frozen=True)
 class Curve:
-    """One figure of a run's log: a column, words for its axis, and how it is drawn."""
+    """One figure of a run's log: a column, words for its axis by their name in the catalogue, and how it is drawn."""
 
     name: str
     column: str
-    title: str
     axis: str
     smoothed: bool = False
     logarithmic: bool = False
@@ -33,15 +33,18 @@ class Curve:
 
 
 CURVES = (
-    Curve("train_loss", "loss", "Training loss", "loss (nats per token)", smoothed=True),
-    Curve("eval_loss", "eval_loss", "Evaluation loss", "loss (nats per token)", markers=True),
-    Curve(
-        "eval_perplexity", "eval_perplexity", "Evaluation perplexity", "perplexity (exp of loss, no unit)", markers=True
-    ),
-    Curve("learning_rate", "learning_rate", "Learning rate", "learning rate (no unit)"),
-    Curve("grad_norm", "grad_norm", "Gradient norm", "gradient norm (no unit)", smoothed=True, logarithmic=True),
-    Curve("tokens_per_second", "tokens_per_second", "Speed", "speed (tokens / s)", smoothed=True),
+    Curve("train_loss", "loss", "figure-axis-loss", smoothed=True),
+    Curve("eval_loss", "eval_loss", "figure-axis-loss", markers=True),
+    Curve("eval_perplexity", "eval_perplexity", "figure-axis-perplexity", markers=True),
+    Curve("learning_rate", "learning_rate", "figure-axis-learning-rate"),
+    Curve("grad_norm", "grad_norm", "figure-axis-grad-norm", smoothed=True, logarithmic=True),
+    Curve("tokens_per_second", "tokens_per_second", "figure-axis-speed", smoothed=True),
 )
+
+
+def curve_title(curve: Curve) -> str:
+    """The name of its title in the catalogue."""
+    return f"svg-{curve.name.replace('_', '-')}"
 
 
 def smoothing_span(runs: Sequence[TrainingRun]) -> int:
@@ -90,7 +93,7 @@ def draw_curve(runs: Sequence[TrainingRun], curve: Curve) -> Figure | None:
         style.key(
             figure,
             [Line2D([], [], color=colour, linewidth=0.7, alpha=0.45), Line2D([], [], color=colour)],
-            ["as logged", f"smoothed over {span} steps"],
+            [say("figure-logged"), say("figure-smoothed", span=span)],
         )
     return figure
 
@@ -107,7 +110,7 @@ def _curve_axes(ax: Axes, values: np.ndarray, curve: Curve) -> None:
         style.linear_axis(ax, "y", 6)
     if curve.column in ("learning_rate", "tokens_per_second"):
         ax.set_ylim(bottom=0)
-    ax.set(xlabel="step (optimizer updates)", ylabel=curve.axis, title=curve.title)
+    ax.set(xlabel=say("figure-step"), ylabel=say(curve.axis), title=say(curve_title(curve)))
 
 
 def draw_rank_history(run: TrainingRun) -> Figure | None:
@@ -124,7 +127,7 @@ def draw_rank_history(run: TrainingRun) -> Figure | None:
     for matrix, group in ranks[ranks["step"].isin(keep)].groupby("matrix", sort=False):
         table = group.pivot_table(index="layer", columns="step", values="rank", aggfunc="sum").astype(float)
         table = table.reindex(columns=keep)
-        table.index = ["none" if layer < 0 else str(layer) for layer in table.index]
+        table.index = [say("figure-none") if layer < 0 else str(layer) for layer in table.index]
         tables[str(matrix)] = table
     scale = scale_for(np.concatenate([[0.0], *(table.to_numpy().ravel() for table in tables.values())]), _RANK)
     columns = min(2, len(tables))
@@ -148,13 +151,13 @@ def draw_rank_history(run: TrainingRun) -> Figure | None:
             _RANK,
             scale=scale,
             bar=column == columns - 1 or i == len(tables) - 1,
-            bar_label="rank (directions)",
+            bar_label=say("figure-rank"),
         )
         every = max(1, -(-table.shape[1] // max(3, int(wide / 0.55))))
         ax.set_xticks(np.arange(0, table.shape[1], every) + 0.5, [str(step) for step in table.columns[::every]])
-        ax.set(title=matrix, xlabel="step (optimizer updates)")
+        ax.set(title=matrix, xlabel=say("figure-step"))
         if column == 0:
-            ax.set_ylabel("layer")
+            ax.set_ylabel(say("figure-layer"))
     total = ranks.groupby("step")["rank"].sum()
     ax = add(left, top + rows * (tall + between), width - left - right, sum_height)
     ax.plot(
@@ -166,7 +169,7 @@ def draw_rank_history(run: TrainingRun) -> Figure | None:
     ax.set_ylim(0, float(total.max()) * 1.1 or 1)
     style.linear_axis(ax, "x", 8, whole=True)
     style.linear_axis(ax, "y", 4, whole=True)
-    ax.set(title="Sum over all matrices", xlabel="step (optimizer updates)", ylabel="rank (directions)")
+    ax.set(title=say("figure-rank-sum"), xlabel=say("figure-step"), ylabel=say("figure-rank"))
     return figure
 
 

@@ -13,6 +13,7 @@ from scipy.interpolate import PchipInterpolator
 
 from glmspectra.figures.svg import style
 from glmspectra.figures.svg.layers import depth_bar, slug
+from glmspectra.figures.svg.words import say
 from glmspectra.figures.tables import Tables, central_range, in_layers, series_order, value_density
 
 BINS = 90
@@ -48,9 +49,9 @@ def draw_value_ridges(run: Tables) -> Figure | None:
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0, labelleft=i % columns == 0)
         ax.set_title(name, fontsize=8.5)
-        ax.set_xlabel("weight (units of the weight)", fontsize=8)
+        ax.set_xlabel(say("figure-weight"), fontsize=8)
         if i % columns == 0:
-            ax.set_ylabel("layer")
+            ax.set_ylabel(say("figure-layer"))
     depth_bar(figure, shade)
     return figure
 

@@ -17,6 +17,5 @@ doctor-broken = is installed and does not work ({ $error }): reinstall it in the
 doctor-works = works
 doctor-disk = { $free } GiB free in { $folder }
 doctor-little-disk = {"; "}ChatGLM2-6B, a converted and a merged copy take some 30
-doctor-fonts-unknown = no fc-list here, so fonts for Chinese in SVG files could not be looked up (apt install fontconfig)
-doctor-no-fonts = no Chinese font, so SVG files (--svg) show boxes for Chinese; pages are not concerned (apt install fonts-noto-cjk)
+doctor-no-fonts = no font for Chinese ({ $names }), so SVG files (--svg) are in English; pages are not concerned (apt install fonts-noto-cjk)
 doctor-encoding = writes { $encoding }: characters outside it are replaced; set PYTHONUTF8=1 for all of them

@@ -5,10 +5,12 @@ finding-nothing = Nothing stands out: none of { $count } rules found anything be
 finding-against-uniform = No difference from uniform ranks of the same cost can be told: { $mean } nats a token, averaged over { $rows } rows (95 % interval { $low } to { $high }). This is one run; a claim about ranks takes several seeds.
 finding-against-uniform-better = In this one run the suggested ranks did better than uniform ranks of the same cost: { $mean } nats a token, averaged over { $rows } rows (95 % interval { $low } to { $high }). A claim about ranks takes several seeds.
 finding-against-uniform-worse = In this one run uniform ranks of the same cost did better than the suggested ones: { $mean } nats a token, averaged over { $rows } rows (95 % interval { $low } to { $high }). A claim about ranks takes several seeds.
+finding-against-uniform-one = Suggested and uniform ranks of the same cost differ by { $mean } nats a token on the only row: one row has no interval, so nothing can be told.
 rule-against-uniform = The sign of a difference is known where its 95 % interval leaves out 0.
 finding-against-base = Tuning lowered the loss: { $mean } nats a token, averaged over { $rows } rows (95 % interval { $low } to { $high }).
 finding-against-base-worse = Tuning raised the loss: { $mean } nats a token, averaged over { $rows } rows (95 % interval { $low } to { $high }).
 finding-against-base-none = No difference between the tuned model and the base can be told: { $mean } nats a token, averaged over { $rows } rows (95 % interval { $low } to { $high }).
+finding-against-base-one = The tuned model and the base differ by { $mean } nats a token on the only row: one row has no interval, so nothing can be told.
 rule-against-base = The sign of a difference is known where its 95 % interval leaves out 0.
 finding-nonfinite =
     { $count ->
@@ -93,6 +95,7 @@ rule-still-growing = A schedule that ends at rate 0 adds less than a tenth in it
 finding-near-uniform = Only { $share } of the parameters stand elsewhere than with uniform ranks: expect no difference, and prefer a plain r.
 rule-near-uniform = In our study no setting with less than a tenth moved differed from uniform ranks.
 finding-far-from-uniform = { $share } of the parameters stand elsewhere than with uniform ranks (by { $criterion }): { $most } gets most ({ $plus } on average), { $least } least ({ $minus }).
+finding-far-from-uniform-layers = { $share } of the parameters stand elsewhere than with uniform ranks (by { $criterion }), and what differs is the layers: layer { $most } gets most ({ $plus } on average), layer { $least } least ({ $minus }).
 rule-far-from-uniform = Below a tenth the ranks are nearly uniform, which is said then.
 finding-left-out =
     { $count ->

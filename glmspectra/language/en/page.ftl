@@ -131,3 +131,32 @@ term-lora-rank = Rank of an adapter
 term-lora-rank-means = The number of directions a LoRA adapter may change; it costs rows + columns parameters each.
 term-loss = Loss, perplexity
 term-loss-means = Mean negative log-likelihood of the right token in nats; perplexity is its exponential.
+term-layer = Layer
+term-layer-means = Counted from 0, nearest the input.
+term-matrix = Matrix
+term-matrix-means = The weight's name within its layer, after it the part (q, k, v; gate, up), the head or the expert.
+term-criterion = Criterion
+term-criterion-means = A rule that shares a budget of ranks out among the matrices.
+
+# What the columns of small tables mean.
+
+page-head-model-means = The base, or the base with what was trained.
+page-head-loss-means = Mean negative log-likelihood of the right token over all tokens, in nats.
+page-head-perplexity-means = Exponential of the loss: among how many tokens the model is, on average, undecided.
+page-head-accuracy-means = Share of the tokens that the model holds for the most likely and that are right.
+page-head-rouge-means = Longest common subsequence of answer and reference, by character, 0 to 100.
+page-head-bleu-means = Overlap of up to four characters in a row between answer and reference, 0 to 100.
+page-head-parameters-means = Numbers that training could change.
+page-head-run-means = One training.
+page-head-steps-means = Updates by the optimizer.
+page-head-last-loss-means = Mean of the last five training losses that were logged, in nats per token.
+page-head-best-loss-means = The lowest loss on rows not trained on, in nats per token.
+page-head-best-step-means = The step at which the evaluation loss was lowest.
+page-head-best-perplexity-means = Exponential of the lowest evaluation loss.
+page-head-report-means = A page of this folder.
+page-head-kind-means = What the page is about.
+page-head-finding-means = What stands out most on the page.
+page-head-gain-means = Loss of the base less that after training, in nats per token, averaged over rows.
+page-head-mean-rank-means = Mean of the ranks that the chosen criterion gives.
+page-head-effective-rank-means = Median over the matrices in layers of how many directions share in the spectrum.
+page-head-curve-means = The median effective rank by depth, or the loss over the training.

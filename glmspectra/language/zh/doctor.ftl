@@ -16,6 +16,5 @@ doctor-broken = 装了但不能用（{ $error }）：请按它的文档为你的
 doctor-works = 可用
 doctor-disk = { $folder } 还有 { $free } GiB 空闲
 doctor-little-disk = ；ChatGLM2-6B 加上转换和合并的副本约需 30
-doctor-fonts-unknown = 没有 fc-list，查不到 SVG 文件用的中文字体（apt install fontconfig）
-doctor-no-fonts = 没有中文字体，SVG 文件（--svg）里的中文会显示成方框；页面不受影响（apt install fonts-noto-cjk）
+doctor-no-fonts = 没有中文字体（{ $names }），SVG 文件（--svg）使用英文；页面不受影响（apt install fonts-noto-cjk）
 doctor-encoding = 输出编码是 { $encoding }，其外的字符会被替换；设 PYTHONUTF8=1 即可全部显示

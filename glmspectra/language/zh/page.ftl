@@ -127,3 +127,32 @@ term-lora-rank = 适配器的秩
 term-lora-rank-means = LoRA 适配器可以改变的方向数；每个方向的开销是行数加列数个参数。
 term-loss = 损失与困惑度
 term-loss-means = 正确词元的平均负对数似然，以奈特计；困惑度是它的指数。
+term-layer = 层
+term-layer-means = 从 0 起数，0 最接近输入。
+term-matrix = 矩阵
+term-matrix-means = 权重在层内的名称，其后是部分（q、k、v；gate、up）、注意力头或专家。
+term-criterion = 准则
+term-criterion-means = 把秩的预算分给各矩阵的规则。
+
+# 小表各列的含义。
+
+page-head-model-means = 基座，或基座加训练结果。
+page-head-loss-means = 正确词元的负对数似然在全部词元上的平均，以奈特计。
+page-head-perplexity-means = 损失的指数：模型平均在多少个词元之间犹豫。
+page-head-accuracy-means = 模型认为最可能的词元正确的比例。
+page-head-rouge-means = 回答与参考回答的最长公共子序列，按字符计，0 至 100。
+page-head-bleu-means = 回答与参考回答中至多四个连续字符的重合，0 至 100。
+page-head-parameters-means = 训练可以改变的参数个数。
+page-head-run-means = 一次训练。
+page-head-steps-means = 优化器更新的次数。
+page-head-last-loss-means = 最后五次所记训练损失的平均，奈特每词元。
+page-head-best-loss-means = 未参与训练的行上的最低损失，奈特每词元。
+page-head-best-step-means = 验证损失最低的那一步。
+page-head-best-perplexity-means = 最低验证损失的指数。
+page-head-report-means = 本文件夹中的一个页面。
+page-head-kind-means = 页面的内容。
+page-head-finding-means = 页面上最突出的一条。
+page-head-gain-means = 基座的损失减去训练后的损失，奈特每词元，按行平均。
+page-head-mean-rank-means = 所选准则给出的秩的平均。
+page-head-effective-rank-means = 各层矩阵的有效秩（参与谱的方向数）的中位数。
+page-head-curve-means = 有效秩（各层中位数）随深度，或损失随训练的变化。

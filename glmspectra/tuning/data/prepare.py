@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from glmspectra.errors import DataError, RequestError
+from glmspectra.language import text
 from glmspectra.tuning.data.cache import default_cache, encoded, writable
 from glmspectra.tuning.data.collate import PackedCollator, PaddingCollator
 from glmspectra.tuning.data.encode import Encoder
@@ -68,7 +69,7 @@ def read_rows(settings: Settings, folder: Path | None = None) -> tuple[dict[str,
     if valid:
         train, valid = _apart(train, valid, report)
         if finetune.valid_fraction is not None:
-            report.notes.append("valid_fraction is set aside, since the data comes with a valid part.")
+            report.notes.append(text("data-fraction-aside"))
     else:
         train, valid = _split(train, settings, report)
     report.settle(finetune.on_bad_data)
@@ -78,9 +79,8 @@ def read_rows(settings: Settings, folder: Path | None = None) -> tuple[dict[str,
     for index, (source, rows) in enumerate(zip(finetune.sources, train, strict=True)):
         if source.weight != 1:
             train[index] = weighted(rows, source.weight, finetune.seed)
-            report.notes.append(
-                f"{source.path}: weight {source.weight:g} makes {len(train[index]):,} of {len(rows):,} rows."
-            )
+            counts: dict[str, Any] = {"kept": len(train[index]), "all": len(rows)}
+            report.notes.append(text("data-weighted", path=source.path, weight=f"{source.weight:g}", **counts))
     return {"train": joined(train), "valid": joined(valid)}, report
 
 
@@ -111,7 +111,7 @@ def _split(train: list[RowStore], settings: Settings, report: DataReport) -> tup
         return train, []
     whole = joined(train)
     left, kept = split_rows(whole, fraction, settings.finetune.seed)
-    report.notes.append(f"{len(kept):,} of {len(whole):,} rows are kept for evaluation (valid_fraction {fraction}).")
+    report.notes.append(text("data-kept-apart", kept=len(kept), all=len(whole), fraction=str(fraction)))
     if len(train) == 1:
         return [left], [kept]
     asked = set(kept.contexts)  # a context of one data set is kept from all of them
@@ -179,7 +179,7 @@ def _encoder(
     finetune = settings.finetune
     max_length = finetune.max_length
     if limit is not None and limit < max_length:
-        report.notes.append(f"max_length {max_length:,} comes down to {limit:,}, the positions that the model has.")
+        report.notes.append(text("data-shorter", wanted=max_length, limit=limit))
         max_length = limit
     forms = {form for split in rows.values() for form in split.forms}
     conversations = any(not pair for pair, template, _ in forms if template == "auto")
@@ -191,7 +191,7 @@ def _encoder(
     encoder = Encoder(tokenizer, template, max_length, finetune.on_long, finetune.separator)
     asks_chat = any(system and "chat" in (own, template if own == "auto" else "") for _, own, system in forms)
     if asks_chat and not encoder.takes_system:
-        report.notes.append("the chat template has no place for a system text, which stands before the first question.")
+        report.notes.append(text("data-no-system"))
     return encoder
 
 

@@ -13,6 +13,8 @@ from typing import IO, Any
 from glmspectra.checkpoint.foreign import first_line, refuse_pipes
 from glmspectra.errors import DataError, RequestError
 from glmspectra.json_files import parse_json
+from glmspectra.language import both
+from glmspectra.language import text as said
 from glmspectra.tuning.data.recognize import FileFacts, is_recognized, parse_question, parse_row
 from glmspectra.tuning.data.rows import BadRow, Columns, Row
 from glmspectra.tuning.data.text_file import COMPRESSED_SUFFIXES, LONGEST_LINE, TextFile, bad_bytes
@@ -192,7 +194,7 @@ def _json(text: TextFile, facts: FileFacts) -> Values:
         if len(lists) > 1:
             raise DataError(f"{text.path}: holds several lists ({', '.join(lists)}); write the rows as one list.")
         if lists:
-            facts.how.append(f"the list under {next(iter(lists))}")
+            facts.how.append(said("data-how-list", name=next(iter(lists))))
         value = next(iter(lists.values()), [value])
     elif isinstance(value, Mapping):
         value = [value]
@@ -236,7 +238,8 @@ def _csv(text: TextFile, facts: FileFacts, expected: str) -> Values:
     with text.open("") as file:
         delimiter = _delimiter(file.readline(LONGEST_LINE), expected)
     if delimiter != expected:
-        facts.how.append(f"fields separated by {'tab' if delimiter == chr(9) else delimiter}")
+        mark = both("data-how-tab") if delimiter == "\t" else delimiter
+        facts.how.append(said("data-how-delimiter", mark=mark))
     file_name = text.path.name
     with text.open("") as file:
         reader = csv.DictReader(_BoundedLines(file), delimiter=delimiter, strict=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 from glmspectra.errors import DataError
 from glmspectra.json_files import parse_json
+from glmspectra.language import both, listed, text
 from glmspectra.tuning.data.rows import BadRow, Columns, Row
 from glmspectra.tuning.data.turns import Talk, check_order, join, read_messages, read_rounds
 
@@ -48,28 +49,25 @@ class FileFacts:
     how: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
+        rows = both("data-rows", count=self.rows)
         if len(self.forms) > 1:
-            forms = ": " + ", ".join(f"{counted(count, 'row')} of {form}" for form, count in self.forms.most_common())
-        else:
-            forms = f" of {next(iter(self.forms), 'no form that is known')}"
-        lines = [f"{self.file}: {counted(self.rows, 'row')}{forms}{''.join(f'; {text}' for text in self.how)}"]
-        if self.unread:
-            named = ", ".join(f"{name} ({counted(count, 'row')})" for name, count in self.unread.most_common())
-            lines.append(f"{self.file}: columns that are not read: {named}")
-        if self.unanswered:
-            lines.append(
-                f"{self.file}: {counted(self.unanswered, 'conversation')} without an answer at the end; what follows "
-                "the last answer is left out"
+            forms = listed(
+                text("data-form", rows=both("data-rows", count=count), form=form)
+                for form, count in self.forms.most_common()
             )
+            said = text("data-file-forms", file=self.file, rows=rows, forms=forms)
+        else:
+            form = next(iter(self.forms), None) or both("data-form-unknown")
+            said = text("data-file", file=self.file, rows=rows, form=form)
+        lines = ["; ".join([said, *self.how])]
+        if self.unread:
+            named = listed(f"{name} ({text('data-rows', count=count)})" for name, count in self.unread.most_common())
+            lines.append(text("data-unread", file=self.file, names=named))
+        if self.unanswered:
+            lines.append(text("data-unanswered", file=self.file, count=self.unanswered))
         if self.silent:
-            answers = counted(self.silent, "answer")
-            lines.append(f"{self.file}: {answers} read and not learnt, as weight, loss or train says")
+            lines.append(text("data-silent", file=self.file, count=self.silent))
         return lines
-
-
-def counted(count: int, noun: str) -> str:
-    """A number with its noun: 1 row, 1,200 rows."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def is_recognized(names: Iterable[str], columns: Columns) -> bool:
@@ -104,9 +102,9 @@ def _parse(file: str, line: int, value: Any, columns: Columns, facts: FileFacts,
         talk = _read(value, columns, used, answered)
     except _Unusable as fault:
         return BadRow(file, line, str(fault))
-    for _, text in talk.turns:
+    for _, said in talk.turns:
         try:
-            text.encode("utf-8")
+            said.encode("utf-8")
         except UnicodeEncodeError:
             return BadRow(file, line, "holds half of a surrogate pair, which is no text")
     facts.forms[_listed(list(used.values()))] += 1
@@ -118,7 +116,7 @@ def _parse(file: str, line: int, value: Any, columns: Columns, facts: FileFacts,
 
 
 def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return names[0] if len(names) == 1 else text("data-and", names=listed(names[:-1]), last=names[-1])
 
 
 def _empty(value: Any) -> bool:
@@ -206,12 +204,12 @@ def _read_pair(
 
 
 def _text(value: Mapping[str, Any], name: str) -> str:
-    text = value.get(name)
-    if text is None:
+    found = value.get(name)
+    if found is None:
         raise ValueError(f"no {name}")
-    if not isinstance(text, str):
-        raise ValueError(f"{name} is not text but {type(text).__name__}")
-    return text
+    if not isinstance(found, str):
+        raise ValueError(f"{name} is not text but {type(found).__name__}")
+    return found
 
 
 def _extra(value: Mapping[str, Any], columns: Columns, name: str, used: dict[str, str]) -> Any:

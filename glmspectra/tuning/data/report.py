@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from glmspectra.errors import DataError
+from glmspectra.language import text
 from glmspectra.tuning.data.encode import IGNORED, Example
 from glmspectra.tuning.data.recognize import FileFacts
 from glmspectra.tuning.data.rows import BadRow
@@ -57,7 +58,7 @@ class DataReport:
         """Raise `DataError` with the list of bad rows, unless `on_bad_data` is "warn": then `lines` tells them."""
         if self.bad and on_bad_data == "error":
             raise DataError(
-                f"{self._bad_heading()}:\n  " + "\n  ".join(self._bad_lines()) + "\n"
+                f"{self._bad_heading('en')}:\n  " + "\n  ".join(self._bad_lines("en")) + "\n"
                 "Mend them, or leave them out with --on-bad-data warn."
             )
 
@@ -65,35 +66,46 @@ class DataReport:
         """The report as lines to print."""
         lines = [line for facts in self.files for line in facts.lines()]
         for name, split in self.splits.items():
-            text = (
-                f"{name}: {split.rows:,} rows, {split.tokens:,} tokens ({split.supervised_tokens:,} learnt), "
-                f"longest {split.longest:,}"
-            )
-            if split.packed_rows is not None:
-                fill = split.tokens / (split.packed_rows * self.max_length) if split.packed_rows else 0.0
-                text += f"; packed into {split.packed_rows:,} rows of {self.max_length:,}, {fill:.0%} full"
-            lines.append(text)
-            if split.context_cut or split.target_cut or split.dropped_long:
-                lines.append(
-                    f"{name}: longer than max_length {self.max_length:,} (on_long {self.on_long}): "
-                    f"{split.context_cut:,} lost the start of their context, {split.target_cut:,} the end of their "
-                    f"target (their eos is not learnt), {split.dropped_long:,} were left out; "
-                    f"{split.tokens_cut:,} tokens cut"
-                )
-            if split.last_answer_only:
-                lines.append(
-                    f"{name}: of {split.last_answer_only:,} conversations only the last answer is learnt, since the "
-                    "chat template rewrites earlier turns"
-                )
+            lines += self._split_lines(name, split)
         if self.bad:
-            lines += [f"left out: {self._bad_heading()}", *(f"  {line}" for line in self._bad_lines())]
+            lines.append(text("data-bad-left-out", bad=self._bad_heading()))
+            lines += [f"  {line}" for line in self._bad_lines()]
         if self.duplicates:
-            lines.append(f"train: {self.duplicates:,} rows say what an earlier row says, and are learnt again")
+            lines.append(text("data-duplicates", count=self.duplicates))
         if self.shared_contexts:
-            lines.append(
-                f"{self.shared_contexts:,} rows of valid have a context that train has too, with another target"
-            )
+            lines.append(text("data-shared", count=self.shared_contexts))
         return lines + self.notes
+
+    def _split_lines(self, name: str, split: SplitCounts) -> list[str]:
+        told: dict[str, Any] = {
+            "name": name,
+            "rows": split.rows,
+            "tokens": split.tokens,
+            "learnt": split.supervised_tokens,
+            "longest": split.longest,
+        }
+        if split.packed_rows is None:
+            lines = [text("data-split", **told)]
+        else:
+            full = split.tokens / (split.packed_rows * self.max_length) if split.packed_rows else 0.0
+            packed: dict[str, Any] = {"packed": split.packed_rows, "length": self.max_length, "full": f"{full:.0%}"}
+            lines = [text("data-split-packed", **told, **packed)]
+        if split.context_cut or split.target_cut or split.dropped_long:
+            lines.append(
+                text(
+                    "data-long",
+                    name=name,
+                    length=self.max_length,
+                    rule=self.on_long,
+                    contexts=split.context_cut,
+                    targets=split.target_cut,
+                    dropped=split.dropped_long,
+                    tokens=split.tokens_cut,
+                )
+            )
+        if split.last_answer_only:
+            lines.append(text("data-last-answer", name=name, count=split.last_answer_only))
+        return lines
 
     def as_dict(self) -> dict[str, Any]:
         """The report for `--json`."""
@@ -110,15 +122,15 @@ class DataReport:
             "notes": self.notes,
         }
 
-    def _bad_heading(self) -> str:
+    def _bad_heading(self, language: str | None = None) -> str:
         kinds = Counter(_kind(bad.reason) for bad in self.bad)
         parts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        return f"{len(self.bad)} row{'s' if len(self.bad) > 1 else ''} cannot be used ({parts})"
+        return text("data-bad", language, count=len(self.bad), kinds=parts)
 
-    def _bad_lines(self) -> list[str]:
+    def _bad_lines(self, language: str | None = None) -> list[str]:
         lines = [str(bad) for bad in self.bad[:LISTED]]
         rest = len(self.bad) - len(lines)
-        return [*lines, *([f"... and {rest} more"] if rest else [])]
+        return [*lines, *([text("data-bad-more", language, count=rest)] if rest else [])]
 
 
 def _kind(reason: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from glmspectra.errors import DataError, RequestError
+from glmspectra.language import text as said
 from glmspectra.tuning.data.rows import BadRow
 
 LONGEST_LINE = 64 << 20  # characters; a conversation of a million tokens takes some 5 million
@@ -57,9 +58,9 @@ class TextFile:
         self.compression = next((name for mark, name in COMPRESSED.items() if head.startswith(mark)), None)
         with self._readable():
             self.encoding = self._find_encoding()
-        self.how = [f"unpacked by {self.compression}"] if self.compression else []
+        self.how = [said("data-how-unpacked", tool=self.compression)] if self.compression else []
         if self.encoding not in ("utf-8", "utf-8-sig"):
-            self.how.append(f"read as {SHOWN.get(self.encoding, self.encoding.upper())}")
+            self.how.append(said("data-how-encoding", encoding=SHOWN.get(self.encoding, self.encoding.upper())))
 
     def lines(self) -> Iterator[tuple[int, str] | BadRow]:
         """(number, line without its end); a line that is too long or no text is a `BadRow`."""

@@ -9,6 +9,7 @@ from glmspectra.chatglm2.chat import NEXT_ROUND, ReadableTokens, answer_so_far
 from glmspectra.chatglm2.decode_graph import graph_settings
 from glmspectra.chatglm2.streaming import stream_tokens
 from glmspectra.errors import RequestError
+from glmspectra.language import text
 from glmspectra.tuning.data.template import Turn, plain_prompt, takes_system
 
 PLAIN_SEPARATOR = "\n"  # as in training, where the settings do not say otherwise
@@ -132,9 +133,6 @@ class Conversation:
         return encoded.to(self.model.device)
 
 
-HELP = "/clear begins anew, /undo takes the last round back, /history shows the rounds, /exit or Ctrl-D ends."
-
-
 def talk(conversation: Conversation, read: Callable[[], str], write: Callable[[str], None]) -> int:
     """Ask what `read` returns until it raises EOFError; `write` gets the answers piece by piece.
 
@@ -166,8 +164,8 @@ def _obey(conversation: Conversation, command: str) -> str:
     if command == "/history":
         system = [f"(system) {conversation.system}"] if conversation.system else []
         rounds = [f"> {query}\n{answer}" for query, answer in conversation.rounds]
-        return "\n".join([*system, *rounds]) or "there are no rounds yet."
-    return HELP
+        return "\n".join([*system, *rounds]) or text("chat-no-rounds")
+    return text("chat-help")
 
 
 def _answer(conversation: Conversation, query: str, write: Callable[[str], None]) -> bool:

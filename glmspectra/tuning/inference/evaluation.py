@@ -18,6 +18,7 @@ from glmspectra.device import choose_device
 from glmspectra.errors import RequestError
 from glmspectra.files import write_text
 from glmspectra.json_files import write_json
+from glmspectra.language import both, text
 from glmspectra.tuning.data.batching import REAL_TOKENS, TrainingCollator
 from glmspectra.tuning.inference.generation import decode, generate, split_prompt
 from glmspectra.tuning.inference.text_scores import text_scores
@@ -57,24 +58,31 @@ class Evaluation:
         return {key: value for key, value in asdict(self).items() if key != "row_losses"}
 
     def lines(self) -> list[str]:
-        lines = [f"{self.rows:,} rows of {self.split}"]
-        for name, values in (("base", self.base), ("with adapter", self.tuned)):
+        lines = [text("evaluation-rows", rows=self.rows, split=self.split)]
+        for name, values in (("base", self.base), ("tuned", self.tuned)):
             if values is not None:
-                text = (
-                    f"{name}: loss {values['loss']:.4f} nats a token (mean over {values['tokens']:,} tokens), "
-                    f"perplexity {values['perplexity']:.3f}, token accuracy {values['token_accuracy']:.3f}"
-                )
-                if "rouge_l" in values:
-                    text += f"; ROUGE-L {values['rouge_l']:.2f}, BLEU {values['bleu']:.2f} by character"
-                lines.append(text)
-        if self.difference is not None:
-            found = self.difference
-            lines.append(
-                f"with adapter minus without, row by row: {found['mean']:+.4f} nats a token (mean over "
-                f"{found['rows']:,} rows, each counting alike; 95 % interval {found['low']:+.4f} to "
-                f"{found['high']:+.4f})"
-            )
+                lines.append(_scores(name, values))
+        if self.difference is not None and not math.isfinite(self.difference["low"]):
+            lines.append(text("evaluation-difference-one", mean=f"{self.difference['mean']:+.4f}"))
+        elif self.difference is not None:
+            interval = {key: f"{self.difference[key]:+.4f}" for key in ("mean", "low", "high")}
+            lines.append(text("evaluation-difference", **interval, rows=int(self.difference["rows"])))
         return lines
+
+
+def _scores(name: str, values: dict[str, float]) -> str:
+    """Loss and scores of one model in a line; name: 'base' or 'tuned'."""
+    told = text(
+        "evaluation-scores",
+        name=both(f"evaluation-{name}"),
+        loss=f"{values['loss']:.4f}",
+        tokens=int(values["tokens"]),
+        perplexity=f"{values['perplexity']:.3f}",
+        accuracy=f"{values['token_accuracy']:.3f}",
+    )
+    if "rouge_l" not in values:
+        return told
+    return text("evaluation-text-scores", scores=told, rouge=f"{values['rouge_l']:.2f}", bleu=f"{values['bleu']:.2f}")
 
 
 def paired_interval(before: np.ndarray, after: np.ndarray, confidence: float = 0.95) -> dict[str, float]:
@@ -223,7 +231,7 @@ class _Work:
             sums = losses_by_row(model, token_loss, self.rows, collator, self.batch_size, advance)
             answers: list[str] = []
             if self.prompts:
-                advance = self._advance(f"{name}: answers", len(self.prompts))
+                advance = self._advance(f"{text(f'evaluation-{name}')}: {text('progress-answers')}", len(self.prompts))
                 answers = generate(model, inputs.tokenizer, self.prompts, self.max_new_tokens, self.batch_size, advance)
         return _Measured(token_metrics(*sums.sum(0).tolist()), sums[:, 0] / sums[:, 1], answers)
 
@@ -244,5 +252,5 @@ def write_evaluation(result: Evaluation, out: Path) -> None:
     values = {key: value for key, value in result.as_dict().items() if key != "samples"}
     write_json(out / "evaluation.json", values)
     if result.samples:
-        text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in result.samples)
-        write_text(out / "samples.jsonl", text)
+        lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in result.samples)
+        write_text(out / "samples.jsonl", "".join(lines))

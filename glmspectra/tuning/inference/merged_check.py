@@ -10,6 +10,7 @@ import torch
 from glmspectra.checkpoint.adapter.adapter import open_adapter
 from glmspectra.checkpoint.adapter.config import BASE_REDUCED
 from glmspectra.errors import RequestError
+from glmspectra.language import text
 from glmspectra.tuning.model.loading import load_base
 from glmspectra.tuning.model.precision import Precision
 from glmspectra.tuning.model.saved_adapter import load_adapter
@@ -42,11 +43,10 @@ class LogitsApart:
 
     def sentence(self) -> str:
         """What a person is told."""
-        moved = "" if self.moved is None else f"; the adapter moves those of the base by {self.moved:.1e}"
-        return (
-            "Loaded and compared: logits of merged model and of base with adapter at most "
-            f"{self.apart:.1e} apart{moved}."
-        )
+        apart = f"{self.apart:.1e}"
+        if self.moved is None:
+            return text("merge-logits", apart=apart)
+        return text("merge-logits-moved", apart=apart, moved=f"{self.moved:.1e}")
 
 
 def compare_logits(base: str | Path, adapter: Path, merged: Path, seed: int = 0) -> LogitsApart:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from glmspectra.language import text
 from glmspectra.tuning.data import IGNORED, TrainingData
 from glmspectra.tuning.memory.estimate import GIB, MemoryEstimate, estimate_memory
 from glmspectra.tuning.memory.longest_batch import longest_batch, longest_batch_step
@@ -29,8 +30,8 @@ class ShownExample:
 
     def line(self) -> str:
         """The text with what is learnt between ⟦ and ⟧, line breaks shown as ⏎."""
-        text = "".join(f"⟦{text}⟧" if learnt else text for text, learnt in self.runs)
-        return f"{self.tokens} tokens, {self.learnt} learnt: " + text.replace("\n", "⏎")
+        shown = "".join(f"⟦{run}⟧" if learnt else run for run, learnt in self.runs).replace("\n", "⏎")
+        return text("dry-example", tokens=self.tokens, learnt=self.learnt, text=shown)
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,16 @@ class DryRun:
         return [
             *self.settings.describe(),
             "",
-            f"trainable parameters: {total:,}",
+            text("dry-trainable", count=total),
             *(f"  {count:>12,}  {matrix}" for matrix, count in self.trainable.items()),
             "",
             *self.memory.lines(),
             *self._memory_notes(),
             "",
             *self.data.report.lines(),
-            f"steps: {self.steps:,}, each of {self.examples_a_step:,} rows; one pass over the data is "
-            f"{self.tokens_a_pass:,} tokens",
+            text("dry-steps", steps=self.steps, rows=self.examples_a_step, tokens=self.tokens_a_pass),
             "",
-            f"examples by template {self.data.report.template} (learnt: ⟦ ⟧):",
+            text("dry-examples", template=self.data.report.template),
             *(f"  {shown.line()}" for shown in self.examples),
             "",
             self._step_line(),
@@ -95,24 +95,20 @@ class DryRun:
 
     def _memory_notes(self) -> list[str]:
         if self.device_bytes is None:
-            return ["  (as on a GPU in this precision; this run is on a CPU)"]
+            return [f"  {text('dry-on-gpu')}"]
         share = self.memory.peak / self.device_bytes
-        if share <= 1:
-            return [f"  {share:.0%} of the {self.device_bytes / GIB:.1f} GiB of {self.device}"]
-        return [
-            f"  more than the {self.device_bytes / GIB:.1f} GiB of {self.device}: set gradient_checkpointing, lower "
-            "per_device_train_batch_size (and raise gradient_accumulation_steps), or lower max_length"
-        ]
+        told = {"size": f"{self.device_bytes / GIB:.1f}", "device": self.device}
+        fits = text("dry-fits", **told, share=f"{share:.0%}") if share <= 1 else text("dry-too-large", **told)
+        return [f"  {fits}"]
 
     def _step_line(self) -> str:
-        text = (
-            f"longest batch, {self.step['rows']} x {self.step['tokens']} tokens, forward and backward: loss "
-            f"{self.step['loss']:.4f}, {self.step['seconds']:.2f} s"
-        )
+        told = {key: str(self.step[key]) for key in ("rows", "tokens")}
+        told |= {"loss": f"{self.step['loss']:.4f}", "seconds": f"{self.step['seconds']:.2f}"}
         measured = self.step.get("peak_memory_gib")
-        if measured is not None:
-            text += f", peak memory {measured:.2f} GiB ({self.memory.peak / GIB / measured - 1:+.1%} estimated)"
-        return text
+        if measured is None:
+            return text("dry-longest", **told)
+        apart = f"{self.memory.peak / GIB / measured - 1:+.1%}"
+        return text("dry-longest-measured", **told, peak=f"{measured:.2f}", apart=apart)
 
 
 def dry_run(settings: Settings, device: str = "auto") -> DryRun:
@@ -165,8 +161,8 @@ def show(tokenizer: Any, example: dict[str, Any]) -> ShownExample:
         runs[-1][0].append(token)
     decoded = []
     for ids, learnt in runs:
-        text = tokenizer.decode(ids)
+        run = tokenizer.decode(ids)
         if ids[-1] == tokenizer.eos_token_id and not tokenizer.decode(ids[-1:]):
-            text += "<eos>"
-        decoded.append((text, learnt))
+            run += "<eos>"
+        decoded.append((run, learnt))
     return ShownExample(decoded, len(example["input_ids"]), sum(label != IGNORED for label in example["labels"]))

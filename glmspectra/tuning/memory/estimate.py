@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from glmspectra.checkpoint.foreign import read_by_library
+from glmspectra.language import text
 from glmspectra.tuning.data import IGNORED
 from glmspectra.tuning.memory.kernels import CudaKernels, mark_four_bit
 from glmspectra.tuning.memory.tracking import Tracker, rounded
@@ -79,9 +80,14 @@ class MemoryEstimate:
 
     def lines(self) -> list[str]:
         """The estimate as lines to print."""
-        shape = f"{self.batch.rows} x {self.batch.tokens} tokens"
-        heading = f"estimated peak memory of a step of {shape}: {self.peak / GIB:.2f} GiB (CUDA context not counted)"
-        return [heading, *(f"  {size / GIB:8.3f} GiB  {name}" for name, size in self.parts.items() if size)]
+        shape = {"rows": str(self.batch.rows), "tokens": str(self.batch.tokens)}
+        heading = text("memory-heading", **shape, peak=f"{self.peak / GIB:.2f}")
+        return [heading, *(f"  {size / GIB:8.3f} GiB  {_shown(name)}" for name, size in self.parts.items() if size)]
+
+
+def _shown(part: str) -> str:
+    """A part's name in the language in use."""
+    return text(f"memory-{part.lower().replace(',', '').replace(' ', '-')}")
 
 
 def estimate_memory(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from glmspectra.language import text
 from glmspectra.tuning.settings.files import Faults, Section, is_secret, shown
 from glmspectra.tuning.settings.models import ADALORA_KEYS, LORA_ONLY_KEYS, FinetuneArgs, LoraArgs
 from glmspectra.tuning.settings.train_args import TrainArgs, check_status, statuses, takes
@@ -226,7 +227,7 @@ def check_train_keys(train: TrainArgs, section: Section, wrong: set[str], notes:
             value_shown = "(hidden)" if is_secret(key) else shown(value)
             faults.add(section.place(key), f"{key} is {value_shown}; allowed: {takes(key)}. {why}.")
         else:
-            notes.append(f"{section.place(key)}: {key} has no effect here. {why}.")
+            notes.append(text("settings-idle", place=section.place(key), key=key, why=why))
 
 
 def join_shared_keys(sections: Mapping[str, Section], faults: Faults) -> None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from glmspectra.errors import ConfigError, RequestError
 from glmspectra.json_files import write_json
+from glmspectra.language import text
 from glmspectra.tuning.settings.checks import check_combinations, check_train_keys, join_shared_keys
 from glmspectra.tuning.settings.explain import MODELS, known_keys
 from glmspectra.tuning.settings.files import (
@@ -170,10 +171,10 @@ class Settings(BaseModel):
 
 def _short(value: Any) -> str:
     """A value as JSON; of a long list or object the beginning and the number of entries."""
-    text = json.dumps(value, ensure_ascii=False)
-    if isinstance(value, dict | list) and len(text) > 200:
-        return f"{text[:160]}... ({len(value)} entries)"
-    return text
+    shown = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict | list) and len(shown) > 200:
+        return text("settings-long", beginning=shown[:160], count=len(value))
+    return shown
 
 
 def load_settings(
@@ -193,8 +194,8 @@ def load_settings(
     sections = read_sections(folder, faults)
     keys = known_keys()
     options: dict[str, Section] = {name: Section(name) for name in FILES}
-    for text in overrides or []:
-        apply_override(text, options, {**keys, "train": [*keys["train"], *OLD_NAMES]}, faults)
+    for override in overrides or []:
+        apply_override(override, options, {**keys, "train": [*keys["train"], *OLD_NAMES]}, faults)
     for section in (sections["train"], options["train"]):
         translate(section, notes, faults)
     _method_by_option(sections["finetune"], options["finetune"], notes)
@@ -259,5 +260,5 @@ def _method_by_option(file: Section, option: Section, notes: list[str]) -> None:
             theirs = file.values[other]
             agrees = four_bit == (theirs.startswith("q") if isinstance(theirs, str) else theirs)
             if not agrees:
-                notes.append(f"{file.place(other)}: {other} is set aside, since {option.place(mine)} is given.")
+                notes.append(text("settings-gives-way", place=file.place(other), key=other, other=option.place(mine)))
                 file.drop(other)

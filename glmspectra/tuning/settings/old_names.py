@@ -1,5 +1,6 @@
 """Names of arguments of the Trainer from earlier years: translated or set aside, with one line each that says so."""
 
+from glmspectra.language import text
 from glmspectra.tuning.settings.files import Faults, Section
 from glmspectra.tuning.settings.train_args import TrainArgs
 
@@ -67,7 +68,7 @@ def translate(section: Section, notes: list[str], faults: Faults) -> None:
                 continue
             section.rename(old, new, value)
             if old not in SILENT:
-                notes.append(f"{place}: {old} is taken as {new}.")
+                notes.append(text("settings-renamed", place=place, old=old, new=new))
         elif old == "group_by_length":
             if not isinstance(value, bool):
                 faults.add(place, f"{old} is {value!r}; allowed: true or false.")
@@ -75,25 +76,25 @@ def translate(section: Section, notes: list[str], faults: Faults) -> None:
                 continue
             strategy = "group_by_length" if value else "random"
             section.rename(old, "train_sampling_strategy", strategy)
-            notes.append(f'{place}: group_by_length is taken as train_sampling_strategy "{strategy}".')
+            notes.append(text("settings-grouped", place=place, strategy=strategy))
         elif old == "warmup_ratio":
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
                 faults.add(place, f"warmup_ratio is {value!r}; allowed: a number from 0 up to, not including, 1.")
                 section.drop(old)
             elif section.values.get("warmup_steps"):
                 section.drop(old)
-                notes.append(f"{place}: warmup_ratio is set aside, since warmup_steps is given.")
+                notes.append(text("settings-warmup-aside", place=place))
             else:
                 section.rename(old, "warmup_steps", value)
-                notes.append(f"{place}: warmup_ratio is taken as warmup_steps, below 1 a share of all steps.")
+                notes.append(text("settings-warmup", place=place))
         elif old == "adafactor":
             section.drop(old)
             if value:
                 section.put("optim", "adafactor", place)
-            notes.append(f"{place}: adafactor is taken as optim{' adafactor' if value else ', which stays as it is'}.")
+            notes.append(text("settings-adafactor" if value else "settings-adafactor-off", place=place))
         elif old in SET_ASIDE and old not in fields:
             section.drop(old)
-            notes.append(f"{place}: {old} is set aside: {SET_ASIDE[old]}.")
+            notes.append(text("settings-aside", place=place, key=old, why=SET_ASIDE[old]))
         elif old == "optim" and isinstance(value, str) and value in _OPTIMIZERS:
             section.put(old, _OPTIMIZERS[value], place)
-            notes.append(f'{place}: optim "{value}" is gone from transformers and is taken as "{_OPTIMIZERS[value]}".')
+            notes.append(text("settings-optimizer", place=place, old=value, new=_OPTIMIZERS[value]))

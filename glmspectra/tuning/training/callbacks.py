@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from glmspectra.errors import TrainingError
 from glmspectra.files import write_text
+from glmspectra.language import listed, text
 from glmspectra.progress import ProgressLine
 from glmspectra.tuning.model import adalora
 from glmspectra.tuning.training import step_lines
@@ -84,8 +85,7 @@ class CurvesCallback(TrainerCallback):
             return
         folder = Path(args.output_dir)
         # As `TrainerState.save_to_json`, whole or not at all: a kill must not leave half a history.
-        text = json.dumps(asdict(state), indent=2, sort_keys=True) + "\n"
-        write_text(folder / STATE_FILE, text)
+        write_text(folder / STATE_FILE, json.dumps(asdict(state), indent=2, sort_keys=True) + "\n")
         self.draw(folder)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -104,7 +104,9 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.line = ProgressLine("training", state.max_steps, "steps", done=state.global_step)
+            self.line = ProgressLine(
+                text("training-progress"), state.max_steps, text("training-steps"), done=state.global_step
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.line is not None:
@@ -115,18 +117,23 @@ class ProgressCallback(TrainerCallback):
             return
         if "eval_loss" in logs:
             self.line.print(
-                f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4f} nats a token, perplexity "
-                f"{logs['eval_perplexity']:.3f}, token accuracy {logs['eval_token_accuracy']:.3f}"
+                text(
+                    "training-evaluated",
+                    step=str(state.global_step),
+                    loss=f"{logs['eval_loss']:.4f}",
+                    perplexity=f"{logs['eval_perplexity']:.3f}",
+                    accuracy=f"{logs['eval_token_accuracy']:.3f}",
+                )
             )
-        for key, text in (
-            ("loss", "loss {:.4f}"),
-            ("tokens_per_second", "{:.0f} tokens/s"),
-            ("peak_memory_gib", "{:.1f} GiB"),
-            ("rank_sum", "ranks {:.0f}"),
-        ):
-            if key in logs:
-                self.said[key] = text.format(logs[key])
-        self.line.update(state.global_step, ", ".join(self.said.values()))
+        if "loss" in logs:
+            self.said["loss"] = text("training-loss", loss=f"{logs['loss']:.4f}")
+        if "tokens_per_second" in logs:
+            self.said["speed"] = text("training-speed", speed=f"{logs['tokens_per_second']:.0f}")
+        if "peak_memory_gib" in logs:
+            self.said["memory"] = f"{logs['peak_memory_gib']:.1f} GiB"
+        if "rank_sum" in logs:
+            self.said["ranks"] = text("training-ranks", sum=f"{logs['rank_sum']:.0f}")
+        self.line.update(state.global_step, listed(self.said.values()))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()

@@ -15,6 +15,7 @@ import torch
 from transformers import set_seed
 
 from glmspectra.errors import RequestError, TrainingError
+from glmspectra.language import text
 from glmspectra.tuning.settings.load import Settings
 from glmspectra.tuning.training.callbacks import AdaLoraCallback
 from glmspectra.tuning.training.run import prepare_run
@@ -50,13 +51,13 @@ class RateSearch:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        lines = [f"loss on {self.judged} after {self.steps} steps; {self.before:.4f} at the start"]
+        lines = [text("rate-heading", rows=self.judged, steps=self.steps, loss=f"{self.before:.4f}")]
         for rate, loss in zip(self.rates, self.losses, strict=True):
-            mark = "  <- lowest" if rate == self.best else ""
-            lines.append(f"  {rate:.0e}  {'diverged' if loss is None else f'{loss:.4f}'}{mark}")
+            mark = f"  {text('rate-lowest')}" if rate == self.best else ""
+            lines.append(f"  {rate:.0e}  {text('rate-diverged') if loss is None else f'{loss:.4f}'}{mark}")
         if self.best == max(self.rates):
-            lines.append("the lowest loss is that of the highest rate tried; a higher one may learn faster still")
-        lines.append(f"advised: --set train.learning_rate={self.advised:g}")
+            lines.append(text("rate-higher"))
+        lines.append(text("rate-advised", rate=f"{self.advised:g}"))
         return lines
 
 
@@ -83,7 +84,7 @@ def find_learning_rate(
         trainer = run.trainer
         trainer.remove_callback(AdaLoraCallback)  # ranks stay as they start
         judged = run.data.valid if run.data.valid is not None else run.data.train
-        name = "rows not trained on" if run.data.valid is not None else "training rows"
+        name = text("rate-judged-valid" if run.data.valid is not None else "rate-judged-train")
         judged = judged.select(range(min(judged_rows, len(judged))))
         start = {n: p.detach().clone() for n, p in run.model.named_parameters() if p.requires_grad}
         for rate in rates:

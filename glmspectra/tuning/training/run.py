@@ -19,6 +19,7 @@ from glmspectra.checkpoint.adapter.start import INITIAL_FOLDER
 from glmspectra.device import choose_device
 from glmspectra.errors import ConfigError, RequestError, TrainingError
 from glmspectra.files import atomic_folder, exclusive, remove_leftovers
+from glmspectra.language import text
 from glmspectra.tuning.data.batching import TrainingCollator
 from glmspectra.tuning.model.adapter import add_adapter, trainable_by_type
 from glmspectra.tuning.model.adapter_products import follow_input_dtype
@@ -117,7 +118,7 @@ def run_training(
         with arguments.main_process_first(local=False):  # the others look at the folder after that
             moved = move_aside(output) if overwrite and _is_main() else None
         if moved is not None:
-            say(f"the earlier run is now {moved}.")
+            say(text("training-moved", path=str(moved)))
         record = RunRecord.of(inputs, arguments.world_size)
         start = choose_start(settings, record, allow_changed)
         if start.finished is not None:
@@ -226,9 +227,7 @@ def build_run(
     _add_callbacks(trainer, inputs, total_steps, draw, quiet)
     notes = [*start.notes] if start is not None else []
     if not token_loss.in_chunks:
-        notes.append(
-            "the output layer does not have the last word on the logits, so the loss is taken from all of them."
-        )
+        notes.append(text("training-all-logits"))
     return Run(inputs, model, trainer, total_steps, start or Start(), record, notes)
 
 

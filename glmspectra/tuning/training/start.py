@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmspectra.errors import RequestError
+from glmspectra.language import text
 from glmspectra.tuning.training.arguments import ADAPTER_CONFIG
 from glmspectra.tuning.training.checkpoints import STATE_FILE, checkpoints, damage_of, newest_whole
 from glmspectra.tuning.training.record import RECORD_FILE, Difference, RunRecord, differences
@@ -79,7 +80,7 @@ def choose_start(settings: Settings, record: RunRecord, allow_changed: bool = Fa
             f"{found} was saved without the optimizer's state (save_only_model), so the run cannot go on from it: "
             "begin anew with --overwrite."
         )
-    where = f"the run goes on from {found}." if found else f"{output} holds no checkpoint yet: the run begins anew."
+    where = text("training-goes-on", path=str(found)) if found else text("training-begins", path=str(output))
     return Start(found, notes=[*notes, *damaged, where])
 
 
@@ -118,12 +119,12 @@ def _compare(settings: Settings, record: RunRecord, origin: Path, allow_changed:
                 f"{unknown}: go on all the same with --allow-changed, move it aside with --overwrite, or name another "
                 "folder."
             )
-        return [f"{unknown}."], True
+        return [text("training-unknown-origin", path=str(origin), file=RECORD_FILE)], True
     found = differences(settings, record, origin)
     changing = [item for item in found if not item.harmless]
     if changing and not allow_changed:
         raise RequestError(_refusal(origin, found, changing))
-    return [f"differs from when the run began: {item}." for item in found], bool(changing)
+    return [text("training-differs", what=str(item)) for item in found], bool(changing)
 
 
 def _refusal(origin: Path, found: list[Difference], changing: list[Difference]) -> str:

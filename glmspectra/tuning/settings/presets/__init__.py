@@ -18,11 +18,17 @@ SCHEMAS = Path("args_file/schema")
 
 @dataclass(frozen=True)
 class Preset:
-    """Three files under args_file/; `folder` is "" for the ones that `glmspectra train` takes by itself."""
+    """Three files under args_file/.
+
+    Attributes:
+        name: For --preset.
+        folder: "" for the ones that `glmspectra train` takes by itself.
+        message: What it is for, by its name in the catalogue.
+    """
 
     name: str
     folder: str
-    purpose: str
+    message: str
 
     @property
     def path(self) -> Path:
@@ -34,12 +40,12 @@ class Preset:
 
 
 CHOICES = (
-    Preset("qlora", "", "LoRA on a base in 4 bits: the least memory for good answers."),
-    Preset("lora", "lora", "LoRA on the base as it is: exact weights, where they fit into memory."),
-    Preset("qlora_spectra", "qlora_spectra", "qlora with a rank for each matrix, shared out by the spectra of nano."),
-    Preset("adalora", "adalora", "AdaLoRA: ranks that move to where they matter while training."),
-    Preset("qlora_8gb", "qlora_8gb", "ChatGLM2-6B on a GPU of 8 GB: one row at a time, activations computed again."),
-    Preset("study", "study", "The original study's settings, its learning rate of 2e-5 too, which is low for LoRA."),
+    Preset("qlora", "", "init-preset-qlora"),
+    Preset("lora", "lora", "init-preset-lora"),
+    Preset("qlora_spectra", "qlora_spectra", "init-preset-qlora-spectra"),
+    Preset("adalora", "adalora", "init-preset-adalora"),
+    Preset("qlora_8gb", "qlora_8gb", "init-preset-qlora-eight-gb"),
+    Preset("study", "study", "init-preset-study"),
 )
 
 
