@@ -122,6 +122,7 @@ progress-changes = changes
 progress-process = process 0 of { $count }
 progress-merging = merging
 progress-converting = converting
+progress-loss = loss
 progress-answers = answers
 progress-matrices = matrices
 progress-of = { $done } of { $all } { $unit }

@@ -90,6 +90,7 @@ progress-changes = 改变量
 progress-process = 进程 0（共 { $count } 个）
 progress-merging = 合并
 progress-converting = 转换
+progress-loss = 损失
 progress-answers = 回答
 progress-matrices = 个矩阵
 progress-of = { $done } / { $all } { $unit }

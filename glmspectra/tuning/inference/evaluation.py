@@ -169,7 +169,7 @@ def evaluate(
     work = _Work(inputs, rows, [prompt for prompt, _ in prompts], max_new_tokens, batch_size, progress)
     found = {"base": work.measure(model, "base")}
     if adapter is not None:
-        found["tuned"] = work.measure(load_adapter(model, adapter), "with adapter")
+        found["tuned"] = work.measure(load_adapter(model, adapter), "tuned")
     for measured in found.values():
         if scored:
             measured.metrics |= text_scores(measured.answers[:scored], references[:scored])
@@ -222,16 +222,17 @@ class _Work:
     progress: Callable[[str, int, int], None] | None
 
     def measure(self, model: Any, name: str) -> _Measured:
-        """Measure a model, bare or with an adapter."""
+        """Measure a model, 'base' or 'tuned' (with an adapter)."""
+        shown = text(f"evaluation-{name}")
         inputs, data = self.inputs, self.inputs.data
         token_loss = TokenLoss(model.get_base_model() if isinstance(model, PeftModel) else model)
         collator = TrainingCollator(data.collator)
         with inputs.precision.context(inputs.device):
-            advance = self._advance(f"{name}: loss", len(self.rows))
+            advance = self._advance(f"{shown}: {text('progress-loss')}", len(self.rows))
             sums = losses_by_row(model, token_loss, self.rows, collator, self.batch_size, advance)
             answers: list[str] = []
             if self.prompts:
-                advance = self._advance(f"{text(f'evaluation-{name}')}: {text('progress-answers')}", len(self.prompts))
+                advance = self._advance(f"{shown}: {text('progress-answers')}", len(self.prompts))
                 answers = generate(model, inputs.tokenizer, self.prompts, self.max_new_tokens, self.batch_size, advance)
         return _Measured(token_metrics(*sums.sum(0).tolist()), sums[:, 0] / sums[:, 1], answers)
 
