@@ -200,6 +200,13 @@ def test_the_base_is_measured_as_it_is_and_the_adapter_as_peft_has_it(tmp_path, 
     assert "nats a token (mean over 8 rows, each counting alike" in line
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_base_rounded_to_4_bits_is_said(tmp_path, model, data, method):
+    found = evaluate(load_settings(write_args(tmp_path / "args", model, data, {"method": method})), device="cpu")
+    assert found.as_dict()["four_bit"] == (None if method == "lora" else "nf4")
+    assert any("rounded to 4 bits (nf4)" in line for line in found.lines()) == (method == "qlora")
+
+
 def test_inference_answers_a_file_in_order(tmp_path, model, adapter):
     questions = [{"context": row["context"], "id": index} for index, row in enumerate(rows(32)[:7])]
     source = tmp_path / "questions.jsonl"

@@ -108,6 +108,7 @@ memory-activations = activations
 memory-passing-activations = passing activations
 
 evaluation-rows = { $rows } rows of { $split }
+evaluation-four-bit = The linear layers of the base are rounded to 4 bits ({ $type }), as the settings say. A merged model is rounded anew, so its loss differs from the adapter's; --set load_in_4bit=false takes the weights as they are stored.
 evaluation-base = base
 evaluation-tuned = with adapter
 evaluation-scores = { $name }: loss { $loss } nats a token (mean over { $tokens } tokens), perplexity { $perplexity }, token accuracy { $accuracy }

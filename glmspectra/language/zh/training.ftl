@@ -92,6 +92,7 @@ memory-activations = 激活值
 memory-passing-activations = 暂存的激活值
 
 evaluation-rows = { $split } 的 { $rows } 行
+evaluation-four-bit = 按设置，基座的线性层舍入为 4 比特（{ $type }）。合并后的模型会重新舍入，其损失因此与适配器的不同；--set load_in_4bit=false 则按存储的权重计算。
 evaluation-base = 基座
 evaluation-tuned = 加适配器
 evaluation-scores = { $name }：损失 { $loss } 奈特每词元（{ $tokens } 个词元的平均），困惑度 { $perplexity }，词元准确率 { $accuracy }

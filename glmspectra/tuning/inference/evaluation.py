@@ -41,6 +41,7 @@ class Evaluation:
     difference: of the rows' own losses (each the mean nats a token of a row), with the adapter minus without: mean over
     rows, its 95 % interval, the number of rows. It is another average than that of `base` and `tuned`.
     samples: context, reference, base and tuned answer.
+    four_bit: how the base's linear layers were rounded to 4 bits (bitsandbytes' 'nf4' or 'fp4'); None as stored.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Evaluation:
     tuned: dict[str, float] | None
     difference: dict[str, float] | None = None
     samples: list[dict[str, str]] = field(default_factory=list)
+    four_bit: str | None = None
     # name ('base', 'tuned') -> mean nats a token of each row, float64 [rows]: for comparing adapters row by row.
     row_losses: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
@@ -59,6 +61,8 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         lines = [text("evaluation-rows", rows=self.rows, split=self.split)]
+        if self.four_bit is not None:
+            lines.append(text("evaluation-four-bit", type=self.four_bit))
         for name, values in (("base", self.base), ("tuned", self.tuned)):
             if values is not None:
                 lines.append(_scores(name, values))
@@ -187,6 +191,7 @@ def evaluate(
             | {name: measured.answers[index] for name, measured in found.items()}
             for index in range(min(samples, count))
         ],
+        four_bit=settings.finetune.bnb_4bit_quant_type if settings.quantized else None,
         row_losses=row_losses,
     )
 
