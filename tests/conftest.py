@@ -7,6 +7,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched from a hub, in tests either
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ["LC_ALL"] = "C.UTF-8"  # what is compared is English, on a Chinese machine too
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -20,6 +21,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=f"needs the reference data of {SHARED}, which is not here"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def english_again():
+    """A command that was asked for Chinese leaves no later test in Chinese."""
+    from glmspectra import language
+
+    yield
+    language.choose("auto")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +15,6 @@ from glmspectra.figures.svg.layers import Spectra
 from glmspectra.figures.svg.one_layer import draw_layer
 from glmspectra.figures.svg.style import styled
 from glmspectra.figures.tables import Tables, pick
-from glmspectra.store.columns import column as described
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,15 +36,15 @@ def plot_map(run: Run, column: str = "stable_rank", *, quantity: str = "weight",
     Raises:
         RequestError: The run has no such column, or nothing of it in layers.
     """
-    with styled():
+    with _notebook_style():
         return draw_heatmap(_tables(run, quantity, step).matrices, column)
 
 
 def plot_depth(run: Run, column: str = "stable_rank", *, quantity: str = "weight", step: int | None = None) -> Figure:
     """One line a matrix type, the value of `column` by layer. Arguments and errors as of `plot_map`."""
     matrices = _tables(run, quantity, step).matrices
-    with styled():
-        figure = draw_by_depth(matrices, [Measure(column, described(column).axis())])
+    with _notebook_style():
+        figure = draw_by_depth(matrices, [Measure(column)])
     if figure is None:
         raise RequestError(f"{run.name} has no column {column} with values in layers.")
     return figure
@@ -73,8 +75,23 @@ def plot_spectrum(
     spectra = Spectra.of(tables)
     if not spectra.of_layer(layer):
         raise RequestError(f"{run.name} has no singular values of layer {layer}{f' {matrix}' if matrix else ''}.")
-    with styled():
+    with _notebook_style():
         return draw_layer(spectra, layer)
+
+
+@contextmanager
+def _notebook_style() -> Iterator[None]:
+    """The style of all figures; a notebook shows them, which IPython arranges only for figures made by pyplot."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        from IPython.core.pylabtools import select_figure_formats
+        from matplotlib.figure import Figure
+
+        formatters = shell.display_formatter.formatters
+        if not any(Figure in formatters[kind] for kind in ("image/png", "image/svg+xml", "image/jpeg")):
+            select_figure_formats(shell, {"png"})  # type: ignore[no-untyped-call]
+    with styled():
+        yield
 
 
 def _tables(run: Run, quantity: str, step: int | None) -> Tables:

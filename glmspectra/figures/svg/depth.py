@@ -24,13 +24,17 @@ MOST_SERIES = 42
 class Measure:
     """One panel of a figure by depth: a column, its title, and a value to compare with where there is one.
 
-    Title and label of the value are names of the catalogue.
+    Title and label of the value are names of the catalogue; without a title the column's own words stand there.
     """
 
     column: str
-    title: str
+    title: str = ""
     reference: float | None = None
     reference_label: str = ""
+
+    def words(self) -> str:
+        """The title in the language of figures."""
+        return say(self.title) if self.title else axis(self.column)
 
 
 def _beyond(k: int) -> float:
@@ -110,7 +114,7 @@ def draw_by_depth(matrices: pd.DataFrame, measures: Sequence[Measure]) -> Figure
     for ax, (measure, chunk) in zip(axes, cells, strict=True):
         _lines(ax, rows, measure, chunk, looks, layers)
         if chunk[0] in parts:
-            ax.set_title(say("figure-parts", title=say(measure.title)), fontsize=8.5)
+            ax.set_title(say("figure-parts", title=measure.words()), fontsize=8.5)
     style.key(figure, [Line2D([], [], **looks[name].line()) for name in order], order, per_row=per_row)
     return figure
 
@@ -165,7 +169,7 @@ def _lines(ax: Axes, rows: pd.DataFrame, measure: Measure, names: Sequence[str],
     if described.share:
         style.percent_axis(ax)
     style.layer_axis(ax, layers)
-    ax.set_title(say(measure.title), fontsize=8.5)
+    ax.set_title(measure.words(), fontsize=8.5)
     special = OWN_AXES.get(measure.column)
     ax.set_ylabel(say(special) if special else axis(measure.column))
 
