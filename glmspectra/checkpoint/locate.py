@@ -34,6 +34,12 @@ class Located:
     index: Path | None = None
     promised: dict[str, str] = field(default_factory=dict)
 
+    def beside(self) -> list[str]:
+        """Names of other files of weights in the folder, which are not read: another form or copy of the model."""
+        read = {path.name for path in self.files}
+        there = (path.name for path in self.folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+        return sorted(name for name in there if name not in read and not NOT_WEIGHTS.match(name))
+
 
 def locate(path: Path) -> Located:
     """Find the weights at a path: a folder, an index file, or one file of weights.

@@ -10,7 +10,7 @@ import difflib
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -71,15 +71,19 @@ class Checkpoint:
         config: config.json (adapter_config.json of an adapter) as a dictionary; {} without one.
         stored: every tensor as the files hold it, scales of quantised weights included.
         tensors: logical tensors in depth order, by name.
+        beside: names of other files of weights in the folder that was given, which are not read.
 
     `read` and `release` may be called from several threads.
     """
+
+    beside: Sequence[str] = ()  # a model in memory has no files
 
     def __init__(self, located: Located, path: Path):
         self.path = path
         self.form = located.form
         self.folder = located.folder
         self.name = _name_of(path)
+        self.beside = located.beside() if path.is_dir() else []
         self._located = located
         self._lock = threading.Lock()
         self._mapped: dict[tuple[str, int | None], dict[str, torch.Tensor]] = defaultdict(dict)

@@ -120,12 +120,14 @@ def left_out_facts(checkpoint: "Checkpoint") -> dict[str, Any]:
 
 
 def left_out_sentence(checkpoint: "Checkpoint") -> str | None:
-    """One line on what `left_out` names: the count, one name and its reason; None when there is nothing."""
-    found = left_out(checkpoint)
-    if not found:
-        return None
-    name, reason = next(iter(found.items()))
-    return text("checkpoint-left-out", checkpoint=checkpoint.name, count=len(found), name=name, reason=reason)
+    """One line on tensors that `left_out` names and files beside those that are read; None when there is nothing."""
+    said = []
+    if found := left_out(checkpoint):
+        name, reason = next(iter(found.items()))
+        said.append(text("checkpoint-left-out", checkpoint=checkpoint.name, count=len(found), name=name, reason=reason))
+    if files := checkpoint.beside:
+        said.append(text("checkpoint-beside", checkpoint=checkpoint.name, count=len(files), name=files[0]))
+    return " ".join(said) or None
 
 
 def parse_layers(text: str, existing: set[int]) -> set[int] | None:

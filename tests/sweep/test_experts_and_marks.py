@@ -14,6 +14,7 @@ from glmspectra.store import RunStore, read_run
 from glmspectra.sweep import SweepOptions, source_of, sweep
 from glmspectra.sweep.delta import measure_delta
 from glmspectra.sweep.delta_plan import DeltaOptions, plan_delta
+from tests.sweep.small_checkpoint import write_small_checkpoint
 
 EXPERTS, WIDE, HIDDEN = 3, 24, 32
 GATE_UP, DOWN = "model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"
@@ -140,3 +141,15 @@ def test_what_cannot_be_read_has_a_row_that_says_so(tmp_path, capsys):
     assert list(rows["status"]) == ["ok", "unreadable", "nonfinite"]
     assert np.isnan(rows.loc[1, "spectral_norm"])
     assert rows.loc[2, "share_inf"] == 1.0  # beyond float32, by which values are counted
+
+
+def test_weights_in_another_form_beside_those_that_are_read_are_named(tmp_path):
+    model = write_small_checkpoint(tmp_path / "model", layers=1)
+    torch.save({}, model / "training_args.bin")  # a trainer's, no weights
+    with open_checkpoint(model) as checkpoint:
+        assert left_out_sentence(checkpoint) is None
+    torch.save({"transformer.encoder.final_layernorm.weight": torch.ones(8)}, model / "pytorch_model.bin")
+    with open_checkpoint(model) as checkpoint:
+        assert left_out_sentence(checkpoint) == "model: pytorch_model.bin lies beside the weights and is not read."
+    with open_checkpoint(model / "model.safetensors") as checkpoint:
+        assert left_out_sentence(checkpoint) is None, "one file was asked for"

@@ -24,6 +24,11 @@ inspect-head-flop = flop
 inspect-head-file = file
 inspect-scalar = scalar
 
+checkpoint-beside =
+    { $count ->
+        [one] { $checkpoint }: { $name } lies beside the weights and is not read.
+       *[other] { $checkpoint }: { $count } other files of weights lie beside those that are read, { $name } for one.
+    }
 checkpoint-left-out =
     { $count ->
         [one] { $checkpoint }: 1 tensor is left out, { $name }: { $reason }.
