@@ -16,6 +16,7 @@ UNITS = {
     "ratio": ("no unit", "无量纲"),
     "weight": ("units of the weight", "权重单位"),
     "weight^2": ("squared units of the weight", "权重单位的平方"),
+    "gradient^2": ("squared nats per unit of the weight", "每权重单位奈特数的平方"),
     "std": ("standard deviations", "标准差的倍数"),
     "directions": ("directions", "个方向"),
     "entries": ("entries", "个元素"),
@@ -287,7 +288,7 @@ CHANGE = (
     _column("gradient_importance", REAL, "nats", "importance by gradients", "梯度重要性",
             "Mean of |weight times gradient of the loss| over the entries (GoRA).",
             "各元素 |权重 × 损失梯度| 的均值（GoRA）。", log=True),
-    _column("second_moment", REAL, "", "second moment of the gradient", "梯度二阶矩",
+    _column("second_moment", REAL, "gradient^2", "second moment of the gradient", "梯度二阶矩",
             "Mean over the matrix of AdamW's second moment of the gradient of the loss, from optimizer.pt.",
             "由 optimizer.pt 得到的 AdamW 损失梯度二阶矩在整个矩阵上的均值。", log=True),
 )
