@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from glmspectra.checkpoint.adapter.adapter import Adapter
+from glmspectra.checkpoint.formats.pickle_bounds import check_pickles
 from glmspectra.errors import CheckpointError
 
 OPTIMIZER_FILE = "optimizer.pt"
@@ -171,6 +172,7 @@ def _of_weight(adapter: Adapter, name: str, of_a: torch.Tensor, of_b: torch.Tens
 
 
 def _load(file: Path) -> Mapping[str, Any]:
+    check_pickles(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError) as error:
