@@ -47,7 +47,7 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
         raise RequestError(f"--adapter {adapter}: there is no adapter_config.json{hint}.")
     if not any((adapter / name).is_file() for name in WEIGHT_FILES):  # PEFT would look for them on a hub
         raise CheckpointError(f"{adapter}: adapter_config.json is there, but neither {' nor '.join(WEIGHT_FILES)}.")
-    config = _bounded(adapter)
+    config, stored = _bounded(adapter)
     with read_by_library(adapter, "cannot be put on this base", "it is damaged, or of another model"):
         try:
             with warnings.catch_warnings():
@@ -60,9 +60,8 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
                     "give the merged model."
                 ) from error
             raise
-        stored = load_peft_weights(str(adapter), device="cpu")
     taken = get_peft_model_state_dict(wrapped, save_embedding_layers=True).keys()
-    if foreign := sorted(stored.keys() - taken):
+    if foreign := sorted(stored - taken):
         raise CheckpointError(
             f"{adapter}: changes {len(foreign)} tensors that this base has no place for, {foreign[0]} among them; "
             f"it was trained on {wrapped.peft_config['default'].base_model_name_or_path or 'another base'}."
@@ -72,8 +71,8 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     return wrapped.eval()
 
 
-def _bounded(adapter: Path) -> PeftConfig:
-    """The configuration with nothing in it that would cost PEFT time or memory without bound.
+def _bounded(adapter: Path) -> tuple[PeftConfig, set[str]]:
+    """The configuration with nothing in it that would cost PEFT time or memory without bound; the names of its tensors.
 
     PEFT runs patterns of the file by `re`, which can take hours over one, and makes factors of any rank that it says.
     """
@@ -96,7 +95,7 @@ def _bounded(adapter: Path) -> PeftConfig:
             raise CheckpointError(f"{adapter / CONFIG_FILE}: modules_to_save names {str(entry)[:80]!r}, no module.")
     if isinstance(config, LoraConfig):
         _write_patterns_out(config, stored)
-    return config
+    return config, set(stored)
 
 
 def _write_patterns_out(config: LoraConfig, stored: Iterable[str]) -> None:
