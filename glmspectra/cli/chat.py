@@ -112,8 +112,8 @@ def _talk(conversation: "Conversation", path: Path, adapter: Path | None, quiet:
     with suppress(ImportError):  # with it, arrow keys bring back and edit what was asked before
         import readline  # noqa: F401
     if not quiet:
-        told: dict[str, Any] = {"model": path.name, "help": both("chat-help")}
-        said = text("chat-who-adapter", **told, adapter=adapter.name) if adapter else text("chat-who", **told)
+        values: dict[str, Any] = {"model": path.name, "help": both("chat-help")}
+        said = text("chat-who-adapter", **values, adapter=adapter.name) if adapter else text("chat-who", **values)
         stderr.print(said, highlight=False, markup=False)
 
     def show(piece: str) -> None:

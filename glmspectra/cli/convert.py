@@ -88,16 +88,16 @@ def convert(
             "copied": done.copied,
             "shards_kept_from_before": done.resumed,
         }
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "count": len(done.shards),
         "size": f"{sum(done.shards.values()) / 1e9:.3f}",
         "path": str(done.out),
         "copied": len(done.copied),
     }
     if done.resumed:
-        lines = [text("convert-done-resumed", **told, kept=done.resumed)]
+        lines = [text("convert-done-resumed", **values, kept=done.resumed)]
     else:
-        lines = [text("convert-done", **told)]
+        lines = [text("convert-done", **values)]
     if to == "glm":
         own = "tokenizer.json" in done.copied
         lines.append(text("convert-glm-tokenizer" if own else "convert-own-tokenizer"))

@@ -122,10 +122,10 @@ def _title(run: "Run") -> str:
     from glmspectra.sweep.delta_summary import last_state
 
     rows = last_state(run)
-    told: dict[str, Any] = {"run": run.name, "layers": both("delta-layers", count=int(rows["layer"].nunique()))}
+    sentence: dict[str, Any] = {"run": run.name, "layers": both("delta-layers", count=int(rows["layer"].nunique()))}
     if rows["step"].isna().all():
-        return text("delta-title", **told)
-    return text("delta-title-step", **told, step=str(int(rows["step"].iloc[0])))
+        return text("delta-title", **sentence)
+    return text("delta-title-step", **sentence, step=str(int(rows["step"].iloc[0])))
 
 
 def _table(summary: dict[str, Any]) -> "Table":
@@ -146,16 +146,16 @@ def _table(summary: dict[str, Any]) -> "Table":
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
-    told = {
+    sentence = {
         "matrices": both("terminal-matrices", count=facts["matrices"]),
         "kinds": listed(facts["kinds"]),
         "seconds": f"{facts['seconds']:.1f}",
         "device": facts["device"],
     }
     if facts["states"] > 1:
-        lines = [text("delta-measured-states", **told, states=facts["states"])]
+        lines = [text("delta-measured-states", **sentence, states=facts["states"])]
     else:
-        lines = [text("delta-measured", **told)]
+        lines = [text("delta-measured", **sentence)]
     if facts["nonfinite"]:
         shown = listed(facts["nonfinite"][:5]) + (" ..." if len(facts["nonfinite"]) > 5 else "")
         lines.append(text("delta-nonfinite", count=len(facts["nonfinite"]), names=shown))

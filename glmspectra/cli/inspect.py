@@ -125,7 +125,7 @@ def _cost_lines(cost: "SelectionCost", where: str, available: int | None) -> str
     matrices = both("terminal-matrices", count=cost.matrices)
     if cost.spectra != cost.matrices:
         matrices = both("inspect-with-parts", matrices=matrices, spectra=cost.spectra)
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "matrices": matrices,
         "bytes": _bytes(cost.nbytes),
         "flop": _flop(cost.flops),
@@ -134,8 +134,8 @@ def _cost_lines(cost: "SelectionCost", where: str, available: int | None) -> str
         "largest": cost.largest,
     }
     if available is None:
-        return text("inspect-cost", **told)
-    said = both("inspect-cost-free", **told, free=_bytes(available))
+        return text("inspect-cost", **values)
+    said = both("inspect-cost-free", **values, free=_bytes(available))
     if cost.memory > available:
         said += both("inspect-too-large", largest=cost.largest)
     return getattr(said, current())

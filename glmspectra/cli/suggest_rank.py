@@ -168,8 +168,8 @@ def suggest_rank(
     said += [text("terminal-report", path=index)] if index else []
     if not as_json and not quiet:
         _print_table(found.suggestion.allocations)
-    told = {"portfolio": found.portfolio.as_dict() if found.portfolio else None, "report": index}
-    finish(facts(found.suggestion) | files | told, said, as_json)
+    more = {"portfolio": found.portfolio.as_dict() if found.portfolio else None, "report": index}
+    finish(facts(found.suggestion) | files | more, said, as_json)
 
 
 def _report(root: Path, tables: Path) -> str:

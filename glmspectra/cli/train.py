@@ -175,12 +175,12 @@ def _train(
 def _lines(result: dict[str, Any], output: Path) -> list[str]:
     from glmspectra.language import text
 
-    told = {"method": result["method"], "steps": result["steps"], "loss": f"{result['train_loss']:.4f}"}
+    sentence = {"method": result["method"], "steps": result["steps"], "loss": f"{result['train_loss']:.4f}"}
     if "eval_loss" in result:
         evaluated = {"evaluation": f"{result['eval_loss']:.4f}", "perplexity": f"{result['eval_perplexity']:.3f}"}
-        lines = [text("training-done-evaluated", **told, **evaluated)]
+        lines = [text("training-done-evaluated", **sentence, **evaluated)]
     else:
-        lines = [text("training-done", **told)]
+        lines = [text("training-done", **sentence)]
     if "best_step" in result:
         lines.append(text("training-best", step=str(result["best_step"]), loss=f"{result['best_eval_loss']:.4f}"))
     lines.append(text("training-adapter", parameters=result["trainable_parameters"], path=str(result["adapter"])))

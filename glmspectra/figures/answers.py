@@ -11,7 +11,7 @@ MODELS = ("base", "uniform", "tuned", "suggested")
 
 
 @dataclass(frozen=True)
-class Told:
+class Given:
     """One model's answer: pieces of text, each with whether it differs from the reference; the agreement, 0 to 1."""
 
     model: str
@@ -25,7 +25,7 @@ class Answer:
 
     question: str
     reference: str
-    told: Sequence[Told]
+    given: Sequence[Given]
 
 
 def pieces(reference: str, answer: str) -> tuple[list[tuple[str, bool]], float]:
@@ -70,8 +70,8 @@ def cards(samples: Sequence[dict[str, str]]) -> tuple[list[Answer], str]:
     found = []
     for sample, question in zip(samples, questions, strict=True):
         reference = str(sample.get("reference", ""))
-        told = [
-            Told(model, *pieces(reference, str(sample[model]))) for model in MODELS if sample.get(model) is not None
+        given = [
+            Given(model, *pieces(reference, str(sample[model]))) for model in MODELS if sample.get(model) is not None
         ]
-        found.append(Answer(question[len(shared) : len(question) - len(ending)].strip(), reference, told))
+        found.append(Answer(question[len(shared) : len(question) - len(ending)].strip(), reference, given))
     return found, shared.strip()

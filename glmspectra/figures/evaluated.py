@@ -65,13 +65,13 @@ def gaps(scores: Scores) -> list[Json]:
 
 
 def _summary(scores: Scores) -> Json:
-    told: Json = {}
+    summary: Json = {}
     for name in ("suggested", "tuned"):
         if name in scores.losses:
-            told["loss"] = rounded(scores.losses[name].get("loss"))
+            summary["loss"] = rounded(scores.losses[name].get("loss"))
         if f"{name}-base" in scores.differences:
-            told["gain"] = rounded(-scores.differences[f"{name}-base"]["mean"])
-    return told
+            summary["gain"] = rounded(-scores.differences[f"{name}-base"]["mean"])
+    return summary
 
 
 def write_evaluation(out: Path, model: str, adapter: str | None, outcome: Outcome) -> Path:

@@ -36,7 +36,7 @@ def write_overview(reports: Path) -> Path | None:
     heads = ("report", "kind", "finding", "loss", "gain", "mean-rank", "effective-rank", "curve")
     grid = Grid(
         heads,
-        [_row(folder, told) for folder, told in found],
+        [_row(folder, summary) for folder, summary in found],
         both("page-overview-caption", count=len(found)),
     )
     page = Page("overview", both("page-title-overview"), both("page-lead-overview"), reports=grid)
@@ -47,20 +47,20 @@ def _told(text: str) -> dict[str, Any]:
     """The summary that a page holds; empty for a page of an earlier version."""
     match = _SUMMARY.search(text)
     try:
-        told = parse_json(match[1], "a page", StoreError) if match else {}
+        summary = parse_json(match[1], "a page", StoreError) if match else {}
     except StoreError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return summary if isinstance(summary, dict) else {}
 
 
-def _row(folder: str, told: dict[str, Any]) -> list[Cell]:
-    kind = told.get("kind")
-    finding = told.get("finding") or ("", "")
-    row = [Cell(Words.same(str(told.get("name") or folder)), link=f"{folder}/index.html")]
+def _row(folder: str, summary: dict[str, Any]) -> list[Cell]:
+    kind = summary.get("kind")
+    finding = summary.get("finding") or ("", "")
+    row = [Cell(Words.same(str(summary.get("name") or folder)), link=f"{folder}/index.html")]
     row.append(Cell(both(f"page-kind-{kind}") if kind in _KINDS else Words.same("")))
     row.append(Cell(Words(str(finding[0]), str(finding[1]))))
     for name in _NUMBERS:
-        row.append(plain(number(told[name], 4) if told.get(name) is not None else "", number=True))
-    line = [value for value in told.get("line") or () if isinstance(value, int | float)]
+        row.append(plain(number(summary[name], 4) if summary.get(name) is not None else "", number=True))
+    line = [value for value in summary.get("line") or () if isinstance(value, int | float)]
     row.append(Cell(Words.same(""), line=line))
     return row

@@ -287,16 +287,16 @@ def training_of(run: TrainingRun) -> Json:
         if len(rows):
             keep = np.unique(np.round(np.linspace(0, len(rows) - 1, min(len(rows), 600))).astype(int))
             curves[name] = {"x": numbers(rows["step"].iloc[keep]), "y": numbers(rows[name].iloc[keep])}
-    told: Json = {"name": run.name, "curves": curves}
+    training: Json = {"name": run.name, "curves": curves}
     if len(run.ranks):
         steps = np.array(sorted(set(run.ranks["step"])))
         keep = steps[np.unique(np.linspace(0, len(steps) - 1, min(40, len(steps))).round().astype(int))]
         wide = run.ranks.pivot_table(index="module", columns="step", values="rank", aggfunc="first", sort=False)
         places = run.ranks.drop_duplicates("module").set_index("module").loc[wide.index]
-        told["ranks"] = {
+        training["ranks"] = {
             "steps": [int(step) for step in keep],
             "layer": [None if pd.isna(layer) else int(layer) for layer in places["layer"]],
             "matrix": [str(matrix) for matrix in places["matrix"]],
             "values": [numbers(line) for line in wide[keep].to_numpy(float)],
         }
-    return told
+    return training

@@ -235,26 +235,26 @@ def run_facts(run: RunTables) -> tuple[list[tuple[Words, str]], list[Words]]:
 def summary_of(kind: str, name: str, evidence: Evidence, findings: Sequence[Finding]) -> payload.Json:
     """What the overview lists of a page: name, first finding, mean rank, median effective rank, a line of values."""
     first = findings[0]
-    told: payload.Json = {"kind": kind, "name": name, "finding": (first.words.en, first.words.zh)}
+    summary: payload.Json = {"kind": kind, "name": name, "finding": (first.words.en, first.words.zh)}
     for quantity in evidence.sets:
         rows = evidence.rows(quantity)
         if has(rows, "effective_rank"):
-            told["effective_rank"] = payload.rounded(rows["effective_rank"].median())
-            told["line"] = payload.numbers(rows.groupby("layer")["effective_rank"].median())
+            summary["effective_rank"] = payload.rounded(rows["effective_rank"].median())
+            summary["line"] = payload.numbers(rows.groupby("layer")["effective_rank"].median())
             break
     if len(evidence.ranks):
         chosen = evidence.ranks[evidence.ranks["criterion"] == evidence.ranks["criterion"].iloc[0]]
-        told["mean_rank"] = payload.rounded(chosen["rank"].mean())
+        summary["mean_rank"] = payload.rounded(chosen["rank"].mean())
     losses = [float(run.history["eval_loss"].min()) for run in evidence.training if run.has("eval_loss")]
     if losses:
-        told["loss"] = payload.rounded(min(losses))
-    if evidence.training and not told.get("line"):
+        summary["loss"] = payload.rounded(min(losses))
+    if evidence.training and not summary.get("line"):
         history = evidence.training[0].history
         curve = history["eval_loss" if evidence.training[0].has("eval_loss") else "loss"].dropna().to_numpy()
-        told["line"] = payload.numbers(
+        summary["line"] = payload.numbers(
             curve[np.unique(np.linspace(0, len(curve) - 1, 24).round().astype(int))] if len(curve) else []
         )
-    return told
+    return summary
 
 
 def runs_grid(runs: Sequence[TrainingRun]) -> Grid:
@@ -262,11 +262,11 @@ def runs_grid(runs: Sequence[TrainingRun]) -> Grid:
     heads = ("run", "steps", "last-loss", "best-loss", "best-step", "best-perplexity")
     rows = []
     for run in runs:
-        losses, told = run.history["loss"].dropna(), run.history.dropna(subset=["eval_loss"])
+        losses, evaluated = run.history["loss"].dropna(), run.history.dropna(subset=["eval_loss"])
         steps = number(float(run.history["step"].max())) if len(run.history) else ""
         row = [plain(run.name), plain(steps, number=True)]
         row.append(plain(number(float(losses.tail(5).mean()), 4) if len(losses) else "", number=True))
-        best = told.loc[told["eval_loss"].idxmin()] if len(told) else None
+        best = evaluated.loc[evaluated["eval_loss"].idxmin()] if len(evaluated) else None
         for column in ("eval_loss", "step", "eval_perplexity"):
             row.append(plain(number(float(best[column]), 4) if best is not None else "", number=True))
         rows.append(row)

@@ -51,8 +51,8 @@ def outcome(results: Results) -> Outcome:
 
 def verdict(results: Results) -> str:
     """What the comparison with uniform ranks can and cannot say, in the language in use."""
-    told = [found for found in find(Evidence(scores=outcome(results).scores)) if found.rule == "against-uniform"]
-    return getattr(told[0].words, current()) if told else text("terminal-no-control")
+    gaps = [found for found in find(Evidence(scores=outcome(results).scores)) if found.rule == "against-uniform"]
+    return getattr(gaps[0].words, current()) if gaps else text("terminal-no-control")
 
 
 def _facts(options: LoopOptions, results: Results) -> list[tuple[Words, str | Words]]:
@@ -63,8 +63,8 @@ def _facts(options: LoopOptions, results: Results) -> list[tuple[Words, str | Wo
         "criterion": results["suggest"]["criterion"],
         "parameters": f"{results['suggest']['parameters']:,}",
     }
-    told: list[tuple[Words, str | Words]] = [(both(f"page-fact-{name}"), value) for name, value in facts.items()]
-    return [*told, (both("page-fact-pilots"), pilots)]
+    listed: list[tuple[Words, str | Words]] = [(both(f"page-fact-{name}"), value) for name, value in facts.items()]
+    return [*listed, (both("page-fact-pilots"), pilots)]
 
 
 def _warnings(results: Results) -> list[Words]:

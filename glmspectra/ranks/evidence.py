@@ -246,9 +246,9 @@ def _base_of(base: Run | None, deltas: Sequence[Run]) -> tuple[str, str]:
         checkpoint = base.manifest["checkpoint"]
         facts[base.folder] = (checkpoint["name"], checkpoint["fingerprint"])
     for run in deltas:
-        told = (run.manifest["checkpoint"].get("details") or {}).get("base")
-        if told and told.get("fingerprint"):
-            facts[run.folder] = (told["name"], told["fingerprint"])
+        base_facts = (run.manifest["checkpoint"].get("details") or {}).get("base")
+        if base_facts and base_facts.get("fingerprint"):
+            facts[run.folder] = (base_facts["name"], base_facts["fingerprint"])
     if len({fingerprint for _, fingerprint in facts.values()}) > 1:
         listed = "; ".join(f"{folder.name}: {name} {print_}" for folder, (name, print_) in facts.items())
         raise RequestError(f"the tables belong to different base checkpoints: {listed}.")

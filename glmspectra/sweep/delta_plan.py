@@ -237,8 +237,8 @@ def _match_checkpoint(
     if len(names) < len(records):
         yield text("delta-lacks", path=str(state.where.path), count=len(records) - len(names))
     if further := _without_base(tuned, base):
-        told = {"path": str(state.where.path), "base": str(base.path), "name": further[0]}
-        yield text("delta-further", **told, count=len(further))
+        values = {"path": str(state.where.path), "base": str(base.path), "name": further[0]}
+        yield text("delta-further", **values, count=len(further))
 
 
 def _same_weights(base: Checkpoint, tuned: Checkpoint, records: dict[str, TensorRecord]) -> dict[str, str]:

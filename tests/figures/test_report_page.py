@@ -255,7 +255,7 @@ def test_cards_show_the_question_once_and_mark_what_differs():
     answers, asked = cards(SAMPLES)
     assert asked == "下面是一个关于身体的问题，认真回答。"
     assert [answer.question for answer in answers] == ["感冒了怎么办？", "头疼怎么办？"]
-    told = {one.model: one for one in answers[0].told}
+    told = {one.model: one for one in answers[0].given}
     assert list(told) == ["base", "uniform", "tuned"]
     assert "".join(text for text, differs in told["uniform"].pieces if differs) == "保暖"
     assert told["tuned"].agreement == 1.0

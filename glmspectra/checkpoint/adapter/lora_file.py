@@ -111,13 +111,17 @@ def _alphas_of(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:
     if text is None:
         return {}
     try:
-        told = json.loads(text)
-        if any(told.get(key) for key in told if key.endswith((".rank_pattern", ".alpha_pattern", ".use_rslora"))):
+        settings = json.loads(text)
+        if any(
+            settings.get(key) for key in settings if key.endswith((".rank_pattern", ".alpha_pattern", ".use_rslora"))
+        ):
             raise CheckpointError(
                 f"{path}: its metadata gives single modules an alpha or a rank of their own, or rsLoRA, which is not "
                 "read of such a file; load it with PEFT and save the adapter with its configuration."
             )
-        return {key.removesuffix(".lora_alpha"): float(told[key]) for key in told if key.endswith(".lora_alpha")}
+        return {
+            key.removesuffix(".lora_alpha"): float(settings[key]) for key in settings if key.endswith(".lora_alpha")
+        }
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its metadata lora_adapter_metadata cannot be read ({error}).") from None
 

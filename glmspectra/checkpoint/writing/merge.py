@@ -109,8 +109,10 @@ class Merged:
         return lines
 
     def _rounding(self) -> str:
-        told = {"dtype": self.dtype, "share": f"{self.lost[1]:.2%}"}
-        return text("merge-rounding-of", **told, name=self.lost[0]) if self.lost[0] else text("merge-rounding", **told)
+        values = {"dtype": self.dtype, "share": f"{self.lost[1]:.2%}"}
+        return (
+            text("merge-rounding-of", **values, name=self.lost[0]) if self.lost[0] else text("merge-rounding", **values)
+        )
 
 
 def merge(

@@ -77,7 +77,7 @@ class DataReport:
         return lines + self.notes
 
     def _split_lines(self, name: str, split: SplitCounts) -> list[str]:
-        told: dict[str, Any] = {
+        values: dict[str, Any] = {
             "name": name,
             "rows": split.rows,
             "tokens": split.tokens,
@@ -85,11 +85,11 @@ class DataReport:
             "longest": split.longest,
         }
         if split.packed_rows is None:
-            lines = [text("data-split", **told)]
+            lines = [text("data-split", **values)]
         else:
             full = split.tokens / (split.packed_rows * self.max_length) if split.packed_rows else 0.0
             packed: dict[str, Any] = {"packed": split.packed_rows, "length": self.max_length, "full": f"{full:.0%}"}
-            lines = [text("data-split-packed", **told, **packed)]
+            lines = [text("data-split-packed", **values, **packed)]
         if split.context_cut or split.target_cut or split.dropped_long:
             lines.append(
                 text(

@@ -76,7 +76,7 @@ class Evaluation:
 
 def _scores(name: str, values: dict[str, float]) -> str:
     """Loss and scores of one model in a line; name: 'base' or 'tuned'."""
-    told = text(
+    scores = text(
         "evaluation-scores",
         name=both(f"evaluation-{name}"),
         loss=f"{values['loss']:.4f}",
@@ -85,8 +85,8 @@ def _scores(name: str, values: dict[str, float]) -> str:
         accuracy=f"{values['token_accuracy']:.3f}",
     )
     if "rouge_l" not in values:
-        return told
-    return text("evaluation-text-scores", scores=told, rouge=f"{values['rouge_l']:.2f}", bleu=f"{values['bleu']:.2f}")
+        return scores
+    return text("evaluation-text-scores", scores=scores, rouge=f"{values['rouge_l']:.2f}", bleu=f"{values['bleu']:.2f}")
 
 
 def paired_interval(before: np.ndarray, after: np.ndarray, confidence: float = 0.95) -> dict[str, float]:

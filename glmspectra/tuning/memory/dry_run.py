@@ -97,18 +97,18 @@ class DryRun:
         if self.device_bytes is None:
             return [f"  {text('dry-on-gpu')}"]
         share = self.memory.peak / self.device_bytes
-        told = {"size": f"{self.device_bytes / GIB:.1f}", "device": self.device}
-        fits = text("dry-fits", **told, share=f"{share:.0%}") if share <= 1 else text("dry-too-large", **told)
+        values = {"size": f"{self.device_bytes / GIB:.1f}", "device": self.device}
+        fits = text("dry-fits", **values, share=f"{share:.0%}") if share <= 1 else text("dry-too-large", **values)
         return [f"  {fits}"]
 
     def _step_line(self) -> str:
-        told = {key: str(self.step[key]) for key in ("rows", "tokens")}
-        told |= {"loss": f"{self.step['loss']:.4f}", "seconds": f"{self.step['seconds']:.2f}"}
+        values = {key: str(self.step[key]) for key in ("rows", "tokens")}
+        values |= {"loss": f"{self.step['loss']:.4f}", "seconds": f"{self.step['seconds']:.2f}"}
         measured = self.step.get("peak_memory_gib")
         if measured is None:
-            return text("dry-longest", **told)
+            return text("dry-longest", **values)
         apart = f"{self.memory.peak / GIB / measured - 1:+.1%}"
-        return text("dry-longest-measured", **told, peak=f"{measured:.2f}", apart=apart)
+        return text("dry-longest-measured", **values, peak=f"{measured:.2f}", apart=apart)
 
 
 def dry_run(settings: Settings, device: str = "auto") -> DryRun:
