@@ -11,7 +11,6 @@ from glmspectra.checkpoint.adapter.adapter import Adapter, open_adapter
 from glmspectra.checkpoint.adapter.change import TensorChange
 from glmspectra.checkpoint.adapter.factors import Factors
 from glmspectra.checkpoint.adapter.layout import BaseLayout
-from glmspectra.checkpoint.adapter.left_alone import left_alone_sentence
 from glmspectra.checkpoint.adapter.lora_file import bring_to, open_lora_file
 from glmspectra.checkpoint.adapter.moments import SecondMoments
 from glmspectra.checkpoint.adapter.run_folder import TunedCheckpoint
@@ -134,8 +133,7 @@ def match_adapter(state: State, base: Checkpoint, aliases: dict[str, str]) -> It
         yield from bring_to(state.adapter, layout)
     found = state.adapter.changes(layout)
     left_out = []
-    if found.left_alone:
-        yield f"{state.where.path}: {left_alone_sentence(found.left_alone)}"
+    yield from (f"{state.where.path}: {note}" for note in found.notes)
     for name, change in found.tensors.items():
         record = base.tensors[change.source]
         shape = record.shape

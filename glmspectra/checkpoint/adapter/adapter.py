@@ -15,8 +15,8 @@ from glmspectra.checkpoint.adapter.config import BASE_REDUCED, AdapterConfig, re
 from glmspectra.checkpoint.adapter.convolutions import as_matrix, kernel_of
 from glmspectra.checkpoint.adapter.factors import BaseRule, Factors, LoftQ, Truncation
 from glmspectra.checkpoint.adapter.layout import BaseLayout, is_transposed
-from glmspectra.checkpoint.adapter.left_alone import left_alone
 from glmspectra.checkpoint.adapter.parameters import parameter_changes
+from glmspectra.checkpoint.adapter.promised import check_base, check_file, notes
 from glmspectra.checkpoint.adapter.start import find_start, step_of
 from glmspectra.checkpoint.adapter.stored import StoredAdapter, read_stored, shortened
 from glmspectra.checkpoint.names import natural_order
@@ -33,12 +33,12 @@ class Changes:
         tensors: Name in the merged checkpoint -> its change.
         untied: Tensors that were tied to another and no longer are (an output layer to its embedding) -> the base's
             tensor that each begins as. They are written on their own, and the configuration says that nothing is tied.
-        left_alone: Modules of the base that the configuration targets and the adapter has no factors for.
+        notes: What a person is told: modules without factors, files that are not read.
     """
 
     tensors: dict[str, TensorChange]
     untied: dict[str, str]
-    left_alone: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -117,6 +117,7 @@ class Adapter:
         Raises:
             CheckpointError: The base lacks one of them, or the factors do not fit it.
         """
+        check_base(self.path, self.config, self._stored, base)
         found: dict[str, TensorChange] = {}
 
         def at(name: str) -> TensorChange:
@@ -139,7 +140,7 @@ class Adapter:
             if change.name in found:
                 raise CheckpointError(f"{self.path}: changes {change.name} twice, by a module and by a parameter.")
             found[change.name] = change
-        return Changes(found, self._untie(found, base), left_alone(self.config, found, base))
+        return Changes(found, self._untie(found, base), notes(self.path, self.config, found, base))
 
     def _in_layer(self, name: str, change: TensorChange, base: BaseLayout) -> Factors:
         """The factors of one weight as its layer stores it."""
@@ -189,6 +190,12 @@ class Adapter:
         if embedding:
             left, right = right.T, left.T
         magnitude = parts.get("lora_magnitude_vector")
+        outputs = right.shape[1] if embedding else left.shape[0]
+        if magnitude is not None and magnitude.numel() != outputs:
+            raise CheckpointError(
+                f"{self.path}: {module} has {outputs} outputs and a lora_magnitude_vector of {list(magnitude.shape)}; "
+                "they are of different layers."
+            )
         return Factors(
             f"{module}.weight", left, right, scale, allotted,
             magnitude=None if magnitude is None else magnitude.flatten(),
@@ -204,6 +211,7 @@ class Adapter:
             *(["lora_E"] if self.config.adalora else []),
             *(["lora_diag"] if self.config.kasa_config is not None else []),
             *(["lora_magnitude_vector"] if self.config.use_dora else []),
+            *(["lora_B.bias"] if self.config.lora_bias and not embedding else []),
         ]
         missing = [key for key in needed if key not in parts]
         if missing:
@@ -355,6 +363,7 @@ def open_adapter(path: Path | str, initial: Path | str | None = None) -> Adapter
 
 def _opened(path: Path, config: AdapterConfig, only_factors: bool = False) -> Adapter:
     stored = read_stored(path, config.modules_of_parameters)
+    check_file(path, config, stored)
     if only_factors:
         for parts in stored.factors.values():
             parts.pop("lora_magnitude_vector", None)

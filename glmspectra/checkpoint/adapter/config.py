@@ -72,7 +72,6 @@ OTHER_TYPES = {
 WITHOUT_EFFECT = frozenset(
     {
         *("auto_mapping", "inference_mode", "peft_version", "revision", "task_type"),
-        *("layers_pattern",),  # the tensors say which
         *("lora_dropout", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
         *("velora_config", "monteclora_config"),  # VeLoRA: backward only; MonteCLoRA: noise that PEFT leaves out too
         *("megatron_core", "qalora_group_size"),  # names of what other keys switch on
@@ -143,6 +142,7 @@ class AdapterConfig(BaseModel):
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
     target_parameters: list[str] | None = None
     modules_to_save: list[str] | str | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None

@@ -19,7 +19,7 @@ _PREFIX = "base_model.model."
 # <module>.<part>[.<name of the adapter>][.weight|.bias]
 _PART = re.compile(
     r"^(?P<module>.+?)\.(?P<part>lora_A|lora_B|lora_E|lora_diag|lora_embedding_A|lora_embedding_B"
-    r"|lora_magnitude_vector|ranknum)(?:\.(?!weight$|bias$)[^.]+)?(?P<suffix>\.weight|\.bias)?$"
+    r"|lora_magnitude_vector|ranknum)(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?(?P<suffix>\.weight|\.bias)?$"
 )
 _ROWS = re.compile(r"^(?P<module>.+?)\.(?:token_adapter\.)?trainable_tokens_delta(?:\.[^.]+)?$")
 # Kept by PEFT for training or for loading only: VeLoRA's projections, MonteCLoRA's noise, the untrained copies.
@@ -73,6 +73,7 @@ def read_stored(path: Path, of_parameters: Collection[str] = ()) -> StoredAdapte
     stored = _load(file)
     if form := foreign_form(stored):
         raise CheckpointError(f"{file}: is LoRA in the form of {form}; convert it to PEFT's form first.")
+    _refuse_several(file, stored)
     found = StoredAdapter()
     saved: dict[str, torch.Tensor] = {}
     for key, tensor in stored.items():
@@ -84,10 +85,27 @@ def read_stored(path: Path, of_parameters: Collection[str] = ()) -> StoredAdapte
         if not tensor.is_floating_point():
             raise CheckpointError(f"{file}: {key} holds {str(tensor.dtype).removeprefix('torch.')}, no floating point.")
         _sort_in(file, found, saved, key, tensor, of_parameters)
+    for key in stored:
+        module = key.removeprefix(_PREFIX).removesuffix(".weight")
+        if key.endswith(".weight") and "lora_A" in found.factors.get(module, {}):
+            raise CheckpointError(
+                f"{file}: holds {key} beside factors of that weight; PEFT takes a base weight there from "
+                f"{module}.base_layer.weight alone, so that it cannot be told which one is meant."
+            )
     found.whole |= saved  # of a module with a bias and bias="all" PEFT also saves the original's, which is not used
     if not found.factors and not found.parameters:
         raise CheckpointError(f"{file}: no factors in it; its tensors are {shortened(list(stored)) or 'none'}.")
     return found
+
+
+def _refuse_several(file: Path, names: Iterable[str]) -> None:
+    """Raise CheckpointError where the factors are of more than one adapter: PEFT loads one alone."""
+    parts = (_PART.match(name) for name in names if not _WITHOUT_EFFECT.search(name))
+    adapters = sorted({part["adapter"] or "(no name)" for part in parts if part})
+    if len(adapters) > 1:
+        raise CheckpointError(
+            f"{file}: holds the factors of several adapters ({shortened(adapters)}); save the one that is meant alone."
+        )
 
 
 def foreign_form(keys: Iterable[str]) -> str | None:
@@ -126,7 +144,7 @@ def _sort_in(
     else:
         plain = _plain(_SAVED.sub("", name).replace(".token_adapter", ""))
         if ".modules_to_save." in name:
-            saved[plain] = tensor
+            _put(file, saved, plain, tensor, key)
         else:
             _put(file, found.whole, plain, tensor, key)
 

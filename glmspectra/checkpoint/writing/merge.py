@@ -22,7 +22,6 @@ import torch
 from glmspectra.checkpoint.adapter.adapter import Adapter, open_adapter
 from glmspectra.checkpoint.adapter.change import TensorChange
 from glmspectra.checkpoint.adapter.layout import EMBEDDING, BaseLayout
-from glmspectra.checkpoint.adapter.left_alone import left_alone_sentence
 from glmspectra.checkpoint.formats.reparametrized import REFUSED_PARTS, REMADE
 from glmspectra.checkpoint.formats.settings import BESIDE, STATED
 from glmspectra.checkpoint.names import OUTPUT, place_of
@@ -54,7 +53,7 @@ class Merged:
         lost: Name and share of the weight whose change lost most to rounding in dtype, |stored - exact|_F / |change|_F.
         checked: Name and relative error of the changed tensor that is farthest from base and adapter on random inputs.
         vocabulary: Rows of the embedding before and after, where the adapter extended it.
-        left_alone: What is said of modules that the adapter targets and has no factors for.
+        notes: What is said of modules that have no factors, and of files that are not read.
         nbytes, files: What was written.
     """
 
@@ -70,7 +69,7 @@ class Merged:
     lost: tuple[str, float] = ("", 0.0)
     checked: tuple[str, float] = ("", 0.0)
     vocabulary: tuple[int, int] | None = None
-    left_alone: str = ""
+    notes: list[str] = field(default_factory=list)
     nbytes: int = 0
     files: list[str] = field(default_factory=list)
 
@@ -102,8 +101,7 @@ class Merged:
             lines.append(text("merge-whole", count=self.whole))
         if self.untied:
             lines.append(text("merge-untied", names=listed(self.untied)))
-        if self.left_alone:
-            lines.append(self.left_alone)
+        lines += self.notes
         if self.vocabulary:
             lines.append(text("merge-vocabulary", now=self.vocabulary[1], before=self.vocabulary[0]))
         return lines
@@ -167,7 +165,7 @@ class _Merge:
         report.untied = sorted(found.untied)
         report.vocabulary = _vocabulary(checkpoint, self.changes)
         report.changed = sum(len(change.all_factors) for change in self.changes.values())
-        report.left_alone = left_alone_sentence(found.left_alone) if found.left_alone else ""
+        report.notes = found.notes
         report.whole = sum(
             change.replaced is not None or change.rows is not None or change.added is not None
             for change in self.changes.values()
