@@ -54,6 +54,11 @@ def device_name(wanted: str, local_rank: int = 0) -> str:
     return f"cuda:{index}"
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype as configurations write it: "float32" for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _has_driver() -> bool:
     """Whether torch could find a GPU: without a driver of NVIDIA or AMD it need not be imported to be asked."""
     if "torch" in sys.modules or not sys.platform.startswith("linux"):

@@ -10,6 +10,7 @@ import torch
 from glmspectra.checkpoint.fingerprint import SAMPLE, STRIDE, WHOLE_UP_TO
 from glmspectra.checkpoint.reader import Checkpoint
 from glmspectra.checkpoint.records import FileRecord, StoredTensor
+from glmspectra.device import dtype_name
 from glmspectra.errors import RequestError
 
 MEMORY = "memory"  # where the parameters lie, in place of a file's name
@@ -42,7 +43,7 @@ class LiveCheckpoint(Checkpoint):
         self.form = "model"
         self._identities = {}
         stored = {
-            key: StoredTensor(key, tuple(value.shape), str(value.dtype).removeprefix("torch."), value.nbytes, MEMORY)
+            key: StoredTensor(key, tuple(value.shape), dtype_name(value.dtype), value.nbytes, MEMORY)
             for key, value in self._parameters.items()
         }
         # How the parameters were stored where they were loaded from says nothing of how they lie in memory now.

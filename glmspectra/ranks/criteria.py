@@ -84,14 +84,6 @@ def available(evidence: Evidence) -> list[str]:
     return [name for name, entry in CRITERIA.items() if entry.needs is None or evidence.has(entry.needs)]
 
 
-def energy_rank(sigma: np.ndarray, share: float) -> int:
-    """The fewest leading directions that hold `share` of the sum of sigma^2; 0 for a zero matrix."""
-    energy = np.cumsum(sigma**2)
-    if not energy.size or energy[-1] == 0:
-        return 0
-    return int(np.searchsorted(energy, share * energy[-1] * (1 - 1e-12)) + 1)
-
-
 def rank_for_share(sigma: np.ndarray, energy: float, share: float) -> float:
     """Directions that hold `share` of `energy`, of which only the largest values sigma are known.
 
@@ -332,4 +324,4 @@ def delta_rank(evidence: Evidence, option: str | None) -> Answer:
     """
     share = _share(option, "delta-rank")
     found = evidence.spectra("delta", absent_is_zero=True)
-    return {name: float(energy_rank(sigma, share)) for name, sigma in found.items()}
+    return {name: rank_for_share(sigma, float(np.sum(sigma**2)), share) for name, sigma in found.items()}

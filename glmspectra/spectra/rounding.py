@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from glmspectra.device import dtype_name
+
 
 @dataclass(frozen=True)
 class RoundingFloor:
@@ -71,7 +73,7 @@ def rounding_floor(base: torch.Tensor, tuned: torch.Tensor, chunk: int = 1024) -
         unchanged += float((tuned[c].double() == base[c].double()).sum())
     std = float(np.sqrt(total / (rows * cols)))
     edge = std * float(np.sqrt(rows) + np.sqrt(cols))
-    return RoundingFloor(std, edge, unchanged / (rows * cols), str(tuned.dtype).removeprefix("torch."))
+    return RoundingFloor(std, edge, unchanged / (rows * cols), dtype_name(tuned.dtype))
 
 
 def _sample(values: torch.Tensor, limit: int = 1_000_000) -> torch.Tensor:

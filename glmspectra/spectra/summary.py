@@ -145,9 +145,9 @@ def _known_from_leading(spectrum: Spectrum) -> dict[str, float | int]:
     if spectrum.sigma.size >= min(TOP, spectrum.order):
         row[f"top{TOP}_energy_share"] = _ratio(float(running[:TOP][-1]), energy)
     for percent in ENERGY_PERCENTS:
-        reached = np.flatnonzero(running >= percent / 100 * energy)
-        if reached.size and energy > 0:
-            row[f"energy_rank_{percent}"] = int(reached[0]) + 1
+        held = energy_rank(spectrum.sigma, percent / 100, energy)
+        if held:
+            row[f"energy_rank_{percent}"] = held
     return row
 
 
@@ -163,6 +163,24 @@ def effective_rank(sigma: FloatArray) -> float:
         return 0.0
     share = positive / positive.sum()
     return float(np.exp(-np.sum(share * np.log(share))))
+
+
+def energy_rank(sigma: FloatArray, share: float, energy: float | None = None) -> int | None:
+    """The fewest leading directions that hold `share` of the energy, the sum of sigma^2; 0 for a zero matrix.
+
+    Args:
+        sigma: Singular values, largest first; all of them unless `energy` is given.
+        share: Of the energy, 0 to 1; met to 1e-12, so that rounding asks for no further direction.
+        energy: Of the whole matrix, where only its largest values are known.
+
+    Returns:
+        None where the values that are known hold less.
+    """
+    running = np.cumsum(sigma**2)
+    wanted = share * (running[-1] if energy is None and running.size else energy or 0.0) * (1 - 1e-12)
+    if not running.size or running[-1] == 0:
+        return 0
+    return int(np.searchsorted(running, wanted)) + 1 if running[-1] >= wanted else None
 
 
 def _rank_measures(spectrum: Spectrum) -> dict[str, float | int]:

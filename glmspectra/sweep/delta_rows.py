@@ -26,7 +26,7 @@ from glmspectra.spectra.lowrank import (
     numerical_rank,
     subspace_similarity,
 )
-from glmspectra.spectra.summary import effective_rank
+from glmspectra.spectra.summary import effective_rank, energy_rank
 
 # Columns that say something of the r singular values of a product; bulks and tails need a matrix of full
 # rank.
@@ -78,8 +78,7 @@ def _use(sigma: np.ndarray, allotted: int | None, floor: float) -> dict[str, Any
         "effective_rank_above_floor": effective_rank(sigma[:rank]),
     }
     if allotted:
-        energy = np.cumsum(sigma**2)
-        held = int(np.searchsorted(energy, 0.99 * energy[-1])) + 1 if energy.size and energy[-1] > 0 else 0
+        held = energy_rank(sigma, 0.99) or 0
         columns |= {"allotted_rank": allotted, "share_of_rank_in_use": held / allotted}
     return columns
 

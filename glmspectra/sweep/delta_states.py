@@ -16,6 +16,7 @@ from glmspectra.checkpoint.adapter.moments import SecondMoments
 from glmspectra.checkpoint.adapter.run_folder import TunedCheckpoint
 from glmspectra.checkpoint.fingerprint import FileIdentity, check_unchanged, identity_of
 from glmspectra.checkpoint.names import IN_LAYERS, place_of
+from glmspectra.device import dtype_name
 from glmspectra.errors import CheckpointError
 from glmspectra.language import listed, text
 
@@ -100,7 +101,7 @@ class State:
         found = self.factors(name) if change is None else next(iter(change.all_factors), None)
         tensor = found.left if found is not None else change.replaced if change is not None else None
         tensor = change.rows[1] if tensor is None and change is not None and change.rows is not None else tensor
-        return "unknown" if tensor is None else str(tensor.dtype).removeprefix("torch.")
+        return "unknown" if tensor is None else dtype_name(tensor.dtype)
 
     def fault_of(self, name: str) -> str | None:
         """Why the tuned weight cannot be read; None where it can."""

@@ -19,11 +19,12 @@ from glmspectra.ranks import (
     pilot_rank,
     suggest,
 )
-from glmspectra.ranks.criteria import energy_rank, rank_for_share
+from glmspectra.ranks.criteria import rank_for_share
 from glmspectra.ranks.report import against_uniform, curve_table, facts, lines, long_table
 from glmspectra.ranks.request import RankRequest
 from glmspectra.ranks.study_gains import sentence
 from glmspectra.ranks.suggest import kept_energy, needed_parameters
+from glmspectra.spectra.summary import energy_rank
 from tests.ranks.made_evidence import BASE, base_run, delta_run, make_run, weight_names, with_metrics
 
 LAYERS = 12
@@ -281,8 +282,11 @@ def test_tables_of_different_bases_are_not_mixed():
 
 def test_ranks_that_hold_a_share_of_the_energy():
     sigma = np.array([3.0, 2.0, 1.0, 1.0])  # energies 9, 4, 1, 1
-    assert [energy_rank(sigma, share) for share in (0.5, 0.6, 0.61, 0.9, 0.99)] == [1, 1, 2, 3, 4]
-    assert energy_rank(np.zeros(3), 0.9) == 0
+    shares = (0.5, 0.6, 0.61, 0.9, 0.99)
+    assert [energy_rank(sigma, share) for share in shares] == [1, 1, 2, 3, 4]
+    assert [rank_for_share(sigma, 15.0, share) for share in shares] == [1, 1, 2, 3, 4]
+    assert energy_rank(np.zeros(3), 0.9) == rank_for_share(np.zeros(3), 0.0, 0.9) == 0
+    assert [energy_rank(sigma, share, 30.0) for share in (0.3, 0.5, 0.6)] == [1, 4, None]
     assert rank_for_share(sigma, 15.0, 0.6) == 1
     assert rank_for_share(sigma, 30.0, 0.5) == pytest.approx(4)
     assert rank_for_share(sigma, 40.0, 0.5) == pytest.approx(4 + 5), "five more of energy 1, at the least"

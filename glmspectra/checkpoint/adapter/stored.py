@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from glmspectra.checkpoint.adapter.config import CONFIG_FILE
 from glmspectra.checkpoint.formats.pickle_bounds import check_pickles
 from glmspectra.checkpoint.formats.torch_kinds import stored_dtype
+from glmspectra.device import dtype_name
 from glmspectra.errors import CheckpointError
 
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -83,7 +84,7 @@ def read_stored(path: Path, of_parameters: Collection[str] = ()) -> StoredAdapte
                 "tensor, no array of numbers; save it as a dense one."
             )
         if not tensor.is_floating_point():
-            raise CheckpointError(f"{file}: {key} holds {str(tensor.dtype).removeprefix('torch.')}, no floating point.")
+            raise CheckpointError(f"{file}: {key} holds {dtype_name(tensor.dtype)}, no floating point.")
         _sort_in(file, found, saved, key, tensor, of_parameters)
     for key in stored:
         module = key.removeprefix(_PREFIX).removesuffix(".weight")

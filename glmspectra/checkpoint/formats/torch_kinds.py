@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from glmspectra.checkpoint.formats.logical import Files, Logical, Tensors
+from glmspectra.device import dtype_name
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ def stored_dtype(tensor: torch.Tensor) -> str:
     """The dtype of a stored tensor by torch's name, with its layout before it where that is not strided."""
     import torch
 
-    name = str(tensor.dtype).removeprefix("torch.")
+    name = dtype_name(tensor.dtype)
     if tensor.is_nested:
         return f"nested {name}"
     return name if tensor.layout == torch.strided else f"{str(tensor.layout).removeprefix('torch.')} {name}"

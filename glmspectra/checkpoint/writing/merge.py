@@ -29,6 +29,7 @@ from glmspectra.checkpoint.reader import Checkpoint, open_checkpoint
 from glmspectra.checkpoint.writing.agreement import INPUTS, Agreement, agreement, same_bits
 from glmspectra.checkpoint.writing.folder import Tensors, write_checkpoint
 from glmspectra.checkpoint.writing.shards import SHARD_BYTES, Planned
+from glmspectra.device import dtype_name
 from glmspectra.embedded import locate_model
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.files import check_target
@@ -237,7 +238,7 @@ class _Merge:
             size = float(torch.linalg.vector_norm(exact - before.float()))
             lost = float(torch.linalg.vector_norm(result.float() - exact)) / size if size > 0 else 0.0
             self.report.lost = max(self.report.lost, (name, lost), key=lambda item: item[1])
-            self.report.dtype = str(types[name]).removeprefix("torch.")
+            self.report.dtype = dtype_name(types[name])
         return result
 
     def check(self, folder: Path) -> None:
