@@ -42,7 +42,5 @@ def _gemm() -> Any:
     try:
         from cpm_kernels.kernels import gemm
     except Exception as error:  # without a GPU or pkg_resources it fails in several ways, RuntimeError among them
-        raise MissingExtraError(
-            "cpm-kernels", "cpm", "The int8 reference (on a GPU, with setuptools below 82)"
-        ) from error
+        raise MissingExtraError("cpm-kernels", "The int8 reference (on a GPU, with setuptools below 82)") from error
     return gemm

@@ -40,7 +40,5 @@ class TrainingError(GlmspectraError):
 class MissingExtraError(RequestError):
     """An optional package is needed and not installed."""
 
-    def __init__(self, package: str, extra: str, purpose: str):
-        super().__init__(
-            f"{purpose} needs the package {package}, which is not installed: pip install 'glmspectra[{extra}]'."
-        )
+    def __init__(self, package: str, purpose: str):
+        super().__init__(f"{purpose} needs the package {package}, which is not installed: pip install {package}.")

@@ -57,7 +57,7 @@ def packages() -> list[Check]:
             version = metadata.version(asked.name)
         except metadata.PackageNotFoundError:
             state, words = (
-                (WEAK, text("doctor-extra", extra=extra[1]))
+                (WEAK, text("doctor-extra", wanted=f"{asked.name}{asked.specifier}"))
                 if extra
                 else (BAD, text("doctor-missing", name=asked.name))
             )

@@ -42,7 +42,7 @@ def init(
     shown = CHOICES if chosen is None else (chosen,)
     width = max(len(choice.command) for choice in shown)
     lines += ["", *(f"{choice.name:14} {choice.command:{width}}  {text(choice.message)}" for choice in shown)]
-    lines += ["", text("init-rates"), text("init-next", command=following)]
+    lines += ["", text("init-rates"), text("terminal-next", command=following)]
     result = {
         "written": [str(path) for path in written],
         "unchanged": [str(path) for path in same],

@@ -33,11 +33,12 @@ def measure(
     export_jsonl: bool,
     as_json: bool,
     summary_columns: Sequence[str],
+    following: str | None = None,
 ) -> None:
     """Measure a selection, draw the report and print the result.
 
     Tables go to OUT/param_matrix/<run>/, the report to OUT/reports/<run>/; OUT is the current folder unless
-    told. Under torchrun all but process 0 are silent. Raises typer.Exit(1) where a matrix holds NaN or Inf.
+    told. `following`: the command that works on the tables of a whole model, said at the end. Under torchrun all but process 0 are silent. Raises typer.Exit(1) where a matrix holds NaN or Inf.
     """
     try:
         result, folder = _sweep(model, out, options, layers, matrices, include, exclude, export_jsonl)
@@ -46,7 +47,7 @@ def measure(
             raise typer.Exit(error.exit_status) from error
         raise
     if result.first:
-        _tell(result, folder, out, options, report, svg, export_jsonl, as_json, summary_columns)
+        _tell(result, folder, out, options, report, svg, export_jsonl, as_json, summary_columns, following)
     if result.nonfinite or result.unreadable:
         raise typer.Exit(1)
 
@@ -89,6 +90,7 @@ def _tell(
     export_jsonl: bool,
     as_json: bool,
     summary_columns: Sequence[str],
+    following: str | None,
 ) -> None:
     from glmspectra import store
 
@@ -114,6 +116,8 @@ def _tell(
         "device": result.device,
         "processes": result.processes,
     }
+    if following and not (result.nonfinite or result.unreadable or run.manifest["checkpoint"]["form"] == "adapter"):
+        facts["next"] = following
     if not as_json:
         show_table(text("terminal-medians", run=run.name), summary_table(run, summary_columns))
     finish(facts, _lines(facts, result), as_json)
@@ -158,6 +162,8 @@ def _lines(facts: dict[str, Any], result: "SweepResult") -> list[str]:
     for name in ("tables", "jsonl", "report"):
         if facts[name]:
             lines.append(text(f"terminal-{name}", path=facts[name]))
+    if "next" in facts:
+        lines.append(text("terminal-next", command=facts["next"]))
     return lines
 
 

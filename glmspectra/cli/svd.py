@@ -1,5 +1,6 @@
 """`glmspectra svd`: spectra per depth."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -56,6 +57,7 @@ def svd(
     from glmspectra.cli.measuring import measure
     from glmspectra.sweep import SweepOptions
 
+    chosen = layers != "all" or matrices or include or exclude  # ranks are shared out over a whole model
     options = SweepOptions(
         values=values,
         spectrum=True,
@@ -81,4 +83,14 @@ def svd(
         export_jsonl=export_jsonl,
         as_json=as_json,
         summary_columns=SUMMARY,
+        following=None if chosen or method != "exact" else _following(model, out),
     )
+
+
+def _following(model: Path | None, out: Path | None) -> str:
+    """The command that takes the tables on from here."""
+    import shlex
+
+    options = {"--model": model, "--out": out}
+    given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    return shlex.join(["glmspectra", "suggest-rank", *given])

@@ -146,6 +146,7 @@ def _train(
     settings: "Settings", device: str, report: bool, silent: bool, overwrite: bool, allow_changed: bool
 ) -> tuple[dict[str, Any], list[str]]:
     import os
+    import shlex
 
     from glmspectra.cli.console import stderr
     from glmspectra.cli.libraries import library_log
@@ -169,6 +170,9 @@ def _train(
     if report and not finished_before and main:
         result["report"] = str(write_training_report([output], Path("reports") / output.name))
         write_overview(Path("reports"))
+    adapter = Path(result["adapter"])
+    changed = output if adapter.is_relative_to(output) else adapter
+    result["next"] = shlex.join(["glmspectra", "delta", str(changed), "--against-base"])
     return result, _lines(result, output)
 
 
@@ -188,7 +192,7 @@ def _lines(result: dict[str, Any], output: Path) -> list[str]:
         lines.insert(0, text("training-finished-before", path=str(output)))
     if "report" in result:
         lines.append(text("training-curves", path=result["report"]))
-    return lines
+    return [*lines, text("terminal-next", command=result["next"])]
 
 
 def _find_lr(settings: "Settings", device: str, steps: int, silent: bool) -> tuple[dict[str, Any], list[str]]:

@@ -239,6 +239,8 @@ def ranks_set(ranks: pd.DataFrame, used: pd.DataFrame | None = None) -> Json:
             (rows["share_of_rank_in_use"].astype(float) * allotted).round(),
         )
     for name in criteria:
+        if name == chosen:
+            continue  # it stands as `chosen`
         control = both("page-rank-control") if is_control(name) else Words("", "")
         words = both("page-rank-by", criterion=name)
         add(f"by {name}", words, both("page-rank-meaning") + control, wide[name])
@@ -249,6 +251,7 @@ def ranks_set(ranks: pd.DataFrame, used: pd.DataFrame | None = None) -> Json:
     described = {name: describe(column) for name, column in columns.items()}
     return {
         "id": "ranks",
+        "criterion": chosen,
         "label": (label.en, label.zh),
         "rows": rows_,
         "values": values,
@@ -276,7 +279,12 @@ def criteria_of(ranks: pd.DataFrame, costs: Mapping[str, float] | None) -> Json:
     names = [name for name in wide.columns if name not in ("layer", "matrix")]
     cost = pd.Series(costs, dtype=float) if costs is not None else None
     table = [[rounded(moved_share(wide[a], wide[b], cost)) for b in names] for a in names]
-    return {"names": names, "controls": [name for name in names if is_control(name)], "moved": table}
+    return {
+        "names": names,
+        "chosen": names[0],
+        "controls": [name for name in names if is_control(name)],
+        "moved": table,
+    }
 
 
 def training_of(run: TrainingRun) -> Json:

@@ -5,8 +5,8 @@ Only JSON is read. `training_args.bin` is a pickle and is never opened.
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +36,14 @@ class TrainingRun:
         tokens_per_second, logged_perplexity; NaN where an entry does not hold one. Losses are natural-log, per token;
         eval_perplexity is exp(eval_loss), whatever the log says.
     ranks: columns step, module, layer, matrix, rank; empty but for AdaLoRA.
+    broken: measure (loss, eval_loss, grad_norm) -> steps at which NaN or an infinity was logged, ascending.
     """
 
     name: str
     folder: Path
     history: pd.DataFrame
     ranks: pd.DataFrame
+    broken: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def has(self, column: str) -> bool:
         return bool(self.history[column].notna().any())
@@ -81,7 +83,7 @@ def read_training(folder: Path, name: str | None = None) -> TrainingRun:
     Raises RequestError when there is no trainer_state.json, StoreError when a file cannot be read.
     """
     state_path = find_state(Path(folder))
-    entries = [_entry(entry) for entry in read_trainer_state(state_path).log_history if entry.step is not None]
+    log = [entry for entry in read_trainer_state(state_path).log_history if entry.step is not None]
     columns = [
         "step",
         "epoch",
@@ -93,7 +95,11 @@ def read_training(folder: Path, name: str | None = None) -> TrainingRun:
         "tokens_per_second",
         "logged_perplexity",
     ]
-    history = pd.DataFrame(entries, columns=columns).astype(float).sort_values("step", kind="stable", ignore_index=True)
+    history = (
+        pd.DataFrame([_entry(entry) for entry in log], columns=columns)
+        .astype(float)
+        .sort_values("step", kind="stable", ignore_index=True)
+    )
     home = state_path.parent
     ranks = pd.DataFrame(columns=["step", "module", "layer", "matrix", "rank"])
     for path in (home / "rank_history.jsonl", home.parent / "rank_history.jsonl"):
@@ -101,7 +107,17 @@ def read_training(folder: Path, name: str | None = None) -> TrainingRun:
             ranks = read_rank_history(path)
             break
     label = name or (home.parent.name if home.name.startswith("checkpoint-") else home.name)
-    return TrainingRun(label, home, history, ranks)
+    return TrainingRun(label, home, history, ranks, _broken(log))
+
+
+def _broken(log: Sequence[LogEntry]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for measure in ("loss", "eval_loss", "grad_norm"):
+        values = [(entry.step or 0, getattr(entry, measure)) for entry in log]
+        steps = sorted({step for step, value in values if value is not None and not math.isfinite(value)})
+        if steps:
+            found[measure] = steps
+    return found
 
 
 def _entry(logged: LogEntry) -> dict[str, float | None]:

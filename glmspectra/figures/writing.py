@@ -109,11 +109,12 @@ class Page:
 
 
 def in_both(words: Words) -> Markup:
-    """Both languages as elements, of which the style sheet shows one."""
-    if words.en == words.zh:
-        return escape(words.en)
+    """Both languages as elements, of which the style sheet shows one; no line breaks before a %."""
+    english, chinese = (told.replace(" %", "\N{NO-BREAK SPACE}%") for told in (words.en, words.zh))
+    if english == chinese:
+        return escape(english)
     template = Markup('<span class="en" lang="en">{}</span><span class="zh" lang="zh">{}</span>')
-    return template.format(words.en, words.zh)
+    return template.format(english, chinese)
 
 
 def attribute(name: str, words: Words) -> Markup:

@@ -3,7 +3,7 @@
 torch.linalg.eigvalsh solves matrices of this size one after the other (it loops above order 32), and one matrix of
 order 4096 keeps a small part of an H100 busy. cuSOLVER's cusolverDnXsyevBatched, since CUDA 12.6, works on all of a
 batch together: on one H100 0.065 s a matrix of order 4096 in batches of 28 where torch takes 0.118 s. It is called
-through nvmath-python, NVIDIA's own bindings; without them (`pip install 'glmspectra[cuda]'`), or where the library is
+through nvmath-python, NVIDIA's own bindings; without them (`pip install nvmath-python`), or where the library is
 older, torch's plain call stands in.
 """
 

@@ -45,6 +45,8 @@ def test_an_extra_may_be_absent_and_a_requirement_may_not(monkeypatch):
         return own(name)
 
     monkeypatch.setattr(metadata, "version", version)
+    words = {check.name: check.words for check in doctor.packages()}
+    assert words["gguf"].endswith("pip install 'gguf>=0.17'"), "glmspectra itself is on no index"
     found = states(doctor.packages())
     assert found["gguf"] == doctor.WEAK
     assert found["scipy"] == doctor.BAD

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -100,6 +101,18 @@ def run_of(name: str = "run", **columns) -> TrainingRun:
     return TrainingRun(name, Path(name), history, pd.DataFrame(columns=["step", "module", "layer", "matrix", "rank"]))
 
 
+def logged(steps: int = 60, **planted: dict[int, float]) -> TrainingRun:
+    """A log read from a file as the Trainer writes it, every tenth step; planted: measure -> {step: value}."""
+    entries = [
+        {"step": step, "loss": 2.0, "grad_norm": 1.0, "learning_rate": 1e-4}
+        | {measure: values[step] for measure, values in planted.items() if step in values}
+        for step in range(10, steps + 1, 10)
+    ]
+    with TemporaryDirectory() as folder:
+        Path(folder, "trainer_state.json").write_text(json.dumps({"log_history": entries}), encoding="utf-8")
+        return read_training(Path(folder), "run")
+
+
 def trained(*runs: TrainingRun) -> Evidence:
     return Evidence(training=runs or (run_of(),))
 
@@ -181,6 +194,11 @@ MADE = {
         "on layer 3 dense delta-threshold gives 12, alpha gives 40",
         "各准则不一致",
     ),
+    "nonfinite-loss": (
+        lambda: trained(logged(loss={30: float("nan"), 40: float("nan")})),
+        "training loss became NaN or infinite at step 30",
+        "训练损失在第 30 步变为 NaN",
+    ),
     "overfitting": (
         lambda: trained(run_of(eval_loss=at_step({100: 2.2, 200: 2.0, 300: 2.1, 400: 2.3}))),
         "lowest at step 200 (2) and ended 15 % higher (2.3)",
@@ -250,6 +268,23 @@ def test_all_rules_are_silent_on_noise(seed):
     assert fired(grown(1.02)) == {}
     assert find(Evidence({"weight": tables}))[0].rule == "nothing"
     assert "Nothing stands out" in find(Evidence({"weight": tables}))[0].words.en
+
+
+@pytest.mark.parametrize(
+    ("planted", "said"),
+    [
+        ({"loss": {20: float("inf")}}, "training loss became NaN or infinite at step 20"),
+        ({"eval_loss": {50: float("nan")}}, "evaluation loss became NaN or infinite at step 50"),
+        ({"grad_norm": dict.fromkeys((40, 50, 60), float("nan"))}, "gradient norm became NaN or infinite at step 40"),
+        # A float16 scaler looks for its scale at the beginning, and steps over one that overflows.
+        ({"grad_norm": {10: float("inf"), 20: float("nan"), 60: float("inf")}}, None),
+    ],
+)
+def test_losses_that_are_no_numbers_are_told_and_skipped_steps_are_not(planted, said):
+    found = find(trained(logged(**planted)))
+    assert found[0].rule == ("nonfinite-loss" if said else "nothing")
+    assert (said or "Nothing stands out") in found[0].words.en
+    assert not any(finding.rule == "divergence" for finding in found)
 
 
 def test_findings_are_few_answers_first_and_then_the_farthest():

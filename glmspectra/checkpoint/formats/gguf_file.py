@@ -110,7 +110,7 @@ def _open(path: Path) -> Any:
     try:
         from gguf import GGUFReader
     except ImportError:
-        raise MissingExtraError("gguf", "gguf", f"Reading {path.name}") from None
+        raise MissingExtraError("gguf", f"Reading {path.name}") from None
     check_header(path)
     try:
         return GGUFReader(path, "c")  # a private mapping: torch wants one that could be written to

@@ -43,7 +43,7 @@ def _bitsandbytes(form: str) -> ModuleType:
     try:
         from bitsandbytes import functional
     except ImportError:
-        raise MissingExtraError("bitsandbytes", "qlora", f"quantizing to {form}") from None
+        raise MissingExtraError("bitsandbytes", f"quantizing to {form}") from None
     return functional
 
 

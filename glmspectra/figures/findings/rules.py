@@ -32,6 +32,7 @@ RULES = (
     Rule("far-from-uniform", "share of parameters elsewhere than with uniform ranks", 0.1, allocation.far_from_uniform),
     Rule("left-out", "rank = 0", 1, allocation.left_out),
     Rule("criteria-disagree", "spread of the criteria over their mean, median", 0.5, allocation.criteria_disagree),
+    Rule("nonfinite-loss", "loss, eval_loss not finite; grad_norm not to the end", 1, tuning.nonfinite_loss, True),
     Rule("overfitting", "last over lowest eval_loss, - 1", 0.02, tuning.overfitting),
     Rule("still-falling", "1 - last over last but one eval_loss", 0.01, tuning.still_falling),
     Rule("gradient-spikes", "largest over median grad_norm after a tenth of the steps", 10.0, tuning.gradient_spikes),

@@ -3,11 +3,13 @@
 from collections.abc import Iterable
 
 import numpy as np
+import pandas as pd
 
 from glmspectra.figures.findings.evidence import Evidence
 from glmspectra.figures.findings.rule import Finding, Rule
+from glmspectra.figures.training_log import TrainingRun
 from glmspectra.figures.words import number, percent, signed
-from glmspectra.language import Words
+from glmspectra.language import Words, both
 
 
 def _told(gap: dict[str, float]) -> bool:
@@ -53,10 +55,36 @@ def same_answers(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         yield rule.says(f"{same} / {len(pairs)}", share / rule.threshold, "#answers", same=same, all=str(len(pairs)))
 
 
+def _finite(run: TrainingRun, measure: str) -> pd.DataFrame:
+    """The entries of a log that hold a finite value of a measure."""
+    return run.history[np.isfinite(run.history[measure])]
+
+
+GRADIENTS_LEFT_OUT = 3  # that many last logs in a row: with float16 single steps overflow and are skipped, as planned
+
+
+def nonfinite_loss(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
+    """A loss that was NaN or infinite, or gradients that were to the end.
+
+    The Trainer logs the mean of the finite losses in place of NaN (logging_nan_inf_filter); the norm of the gradients
+    still says it.
+    """
+    for run in evidence.training:
+        sound = max(_finite(run, "grad_norm")["step"], default=-1)
+        lasting = [step for step in run.broken.get("grad_norm", ()) if step > sound]
+        told = {name: run.broken.get(name, ()) for name in ("loss", "eval_loss")}
+        told["grad_norm"] = lasting if len(lasting) >= GRADIENTS_LEFT_OUT else ()
+        first = min(((steps[0], name) for name, steps in told.items() if len(steps) >= rule.threshold), default=None)
+        if first is not None:
+            label = both(f"ui-curve-{first[1].replace('_', '-')}")
+            measure = Words(label.en.lower(), label.zh)
+            yield rule.says("NaN", np.inf, "#training", run=run.name, measure=measure, step=str(first[0]))
+
+
 def overfitting(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """Evaluation losses that had been lower before the end."""
     for run in evidence.training:
-        rows = run.history.dropna(subset=["eval_loss"])
+        rows = _finite(run, "eval_loss")
         if len(rows) < 2:
             continue
         best, last = rows.loc[rows["eval_loss"].idxmin()], rows.iloc[-1]
@@ -70,7 +98,7 @@ def overfitting(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
 def still_falling(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """Evaluation losses that were still falling at the end."""
     for run in evidence.training:
-        rows = run.history.dropna(subset=["eval_loss"])
+        rows = _finite(run, "eval_loss")
         if len(rows) < 3 or rows["eval_loss"].idxmin() != rows.index[-1]:
             continue
         before, last = rows.iloc[-2], rows.iloc[-1]
@@ -83,7 +111,7 @@ def still_falling(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
 def gradient_spikes(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """A gradient norm far above the usual one, after the first tenth of the training."""
     for run in evidence.training:
-        rows = run.history.dropna(subset=["grad_norm"])
+        rows = _finite(run, "grad_norm")
         rows = rows[rows["step"] > rows["step"].max() / 10] if len(rows) else rows
         if len(rows) < 10:
             continue
@@ -98,7 +126,7 @@ def gradient_spikes(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
 def divergence(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """A training loss that ends above its beginning."""
     for run in evidence.training:
-        losses = run.history["loss"].dropna()
+        losses = _finite(run, "loss")["loss"]
         if len(losses) < 10:
             continue
         first, last = float(losses.head(3).mean()), float(losses.tail(3).mean())
@@ -123,7 +151,8 @@ def rates_apart(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
 
 def best_run(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """Which of several runs reached the lowest evaluation loss."""
-    lowest = {run.name: float(run.history["eval_loss"].min()) for run in evidence.training if run.has("eval_loss")}
+    lowest = {run.name: float(_finite(run, "eval_loss")["eval_loss"].min()) for run in evidence.training}
+    lowest = {name: loss for name, loss in lowest.items() if np.isfinite(loss)}
     if len(lowest) < 2:
         return
     first, second = sorted(lowest, key=lambda name: lowest[name])[:2]

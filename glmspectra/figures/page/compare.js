@@ -27,7 +27,7 @@ function drawCompared(host) {
     let drawn = null;
     const key = legend(series.map((one) => one.name), series.map((one) => one.style), () => drawn.draw(), state.off);
     const values = finite(series.flatMap((one) => one.points.map((p) => p.y))), log = Boolean(described.log) && d3.min(values) > 0 && d3.max(values) > 5 * d3.min(values);
-    drawn = figure(`${capital(inLanguage(described.label))}${state.matrix ? `: ${state.matrix}` : ""}`, (width) => {
+    drawn = figure(state.matrix ? t("ui-of-matrix", { measure: capital(inLanguage(described.label)), matrix: state.matrix }) : capital(inLanguage(described.label)), (width) => {
       const on = series.filter((one) => key.on(one.name)), points = on.flatMap((one) => one.points).filter((p) => p.y !== null);
       return axes({ width, height: 300, left: 62, x: { label: t("ui-relative-depth"), domain: [-1, 101] }, y: { label: unitOf(described) || " ", log, domain: around(values, log, { zero: !described.signed }) },
         marks: [...lines(on), tip(points, { x: "x", y: "y", title: (p) => `${p.series}, ${t("ui-layer")} ${p.layer}\n${digits(p.y)}` })] });
@@ -40,7 +40,7 @@ function drawCompared(host) {
   listeners.push(build);
   return (changes) => { Object.assign(state, changes); build(); };
 }
-// Second run minus first, of matrices that both have; of a measure of ratios the change in percent.
+// Second run minus first, of matrices that both have; of a measure of ratios the change in percent, twice as far as half.
 function differenceMap(runs, measure, column) {
   const [one, two] = runs;
   if (!one.values[measure] || !two.values[measure]) return h("p", { className: "note" }, t("ui-no-difference"));
@@ -53,7 +53,9 @@ function differenceMap(runs, measure, column) {
     return column.log && before > 0 ? after / before - 1 : after - before;
   });
   const told = { ...column, signed: 1, log: 0, share: column.log || column.share ? 1 : 0 };
-  const colours = coloursOf({ ...told, signed: 1 }, [-1e-12, ...rows.map((row) => values[row])]);
+  const by = column.log ? Math.log1p : (value) => value, back = column.log ? (value) => Number(Math.expm1(value).toPrecision(3)) : (value) => value;
+  const scale = coloursOf({ ...told, signed: 1 }, [-1e-12, ...rows.map((row) => (values[row] === null ? null : by(values[row])))]);
+  const colours = { ...scale, of: (value) => scale.of(by(value)), low: back(scale.low), high: back(scale.high) };
   const title = t(column.log ? "ui-difference-percent" : "ui-difference", { measure: inLanguage(column.label), one: inLanguage(one.label), two: inLanguage(two.label) });
   const drawn = figure(title, (width) => {
     const svg = mapSvg(width, one, rows, values, told, colours, new Set());
@@ -71,8 +73,8 @@ function drawOutcome(host) {
   const build = () => {
     const bars = gaps.map((gap) => ({ ...gap, name: t("ui-gap", { one: t(`ui-model-${gap.one}`), two: t(`ui-model-${gap.two}`) }) }));
     const drawn = bars.map((bar) => figure(bar.name, (width) => Plot.plot({
-      width, height: 74, marginLeft: 24, marginRight: 24, marginBottom: 34, style: { background: "transparent", color: "currentColor", fontSize: "12px" },
-      x: { domain: around([0, bar.low, bar.high], false), label: t("ui-gap-axis"), labelAnchor: "center", labelArrow: "none", ticks: Math.max(3, Math.round(width / 110)), tickFormat: ticksPlain }, y: { axis: null, domain: [0] },
+      width, height: 84, marginLeft: 24, marginRight: 24, marginBottom: 44, style: { background: "transparent", color: "currentColor", fontSize: "12px" },
+      x: { domain: around([0, bar.low, bar.high], false), label: t("ui-gap-axis"), labelAnchor: "center", labelArrow: "none", labelOffset: 40, ticks: Math.max(3, Math.round(width / 110)), tickFormat: ticksPlain }, y: { axis: null, domain: [0] },
       marks: [Plot.ruleX([0], { stroke: "var(--soft)", strokeDasharray: "3 2" }), Plot.link([bar], { x1: "low", x2: "high", y1: 0, y2: 0, stroke: "var(--s0)", strokeWidth: 5, strokeOpacity: 0.55 }),
         Plot.dot([bar], { x: "mean", y: 0, fill: "var(--s0)", r: 6 })],
     }), t("ui-gap-caption", { mean: digits(bar.mean, 3), low: digits(bar.low, 3), high: digits(bar.high, 3), rows: digits(bar.rows) })).element);

@@ -8,7 +8,7 @@ let language = "en";
 const t = (name, values = {}) => {
   const pattern = data.words[language][name];
   if (pattern === undefined) throw new Error(`no words for ${name}`);
-  return pattern.replace(/\{ \$([a-z]+) \}/g, (_, key) => values[key]);
+  return pattern.replace(/\{ \$([a-z]+) \}/g, (_, key) => values[key]).replaceAll(" %", "\u00a0%");
 };
 const inLanguage = (pair) => pair[language === "zh" ? 1 : 0];
 
@@ -86,9 +86,10 @@ function digits(value, count = 4) {
   else text = String(Number(value.toPrecision(count)));
   return text.replaceAll("-", MINUS);
 }
-const shown = (value, column) => (value === null || value === undefined ? "" : column.share ? `${digits(100 * value)} %` : digits(value));
+const shown = (value, column) => (value === null || value === undefined ? "" : column.share ? `${digits(100 * value)}\u00a0%` : digits(value));
 const unitOf = (column) => inLanguage(column.unit);
-const axisOf = (column) => `${inLanguage(column.label)}${unitOf(column) ? ` (${unitOf(column)})` : ""}`;
+const axisOf = (column) => (unitOf(column) ? t("ui-with-unit", { label: inLanguage(column.label), unit: unitOf(column) }) : inLanguage(column.label));
+const sentences = (told) => told.filter(Boolean).join(language === "zh" ? "" : " ");
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const finite = (values) => values.filter((value) => value !== null && Number.isFinite(value));
 

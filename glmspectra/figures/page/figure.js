@@ -84,15 +84,16 @@ function logTicks(low, high, most) {
   return { ticks: decades.filter((_, place) => place % every === 0), minor: decades };
 }
 const ticksPlain = (value) => digits(value, 4);
+const counted = (value) => (value < 1e6 ? value.toLocaleString("en") : `${digits(value / 1e6)}M`);
 
 function axes({ width, height = 250, x, y, marks, left = 52, right = 12, bottom = 42, label }) {
   const scale = (axis, most) => {
-    const { label: words, log, ...rest } = axis;
+    const { label: words, log, tickFormat, ...rest } = axis;
     const options = { label: null, ...rest };
     if (log) {
       const [low, high] = axis.domain;
       const { ticks, minor } = logTicks(low, high, most);
-      return [{ ...options, type: "log" }, { ticks, tickFormat: ticksPlain }, minor];
+      return [{ ...options, type: "log" }, { ticks, tickFormat: axis.tickFormat ?? ticksPlain }, minor];
     }
     return [options, { ticks: axis.ticks ?? most, tickFormat: axis.tickFormat ?? ticksPlain }, null];
   };

@@ -31,7 +31,7 @@ function drawMap(host) {
       h("span", { className: "ramp" }, shown(colours.low, column),
         h("i", { style: `background:linear-gradient(to right,${d3.range(0, 1.01, 0.1).map((share) => colours.ramp(share)).join(",")})` }), shown(colours.high, column)),
       rows.some((row) => out.has(row)) ? h("span", { className: "ramp" }, h("span", { className: "out-key" }), t("ui-stands-out")) : null);
-    const caption = `${inLanguage(column.meaning)} ${t(colours.diverging ? "ui-map-caption-signed" : colours.log ? "ui-map-caption-log" : "ui-map-caption")}`;
+    const caption = sentences([inLanguage(column.meaning), t(colours.diverging ? "ui-map-caption-signed" : colours.log ? "ui-map-caption-log" : "ui-map-caption")]);
     drawn = figure(capital(axisOf(column)), (width) => mapSvg(width, set, rows, values, column, colours, out), caption);
     host.replaceChildren(tools, drawn.element);
   };

@@ -98,11 +98,11 @@ function spectrumFigure(set, row, label, log) {
   if (edge) rules.push({ y: edge, color: "var(--s1)", dash: "6 3", words: t("ui-edge") });
   const low = d3.min(points, (point) => point.y);
   if (floor && floor > low / 300) rules.push({ y: floor, color: "var(--frame)", dash: "2 2", words: t("ui-floor") });
-  const caption = [
+  const caption = sentences([
     t("ui-spectrum-caption"), edge ? t("ui-edge-caption") : "", fit.length ? t("ui-fit-caption", { alpha: digits(alpha, 3), tail: digits(tail), distance: digits(numberAt(set, "alpha_ks", row), 2) || "–" }) : "",
     bound ? t("ui-bound-caption", { first: digits(bound[0], 2), most: digits(bound[1], 2) }) : "",
     floor && !(floor > low / 300) ? t("ui-floor-below", { floor: digits(floor, 3) }) : "", allotted !== null && allotted !== undefined ? t("ui-allotted-caption", { rank: digits(allotted) }) : "",
-  ].filter(Boolean).join(language === "zh" ? "" : " ");
+  ]);
   return figure(t("ui-spectrum-title", { label }), (width) => axes({
     width, left: 62,
     x: { label: t("ui-number"), log, domain: log ? [0.93, Math.max(1.5, points[points.length - 1].x * 1.1)] : [0, points[points.length - 1].x + 0.5] },
@@ -132,7 +132,7 @@ function densityFigure(set, row, label) {
   const level = numberAt(set, "mp_sigma", row), edge = numberAt(set, "mp_edge", row), rows = numberAt(set, "rows", row), cols = numberAt(set, "cols", row);
   const curve = level ? d3.range(0, top, top / 160).map((x) => ({ x, y: noiseDensity(x, rows, cols, level) })) : [];
   const beyond = total - d3.sum(counts);
-  const caption = [t("ui-density-caption"), beyond > 0 ? t("ui-density-beyond", { count: digits(beyond) }) : ""].filter(Boolean).join(language === "zh" ? "" : " ");
+  const caption = sentences([t("ui-density-caption"), beyond > 0 ? t("ui-density-beyond", { count: digits(beyond) }) : ""]);
   return figure(t("ui-density-title", { label }), (width) => axes({
     width, x: { label: t("ui-sigma"), domain: [0, top] }, y: { label: t("ui-density"), domain: [0, d3.max([...bars, ...curve], (one) => one.y) * 1.05] },
     marks: [
@@ -162,12 +162,12 @@ function histogramFigure(set, row, label) {
 }
 
 function rankBars(set, row) {
-  const bars = Object.keys(set.values).filter((name) => name.startsWith("by ")).map((name) => ({ name: name.slice(3), rank: set.values[name][row], chosen: inLanguage(set.columns.chosen.label).includes(name.slice(3)) }))
-    .filter((bar) => bar.rank !== null);
+  const bars = [["chosen", set.criterion], ...Object.keys(set.values).filter((name) => name.startsWith("by ")).map((name) => [name, name.slice(3)])]
+    .map(([column, name]) => ({ name, rank: set.values[column][row], chosen: column === "chosen" })).filter((bar) => bar.rank !== null);
   const longest = d3.max(bars, (bar) => bar.name.length);
   return figure(t("ui-rank-by-criterion"), (width) => Plot.plot({
-    width, height: 40 + 20 * bars.length, marginLeft: 10 + 7 * longest, marginRight: 34, style: { background: "transparent", color: "currentColor", fontSize: "12px" },
-    x: { label: t("ui-rank"), ticks: 4, labelArrow: "none", domain: [0, d3.max(bars, (bar) => bar.rank) || 1] }, y: { domain: bars.map((bar) => bar.name), label: null },
+    width, height: 56 + 20 * bars.length, marginLeft: 10 + 7 * longest, marginRight: 34, marginBottom: 40, style: { background: "transparent", color: "currentColor", fontSize: "12px" },
+    x: { label: t("ui-rank"), ticks: 4, labelAnchor: "center", labelArrow: "none", domain: [0, d3.max(bars, (bar) => bar.rank) || 1] }, y: { domain: bars.map((bar) => bar.name), label: null },
     marks: [Plot.barX(bars, { x: "rank", y: "name", fill: (bar) => (bar.chosen ? "var(--s0)" : "var(--empty)"), inset: 1 }),
       Plot.text(bars, { x: "rank", y: "name", text: (bar) => digits(bar.rank), dx: 5, textAnchor: "start", fill: "currentColor" })],
   }), t("ui-rank-by-criterion-caption"));

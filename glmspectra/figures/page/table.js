@@ -45,7 +45,7 @@ function drawTable(host) {
     const head = h("thead", {}, h("tr", {},
       h("th", { scope: "col", className: "stick first number", "aria-sort": sorted("layer"), "data-name": "layer" }, sorter("layer", false), meant("layer", false)),
       h("th", { scope: "col", className: "stick second", "aria-sort": sorted("matrix"), "data-name": "matrix" }, sorter("matrix", false), meant("matrix", false)),
-      columns.map((name, place) => h("th", { scope: "col", className: `number${place >= ESSENTIAL ? " further" : ""}`, "aria-sort": sorted(name), "data-name": name }, sorter(name, true), meant(name, true)))));
+      columns.map((name, place) => h("th", { scope: "col", className: `number${place >= ESSENTIAL ? " further" : ""}${inLanguage(set.columns[name].head).length < 10 ? " short" : ""}`, "aria-sort": sorted(name), "data-name": name }, sorter(name, true), meant(name, true)))));
     const outs = new Map(columns.map((name) => [name, new Set(set.out[name] ?? [])]));
     const line = (row) => h("tr", {},
       h("td", { className: "stick first number" }, set.rows.layer[row] === null ? "–" : String(set.rows.layer[row])),

@@ -103,7 +103,6 @@ delta-no-matrices = { $path }: also changes { $count } tensors that are no matri
 init-wrote = wrote { $path }
 init-same = { $count } files stood there already
 init-rates = The rates are for nano, the embedded model; for your own put its path into model_path and your data's into dataset_path, and ask --find-lr for the rate.
-init-next = next: { $command }
 init-preset-qlora = LoRA on a base in 4 bits: the least memory for good answers.
 init-preset-lora = LoRA on the base as it is: exact weights, where they fit into memory.
 init-preset-qlora-spectra = qlora with a rank for each matrix, shared out by the spectra of nano.

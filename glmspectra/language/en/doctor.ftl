@@ -6,12 +6,12 @@ doctor-faults =
         [one] 1 thing must be mended, marked ✗.
        *[other] { $count } things must be mended, marked ✗.
     }
-doctor-extra = not installed; only needed for some commands: pip install 'glmspectra[{ $extra }]'
+doctor-extra = not installed; only needed for some commands: pip install '{ $wanted }'
 doctor-missing = not installed: pip install { $name }
 doctor-version = { $version } is installed; tested is { $wanted }: pip install '{ $wanted }'
 doctor-no-gpu = torch sees no CUDA device; measuring works on the processor, training is slow. With an NVIDIA card: install its driver, and torch with CUDA.
 doctor-gpu = { $name }, { $size }, trains in { $dtype }
-doctor-four-bit = not installed, so no 4-bit base (QLoRA): pip install 'glmspectra[qlora]'
+doctor-four-bit = not installed, so no 4-bit base (QLoRA): pip install bitsandbytes
 doctor-kernels = not installed, so the plain kernels are used; it comes with torch's CUDA builds for Linux
 doctor-broken = is installed and does not work ({ $error }): reinstall it in the version that its documents name for your CUDA
 doctor-works = works

@@ -27,7 +27,7 @@ page-set-delta = change ΔW
 page-set-gradient = gradients
 page-set-ranks = ranks
 
-page-rank-difference = chosen rank - uniform ({ $criterion })
+page-rank-difference = chosen rank − uniform ({ $criterion })
 page-rank-difference-meaning = Above 0: more directions than with uniform ranks of the same cost.
 page-rank-chosen = chosen rank ({ $criterion })
 page-rank-allotted = rank allotted

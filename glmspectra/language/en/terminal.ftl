@@ -25,6 +25,7 @@ terminal-left-out = { $matrices } of earlier selections kept on disk, and back i
 terminal-tables = tables: { $path }
 terminal-jsonl = jsonl:  { $path }
 terminal-report = report: { $path }
+terminal-next = next: { $command }
 terminal-drawing = drawing the report ...
 terminal-overview = { $path } (all of them)
 terminal-page-svg =

@@ -67,7 +67,6 @@ delta-no-matrices = { $path }：另改变了 { $count } 个非矩阵的张量（
 init-wrote = 已写入 { $path }
 init-same = { $count } 个文件原已存在
 init-rates = 这些学习率适用于内置模型 nano；换成自己的模型时，把它的路径写入 model_path，数据的路径写入 dataset_path，并用 --find-lr 求学习率。
-init-next = 下一步：{ $command }
 init-preset-qlora = 在 4 位基座上做 LoRA：以最少的显存得到好的回答。
 init-preset-lora = 在原样基座上做 LoRA：权重精确，需要放得进内存。
 init-preset-qlora-spectra = qlora，每个矩阵一个秩，按 nano 的奇异值谱分配。

@@ -27,7 +27,7 @@ page-set-delta = 改变量 ΔW
 page-set-gradient = 梯度
 page-set-ranks = 秩
 
-page-rank-difference = 所选秩 - 均匀秩（{ $criterion }）
+page-rank-difference = 所选秩 − 均匀秩（{ $criterion }）
 page-rank-difference-meaning = 大于 0：比同等开销的均匀秩有更多方向。
 page-rank-chosen = 所选秩（{ $criterion }）
 page-rank-allotted = 分配的秩

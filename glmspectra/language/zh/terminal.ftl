@@ -13,6 +13,7 @@ terminal-left-out = 先前所选的 { $matrices }仍在磁盘上，再次选中�
 terminal-tables = 数据表：{ $path }
 terminal-jsonl = JSONL：{ $path }
 terminal-report = 报告：{ $path }
+terminal-next = 下一步：{ $command }
 terminal-drawing = 正在生成报告……
 terminal-overview = { $path }（全部报告）
 terminal-page-svg = { $path }（另有 { $count } 个 SVG 文件）

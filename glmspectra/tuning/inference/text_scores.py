@@ -33,7 +33,7 @@ def text_scores(answers: Sequence[str], references: Sequence[str]) -> dict[str, 
     """
     for module, package in (("rouge_score", "rouge-score"), ("sacrebleu", "sacrebleu")):
         if importlib.util.find_spec(module) is None:
-            raise MissingExtraError(package, "evaluate", "Scoring text")
+            raise MissingExtraError(package, "Scoring text")
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def four_bit_config(finetune: FinetuneArgs, compute: torch.dtype) -> BitsAndBytesConfig:
     """The `BitsAndBytesConfig` of the settings. Raises MissingExtraError without bitsandbytes."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtraError("bitsandbytes", "qlora", "A 4-bit base")
+        raise MissingExtraError("bitsandbytes", "A 4-bit base")
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
