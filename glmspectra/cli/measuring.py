@@ -38,7 +38,9 @@ def measure(
     """Measure a selection, draw the report and print the result.
 
     Tables go to OUT/param_matrix/<run>/, the report to OUT/reports/<run>/; OUT is the current folder unless
-    told. `following`: the command that works on the tables of a whole model, said at the end. Under torchrun all but process 0 are silent. Raises typer.Exit(1) where a matrix holds NaN or Inf.
+    told. Under torchrun all but process 0 are silent. Raises typer.Exit(1) where a matrix holds NaN or Inf.
+
+    following: the command that takes the tables of a whole model on, said at the end where nothing went wrong.
     """
     try:
         result, folder = _sweep(model, out, options, layers, matrices, include, exclude, export_jsonl)

@@ -184,7 +184,16 @@ def _list(as_json: bool) -> None:
     from glmspectra.ranks import CRITERIA
 
     found = {name: {"kind": c.kind, "needs": c.needs, "source": c.source} for name, c in CRITERIA.items()}
-    said = [f"{name} ({c['kind']}, from {c['needs'] or 'nothing'}): {c['source']}" for name, c in found.items()]
+    said = [
+        text(
+            "ranks-criterion" if entry.needs else "ranks-criterion-control",
+            name=name,
+            kind=text(f"ranks-kind-{entry.kind}"),
+            source=entry.source,
+            **({"needs": entry.needs} if entry.needs else {}),
+        )
+        for name, entry in CRITERIA.items()
+    ]
     finish(found, said, as_json)
 
 

@@ -1,4 +1,6 @@
-"""Every way to tell how many directions a matrix needs, in one registry; the docstring of each is its source.
+"""Every way to tell how many directions a matrix needs, in one registry.
+
+What each does and where it is from is `criterion-<name>` in the catalogue, in both languages.
 
 A criterion reads `Evidence` and answers for each target with one of three things, its `kind`:
 
@@ -18,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from glmspectra.errors import RequestError
+from glmspectra.language import text
 from glmspectra.ranks.evidence import Evidence
 
 Kind = Literal["gain", "threshold", "score"]
@@ -45,8 +48,8 @@ class Criterion:
 
     @property
     def source(self) -> str:
-        """What it does and where it is from: the docstring of its function."""
-        return " ".join((self.measure.__doc__ or "").split())
+        """What it does and where it is from, in the language in use."""
+        return text(f"criterion-{self.name}")
 
 
 CRITERIA: dict[str, Criterion] = {}
@@ -62,20 +65,20 @@ def criterion(name: str, kind: Kind, needs: str | None, option: str | None = Non
     return register
 
 
-def find(text: str) -> tuple[Criterion, str | None]:
+def find(asked: str) -> tuple[Criterion, str | None]:
     """The criterion of 'name' or 'name:option', and the option.
 
     RequestError for a name that is not in the registry.
     """
-    name, colon, option = text.partition(":")
+    name, colon, option = asked.partition(":")
     if name not in CRITERIA:
         raise RequestError(
-            f"--criterion {text}: there is no {name!r}; there are {', '.join(CRITERIA)}, type:NAME and "
+            f"--criterion {asked}: there is no {name!r}; there are {', '.join(CRITERIA)}, type:NAME and "
             "mixture:NAME=WEIGHT,NAME=WEIGHT."
         )
     found = CRITERIA[name]
     if colon and found.option is None:
-        raise RequestError(f"--criterion {text}: {name} takes no option after a colon.")
+        raise RequestError(f"--criterion {asked}: {name} takes no option after a colon.")
     return found, (option if colon else found.option)
 
 
@@ -116,19 +119,13 @@ def _share(option: str | None, name: str) -> float:
 
 @criterion("uniform", "score", None)
 def uniform(evidence: Evidence, option: str | None) -> Answer:
-    """The same rank everywhere, the control that everything else must beat.
-
-    LoRA as published (Hu et al. 2021).
-    """
+    """The same rank everywhere, the control that everything else must beat."""
     return dict.fromkeys((target.name for target in evidence.targets), 1.0)
 
 
 @criterion("random", "score", None, option="0")
 def random(evidence: Evidence, option: str | None) -> Answer:
-    """Random ranks (option: seed): exponential scores, so that shares are spread evenly over the simplex.
-
-    Any criterion that is no better than this one has found nothing.
-    """
+    """Random ranks (option: seed): exponential scores, so that shares are spread evenly over the simplex."""
     try:
         seed = int(option or 0)
     except ValueError:
@@ -142,10 +139,7 @@ def random(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("energy-threshold", "score", "weight", option="0.9")
 def energy_threshold(evidence: Evidence, option: str | None) -> Answer:
-    """Directions that hold a share (option, 0.9) of the weight's energy, sum of sigma^2.
-
-    The usual truncation rule, as in PEFT's convert_to_lora and LoRD, read as the weight's own complexity.
-    """
+    """Directions that hold a share (option, 0.9) of the weight's energy, sum of sigma^2."""
     share = _share(option, "energy-threshold")
     norms = evidence.column("weight", "frobenius_norm")
     return {name: rank_for_share(sigma, norms[name] ** 2, share) for name, sigma in evidence.spectra("weight").items()}
@@ -153,22 +147,14 @@ def energy_threshold(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("top-k-share", "score", "weight")
 def top_k_share(evidence: Evidence, option: str | None) -> Answer:
-    """The original study's reading of ChatGLM2-6B (ShayDuane/ChatGlm2-6B_LoRa).
-
-    It is the share of the 12 largest singular values in the sum of all, which it took for r = 12. A matrix in which
-    they hold less needs more for the same share: score 1 / share.
-    """
+    """The original study's reading of ChatGLM2-6B (ShayDuane/ChatGlm2-6B_LoRa)."""
     shares = evidence.column("weight", "top12_share_of_singular_value_sum")
     return {name: 1.0 / share if share > 0 else 0.0 for name, share in shares.items()}
 
 
 @criterion("effective-rank", "score", "weight")
 def effective_rank(evidence: Evidence, option: str | None) -> Answer:
-    """Exponential of the entropy of sigma / sum(sigma): Roy & Vetterli 2007, The effective rank.
-
-    Proportional. For nothing it gained a sixth to two thirds of what delta-threshold did on one model of our study, and
-    nothing on the other.
-    """
+    """Exponential of the entropy of sigma / sum(sigma): Roy & Vetterli 2007, The effective rank."""
     return evidence.column("weight", "effective_rank")
 
 
@@ -180,11 +166,7 @@ def stable_rank(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("spikes", "score", "weight")
 def spikes(evidence: Evidence, option: str | None) -> Answer:
-    """Singular values beyond the edge of the Marchenko-Pastur bulk: directions that are not noise.
-
-    Marchenko & Pastur 1967; Baik, Ben Arous & Peche 2005 for when one shows. Looked worse than uniform in our first
-    measurements.
-    """
+    """Singular values beyond the edge of the Marchenko-Pastur bulk: directions that are not noise."""
     return evidence.column("weight", "mp_spikes")
 
 
@@ -196,11 +178,7 @@ def gavish_donoho(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("alpha", "score", "weight")
 def alpha(evidence: Evidence, option: str | None) -> Answer:
-    """Exponent of the power law in the tail of the eigenvalues.
-
-    Martin, Peng & Mahoney 2021, where a large alpha reads as an under-trained layer, which gets more (so does
-    AlphaLoRA, Qing et al. 2024). Others draw the opposite conclusion.
-    """
+    """Exponent of the power law in the tail of the eigenvalues."""
     return evidence.column("weight", "alpha")
 
 
@@ -209,20 +187,13 @@ def alpha(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("quantisation", "gain", "quant_error")
 def quantisation(evidence: Evidence, option: str | None) -> Answer:
-    """sigma_i^2 of W - Q(W): the energy that one more direction gives back to a quantised base.
-
-    LoftQ's view (Li et al. 2023), with its rank shared out over the matrices instead of the same everywhere.
-    """
+    """sigma_i^2 of W - Q(W): the energy that one more direction gives back to a quantised base."""
     return {name: sigma**2 for name, sigma in evidence.spectra("quant_error").items()}
 
 
 @criterion("quantisation-rank", "score", "quant_error", option="0.5")
 def quantisation_rank(evidence: Evidence, option: str | None) -> Answer:
-    """Directions needed to recover a share (option, 0.5) of the energy of W - Q(W), proportional.
-
-    LoftQ's view (Li et al. 2023). Where the stored singular values do not reach it, every further direction is taken to
-    hold as much as the last of them, a lower bound of the rank.
-    """
+    """Directions needed to recover a share (option, 0.5) of the energy of W - Q(W), proportional."""
     share = _share(option, "quantisation-rank")
     norms = evidence.column("quant_error", "frobenius_norm")
     return {
@@ -235,11 +206,7 @@ def quantisation_rank(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("gradient", "gain", "gradient")
 def gradient(evidence: Evidence, option: str | None) -> Answer:
-    """sigma_i^2 of the loss gradient over a few batches: the first-order decrease that direction i offers a step.
-
-    The view of LoRA-GA (Wang et al. 2024) and GaLore (Zhao et al. 2024). Looked worse than uniform in our first
-    measurements.
-    """
+    """sigma_i^2 of the loss gradient over a few batches: the first-order decrease that direction i offers a step."""
     return {name: sigma**2 for name, sigma in evidence.spectra("gradient").items()}
 
 
@@ -254,74 +221,45 @@ def gradient_importance(evidence: Evidence, option: str | None) -> Answer:
 
 @criterion("delta-threshold", "threshold", "delta")
 def delta_threshold(evidence: Evidence, option: str | None) -> Answer:
-    """Keep every direction whose sigma_i of delta-W is over one global threshold that the budget sets.
-
-    Delta-W is of a pilot's adapter or of full fine-tuning. Ours; better than uniform in our study at three budgets on
-    two models with a task far from them, and never worse on one near (`study_gains`). Several pilots are averaged value
-    by value.
-    """
+    """Keep every direction whose sigma_i of delta-W is over one global threshold that the budget sets."""
     return evidence.spectra("delta", absent_is_zero=True)
 
 
 @criterion("delta-fan", "threshold", "delta")
 def delta_fan(evidence: Evidence, option: str | None) -> Answer:
-    """sigma_i of delta-W times sqrt(cols / rows), one global threshold.
-
-    The size that muP gives an update (Yang et al. 2023), since plain ones grow with the square root of the rows. Not
-    confirmed by our study.
-    """
+    """sigma_i of delta-W times sqrt(cols / rows), one global threshold."""
     sizes = evidence.spectra("delta", absent_is_zero=True)
     return {t.name: sizes[t.name] * (t.cols / t.rows) ** 0.5 for t in evidence.targets}
 
 
 @criterion("delta-relative", "threshold", "delta")
 def delta_relative(evidence: Evidence, option: str | None) -> Answer:
-    """sigma_i of delta-W over the largest singular value of the base's weight, one global threshold.
-
-    Not confirmed by our study.
-    """
+    """sigma_i of delta-W over the largest singular value of the base's weight, one global threshold."""
     sizes, base = evidence.spectra("delta", absent_is_zero=True), evidence.spectra("weight")
     return {name: sigma / base[name][0] if base[name][0] > 0 else 0 * sigma for name, sigma in sizes.items()}
 
 
 @criterion("delta-adamw", "threshold", "delta_adamw")
 def delta_adamw(evidence: Evidence, option: str | None) -> Answer:
-    """sigma_i of V^(1/4) delta-W V^(1/4), one global threshold; V: AdamW's second moments, read from optimizer.pt.
-
-    A direction counts as AdamW on W itself would weigh it; V is taken for separable as in Adafactor (Shazeer & Stern
-    2018). Ours, delta-preconditioned in our study: the best by far on one base, as good as delta-threshold on the
-    second, worse than it on the third.
-    """
+    """sigma_i of V^(1/4) delta-W V^(1/4), one global threshold; V: AdamW's second moments, read from optimizer.pt."""
     return evidence.spectra("delta_adamw", absent_is_zero=True)
 
 
 @criterion("delta-tempered", "threshold", "delta_tempered")
 def delta_tempered(evidence: Evidence, option: str | None) -> Answer:
-    """The same with the eighth root of V, whose mean in each matrix is clipped to the 10 and 90 % quantiles.
-
-    Ours, against a few matrices with huge gradients deciding alone. Between delta-threshold and delta-adamw on the one
-    base where our study confirms it.
-    """
+    """The same with the eighth root of V, whose mean in each matrix is clipped to the 10 and 90 % quantiles."""
     return evidence.spectra("delta_tempered", absent_is_zero=True)
 
 
 @criterion("delta-energy", "gain", "delta")
 def delta_energy(evidence: Evidence, option: str | None) -> Answer:
-    """sigma_i^2 of delta-W: the energy of the change that direction i keeps (Eckart & Young 1936).
-
-    That is the most for the parameters. Close to delta-threshold in our first measurements; prefers small matrices
-    more.
-    """
+    """sigma_i^2 of delta-W: the energy of the change that direction i keeps (Eckart & Young 1936)."""
     return {name: sigma**2 for name, sigma in evidence.spectra("delta", absent_is_zero=True).items()}
 
 
 @criterion("delta-rank", "score", "delta", option="0.9")
 def delta_rank(evidence: Evidence, option: str | None) -> Answer:
-    """Directions that hold a share (option, 0.9) of the energy of delta-W, proportional.
-
-    LoRA-Squeeze and adapter audits (gradience's energy@0.90) call this the rank in use. Blind to how large the change
-    is.
-    """
+    """Directions that hold a share (option, 0.9) of the energy of delta-W, proportional."""
     share = _share(option, "delta-rank")
     found = evidence.spectra("delta", absent_is_zero=True)
     return {name: rank_for_share(sigma, float(np.sum(sigma**2)), share) for name, sigma in found.items()}

@@ -15,7 +15,7 @@ from glmspectra.store.columns import CHANGE, DERIVED, HISTOGRAMS, IDENTITY, SING
 PACKAGE = Path(language.__file__).parents[1]
 CHINESE = re.compile("[\u4e00-\u9fff]")
 # Messages whose Chinese is rightly without a Chinese character.
-ALIKE = {"terminal-jsonl", "progress-of", "chat-who", "data-file-forms", "ui-with-unit", "ui-of-matrix"}
+ALIKE = {"terminal-jsonl", "progress-of", "chat-who", "data-file-forms", "ui-with-unit", "ui-of-matrix", "keys-heading"}
 
 
 class Variables(visitor.Visitor):

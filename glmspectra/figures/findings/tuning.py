@@ -72,9 +72,11 @@ def nonfinite_loss(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     for run in evidence.training:
         sound = max(_finite(run, "grad_norm")["step"], default=-1)
         lasting = [step for step in run.broken.get("grad_norm", ()) if step > sound]
-        told = {name: run.broken.get(name, ()) for name in ("loss", "eval_loss")}
-        told["grad_norm"] = lasting if len(lasting) >= GRADIENTS_LEFT_OUT else ()
-        first = min(((steps[0], name) for name, steps in told.items() if len(steps) >= rule.threshold), default=None)
+        steps_of = {name: run.broken.get(name, ()) for name in ("loss", "eval_loss")}
+        steps_of["grad_norm"] = lasting if len(lasting) >= GRADIENTS_LEFT_OUT else ()
+        first = min(
+            ((steps[0], name) for name, steps in steps_of.items() if len(steps) >= rule.threshold), default=None
+        )
         if first is not None:
             label = both(f"ui-curve-{first[1].replace('_', '-')}")
             measure = Words(label.en.lower(), label.zh)

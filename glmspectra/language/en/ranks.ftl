@@ -52,3 +52,27 @@ ranks-how-greedy = greedy
 ranks-how-one-global-threshold = one global threshold
 ranks-how-every-score-is-0-uniform = every score is 0: uniform
 ranks-how-largest-remainder = largest remainder
+
+# What each criterion of `suggest-rank --list` does and where it is from.
+ranks-criterion = { $name } ({ $kind }, from { $needs }): { $source }
+ranks-criterion-control = { $name } ({ $kind }, a control): { $source }
+criterion-uniform = The same rank everywhere, the control that everything else must beat. LoRA as published (Hu et al. 2021).
+criterion-random = Random ranks (option: seed): exponential scores, so that shares are spread evenly over the simplex. Any criterion that is no better than this one has found nothing.
+criterion-energy-threshold = Directions that hold a share (option, 0.9) of the weight's energy, sum of sigma^2. The usual truncation rule, as in PEFT's convert_to_lora and LoRD, read as the weight's own complexity.
+criterion-top-k-share = The original study's reading of ChatGLM2-6B (ShayDuane/ChatGlm2-6B_LoRa). It is the share of the 12 largest singular values in the sum of all, which it took for r = 12. A matrix in which they hold less needs more for the same share: score 1 / share.
+criterion-effective-rank = Exponential of the entropy of sigma / sum(sigma): Roy & Vetterli 2007, The effective rank. Proportional. For nothing it gained a sixth to two thirds of what delta-threshold did on one model of our study, and nothing on the other.
+criterion-stable-rank = ||W||_F^2 / ||W||_2^2 (Rudelson & Vershynin 2007): SA-LoRA's prior for ranks.
+criterion-spikes = Singular values beyond the edge of the Marchenko-Pastur bulk: directions that are not noise. Marchenko & Pastur 1967; Baik, Ben Arous & Peche 2005 for when one shows. Looked worse than uniform in our first measurements.
+criterion-gavish-donoho = Singular values over the optimal hard threshold for an unknown noise level (Gavish & Donoho 2014).
+criterion-alpha = Exponent of the power law in the tail of the eigenvalues. Martin, Peng & Mahoney 2021, where a large alpha reads as an under-trained layer, which gets more (so does AlphaLoRA, Qing et al. 2024). Others draw the opposite conclusion.
+criterion-quantisation = σ_i² of W - Q(W): the energy that one more direction gives back to a quantised base. LoftQ's view (Li et al. 2023), with its rank shared out over the matrices instead of the same everywhere.
+criterion-quantisation-rank = Directions needed to recover a share (option, 0.5) of the energy of W - Q(W), proportional. LoftQ's view (Li et al. 2023). Where the stored singular values do not reach it, every further direction is taken to hold as much as the last of them, a lower bound of the rank.
+criterion-gradient = σ_i² of the loss gradient over a few batches: the first-order decrease that direction i offers a step. The view of LoRA-GA (Wang et al. 2024) and GaLore (Zhao et al. 2024). Looked worse than uniform in our first measurements.
+criterion-gradient-importance = Mean of |W * dL/dW| over a few batches: GoRA (He et al. 2025), its importance, proportional.
+criterion-delta-threshold = Keep every direction whose sigma_i of ΔW is over one global threshold that the budget sets. ΔW is of a pilot's adapter or of full fine-tuning. Ours; better than uniform in our study at three budgets on two models with a task far from them, and never worse on one near. Several pilots are averaged value by value.
+criterion-delta-fan = sigma_i of ΔW times sqrt(cols / rows), one global threshold. The size that muP gives an update (Yang et al. 2023), since plain ones grow with the square root of the rows. Not confirmed by our study.
+criterion-delta-relative = sigma_i of ΔW over the largest singular value of the base's weight, one global threshold. Not confirmed by our study.
+criterion-delta-adamw = sigma_i of V^(1/4) ΔW V^(1/4), one global threshold; V: AdamW's second moments, read from optimizer.pt. A direction counts as AdamW on W itself would weigh it; V is taken for separable as in Adafactor (Shazeer & Stern 2018). Ours, delta-preconditioned in our study: the best by far on one base, as good as delta-threshold on the second, worse than it on the third.
+criterion-delta-tempered = As delta-adamw with the eighth root of V, whose mean in each matrix is clipped to the 10 and 90 % quantiles. Ours, against a few matrices with huge gradients deciding alone. Between delta-threshold and delta-adamw on the one base where our study confirms it.
+criterion-delta-energy = σ_i² of ΔW: the energy of the change that direction i keeps (Eckart & Young 1936). That is the most for the parameters. Close to delta-threshold in our first measurements; prefers small matrices more.
+criterion-delta-rank = Directions that hold a share (option, 0.9) of the energy of ΔW, proportional. LoRA-Squeeze and adapter audits (gradience's energy@0.90) call this the rank in use. Blind to how large the change is.

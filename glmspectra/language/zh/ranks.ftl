@@ -52,3 +52,27 @@ ranks-how-greedy = 贪心
 ranks-how-one-global-threshold = 统一的全局阈值
 ranks-how-every-score-is-0-uniform = 得分全为 0：均匀
 ranks-how-largest-remainder = 最大余数法
+
+# `suggest-rank --list`：各准则做什么、出自何处。
+ranks-criterion = { $name }（{ $kind }，取自 { $needs }）：{ $source }
+ranks-criterion-control = { $name }（{ $kind }，对照）：{ $source }
+criterion-uniform = 处处同一个秩：其他一切都须胜过的对照。原始 LoRA 的做法（Hu 等 2021）。
+criterion-random = 随机的秩（选项：随机种子）：得分服从指数分布，份额在单纯形上均匀。任何不比它好的准则都没有发现什么。
+criterion-energy-threshold = 占权重能量（σ² 之和）一定份额（选项，0.9）的方向数。通常的截断规则，如 PEFT 的 convert_to_lora 与 LoRD，这里当作权重自身的复杂度。
+criterion-top-k-share = 原研究对 ChatGLM2-6B 的读法（ShayDuane/ChatGlm2-6B_LoRa）：最大 12 个奇异值在总和中的份额，原研究据此取 r = 12。份额越小，达到同样份额所需的方向越多：得分为份额的倒数。
+criterion-effective-rank = σ 除以 σ 之和后熵的指数：Roy 与 Vetterli 2007《The effective rank》。按比例分配。不费任何训练，它在我们研究的一个模型上得到 delta-threshold 收益的六分之一到三分之二，在另一个上毫无收益。
+criterion-stable-rank = ‖W‖_F² / ‖W‖₂²（Rudelson 与 Vershynin 2007）：SA-LoRA 定秩的先验。
+criterion-spikes = 超出马尔琴科-帕斯图尔边界的奇异值：不是噪声的方向。Marchenko 与 Pastur 1967；何时显现见 Baik、Ben Arous 与 Péché 2005。我们最初的测量中不如均匀秩。
+criterion-gavish-donoho = 噪声水平未知时超过最优硬阈值的奇异值个数（Gavish 与 Donoho 2014）。
+criterion-alpha = 特征值尾部幂律的指数。Martin、Peng 与 Mahoney 2021 把大的 α 读作训练不足的层，给它更多（AlphaLoRA 亦然，Qing 等 2024）。也有人得出相反的结论。
+criterion-quantisation = W − Q(W) 的 σ_i²：每多一个方向还给量化基座的能量。LoftQ 的看法（Li 等 2023），但秩在各矩阵间分配，而不是处处相同。
+criterion-quantisation-rank = 恢复 W − Q(W) 能量一定份额（选项，0.5）所需的方向数，按比例分配。LoftQ 的看法（Li 等 2023）。存下的奇异值不够时，其后每个方向按最后一个的能量计，是秩的下界。
+criterion-gradient = 几批数据上损失梯度的 σ_i²：方向 i 每步提供的一阶下降。LoRA-GA（Wang 等 2024）与 GaLore（Zhao 等 2024）的看法。我们最初的测量中不如均匀秩。
+criterion-gradient-importance = 几批数据上 |W · dL/dW| 的均值：GoRA（He 等 2025）的重要性，按比例分配。
+criterion-delta-threshold = 保留 ΔW 中 σ_i 超过同一个全局阈值的每个方向，阈值由预算决定。ΔW 来自试训的适配器或全量微调。本项目提出；在我们的研究中，两个模型、离所学较远的任务、三档预算下都好于均匀秩，在较近的任务上从不更差。多次试训逐值平均。
+criterion-delta-fan = ΔW 的 σ_i 乘以 √(列数 / 行数)，同一个全局阈值。这是 muP 给更新的大小（Yang 等 2023），因为普通更新随行数的平方根增大。我们的研究没有证实。
+criterion-delta-relative = ΔW 的 σ_i 除以基座权重的最大奇异值，同一个全局阈值。我们的研究没有证实。
+criterion-delta-adamw = V^(1/4) ΔW V^(1/4) 的 σ_i，同一个全局阈值；V 为 AdamW 的二阶矩，取自 optimizer.pt。方向按 AdamW 作用于 W 本身时的权重计；V 视为可分，如 Adafactor（Shazeer 与 Stern 2018）。本项目提出，研究中名为 delta-preconditioned：在一个基座上远胜其他，在第二个上与 delta-threshold 相当，在第三个上不如它。
+criterion-delta-tempered = 同 delta-adamw，但取 V 的八次方根，其在各矩阵中的均值截断在 10 与 90 % 分位数之间。本项目提出，以免少数梯度极大的矩阵独自决定。在研究证实它的那个基座上，介于 delta-threshold 与 delta-adamw 之间。
+criterion-delta-energy = ΔW 的 σ_i²：方向 i 所保留的改变的能量（Eckart 与 Young 1936），是同样参数所能保留的最多能量。我们最初的测量中与 delta-threshold 接近；更偏向小矩阵。
+criterion-delta-rank = 占 ΔW 能量一定份额（选项，0.9）的方向数，按比例分配。LoRA-Squeeze 与适配器审计（gradience 的 energy@0.90）称之为在用的秩。看不出改变有多大。

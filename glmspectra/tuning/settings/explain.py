@@ -6,6 +6,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from glmspectra.language import text
 from glmspectra.tuning.settings.files import FILES, SCHEMA_KEY, allowed_for
 from glmspectra.tuning.settings.models import ADALORA_KEYS, FinetuneArgs, LoraArgs
 from glmspectra.tuning.settings.train_args import GROUPS, TrainArgs, statuses
@@ -18,15 +19,19 @@ def known_keys() -> dict[str, list[str]]:
     return {name: [info.alias or key for key, info in model.model_fields.items()] for name, model in MODELS.items()}
 
 
-def explain_keys() -> list[dict[str, str]]:
-    """Every key of the three files: file, group, key, status (done, refused, no effect), meaning, takes, default."""
+def explain_keys(language: str | None = None) -> list[dict[str, str]]:
+    """Every key of the three files: file, group, key, status (done, refused, no effect), meaning, takes, default.
+
+    Groups are named in `language`, by default the one in use; meanings are reference text, which is English.
+    """
     table = []
     for name, model in MODELS.items():
         group = ""
         for key, info in model.model_fields.items():
             group = _group(name, key, group)
-            default = "required" if info.is_required() else f"default {_default(info)}"
-            row = {"file": FILES[name], "group": group, "key": info.alias or key}
+            default = text("keys-required") if info.is_required() else text("keys-default", value=_default(info))
+            named = text(f"keys-group-{group}", language)
+            row = {"file": FILES[name], "group": named, "key": info.alias or key}
             row["status"] = statuses()[key] if name == "train" else "done"
             table.append(row | {"meaning": str(info.description), "takes": allowed_for(info), "default": default})
     return table
@@ -37,23 +42,25 @@ def keys_as_lines() -> list[str]:
     table = explain_keys()
     lines: list[str] = []
     for row in (row for row in table if row["status"] == "done"):
-        heading = f"{row['file']}: {row['group']}" if row["group"] else row["file"]
+        heading = text("keys-heading", file=row["file"], group=row["group"])
         if heading not in lines:
             lines += ["", heading] if lines else [heading]
-        lines.append(f"  {row['key']} ({row['default']}): {row['meaning']} Takes {row['takes']}.")
-    lines += ["", "Other arguments of transformers.TrainingArguments"]
-    for status, said in (("refused", "refused"), ("no effect", "accepted, without effect")):
+        lines.append("  " + text("keys-line", **{name: row[name] for name in ("key", "default", "meaning", "takes")}))
+    lines += ["", text("keys-others")]
+    hubs = text(f"keys-group-{GROUPS['push_to_hub']}")
+    for status in ("refused", "no effect"):
         reasons: dict[str, list[str]] = {}
         for row in table:
-            if row["status"] == status and row["group"] != GROUPS["push_to_hub"]:
+            if row["status"] == status and row["group"] != hubs:
                 reasons.setdefault(row["meaning"], []).append(row["key"])
-        lines += [f"  {', '.join(keys)}: {said}. {why}" for why, keys in reasons.items()]
+        message = f"keys-{status.replace(' ', '-')}"
+        lines += ["  " + text(message, keys=", ".join(keys), why=why) for why, keys in reasons.items()]
     return lines
 
 
 def trainer_keys_page() -> str:
     """The page docs/trainer_keys.md: what becomes of each argument of `transformers.TrainingArguments`."""
-    rows = [row for row in explain_keys() if row["file"] == FILES["train"]]
+    rows = [row for row in explain_keys("en") if row["file"] == FILES["train"]]
     counts = {status: sum(row["status"] == status for row in rows) for status in ("done", "refused", "no effect")}
     lines = [
         "# Arguments of the Trainer",
@@ -98,14 +105,14 @@ def _group(section: str, key: str, before: str) -> str:
         return GROUPS.get(key, before)
     if section == "lora":
         alias = LoraArgs.model_fields[key].alias or key
-        return "AdaLoRA" if alias in ADALORA_KEYS else "Ranks from spectra" if alias.startswith("ranks_") else "Adapter"
+        return "adalora" if alias in ADALORA_KEYS else "ranks" if alias.startswith("ranks_") else "adapter"
     return next((name for first, name in _FINETUNE_GROUPS if first == key), before)
 
 
 _FINETUNE_GROUPS = (
-    ("dataset_path", "Data"),
-    ("model_path", "Model and precision"),
-    ("seed", "Run"),
+    ("dataset_path", "data"),
+    ("model_path", "model"),
+    ("seed", "run"),
 )
 
 

@@ -272,17 +272,17 @@ class TrainArgs(BaseModel):
 
 # The first key of each group, in the order of the fields.
 GROUPS = {
-    "output_dir": "Length of the run, and its rows",
-    "learning_rate": "Learning rate and optimizer",
-    "label_smoothing_factor": "Loss",
-    "bf16": "Precision, memory and speed",
-    "logging_strategy": "Logs",
-    "eval_strategy": "Evaluation",
-    "save_strategy": "Checkpoints",
-    "dataloader_drop_last": "Loading of rows",
-    "ddp_find_unused_parameters": "Several devices",
-    "do_train": "Example scripts and debugging",
-    "push_to_hub": "Hubs",
+    "output_dir": "length",
+    "learning_rate": "rate",
+    "label_smoothing_factor": "loss",
+    "bf16": "precision",
+    "logging_strategy": "logs",
+    "eval_strategy": "evaluation",
+    "save_strategy": "checkpoints",
+    "dataloader_drop_last": "loading",
+    "ddp_find_unused_parameters": "devices",
+    "do_train": "scripts",
+    "push_to_hub": "hubs",
 }
 
 
