@@ -20,7 +20,7 @@ from glmspectra.cli.failures import INTERRUPTED, interruption, sentence
 from glmspectra.cli.infer import infer
 from glmspectra.cli.init import init
 from glmspectra.cli.inspect import inspect
-from glmspectra.cli.libraries import fetch_no_kernels
+from glmspectra.cli.libraries import compile_when_called, fetch_no_kernels
 from glmspectra.cli.loop import demo, loop
 from glmspectra.cli.merge import merge
 from glmspectra.cli.report import report
@@ -115,6 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     write_any_character()
     fetch_no_kernels()
+    compile_when_called()
     try:
         read_launch()
         app(arguments, prog_name="glmspectra")

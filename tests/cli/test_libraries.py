@@ -1,4 +1,4 @@
-"""Nothing is fetched from a hub by the libraries underneath, and nothing is said about it."""
+"""Nothing is fetched from a hub by the libraries underneath, and no compiler is set up until it is called."""
 
 import subprocess
 import sys
@@ -14,6 +14,14 @@ except SystemExit:
 import peft, transformers.utils
 assert "bitsandbytes" in sys.modules
 assert not transformers.utils.is_kernels_available()
+assert "torch._inductor.compile_fx" not in sys.modules, "bitsandbytes has set up torch's compiler"
+import torch
+from unittest.mock import patch
+from bitsandbytes.backends.default.ops import _dequantize_blockwise_compute as compiled
+with patch("torch.compile", side_effect=lambda function, **settings: function) as compile:
+    found = [compiled(torch.tensor([1, 0]), torch.ones(1), torch.tensor([2.0, 3.0]), 2, torch.float32) for _ in "ab"]
+assert [numbers.tolist() for numbers in found] == [[3.0, 2.0]] * 2
+assert compile.call_count == 1 and compile.call_args.kwargs == {"dynamic": False}
 """
 
 
