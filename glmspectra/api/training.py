@@ -70,8 +70,8 @@ def merge(
     """
     from glmspectra.checkpoint.writing.merge import merge as merge_folders
 
-    place = EMBEDDED_MODEL if base is None else locate_model(base, "base")
-    return merge_folders(place, Path(adapter), Path(out), dtype)
+    found = EMBEDDED_MODEL if base is None else locate_model(base, "base")
+    return merge_folders(found, Path(adapter), Path(out), dtype)
 
 
 def load_model(
@@ -87,6 +87,6 @@ def load_model(
     """
     from glmspectra.tuning.inference.batch import load_for_inference
 
-    place = None if adapter is None else Path(adapter)
-    loaded = load_for_inference(locate_model(model, "model"), place, device, "auto", four_bit=four_bit)
+    changes = None if adapter is None else Path(adapter)
+    loaded = load_for_inference(locate_model(model, "model"), changes, device, "auto", four_bit=four_bit)
     return loaded.model, loaded.tokenizer

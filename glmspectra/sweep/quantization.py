@@ -44,8 +44,8 @@ def sweep_quantization_error(
         )
     names = tuple(record.name for record in records)
     request = Request("spectrum", names, {"form": form, "method": "topk", "top_k": top_k}, "quant_error")
-    place = str(choose_device(device))
-    todo = set(store.begin([request], lambda: place)[request.key])
+    where = str(choose_device(device))
+    todo = set(store.begin([request], lambda: where)[request.key])
     work = [record for record in records if record.name in todo]
     positions = {name: position for position, name in enumerate(checkpoint.tensors)}
     identity = Identity(checkpoint.name, checkpoint.fingerprint, positions)
@@ -55,7 +55,7 @@ def sweep_quantization_error(
         for record, matrix, weight in read_ahead(checkpoint, work):
             start = time.perf_counter()
             error = weight.float() - quantized_copy(weight, form)
-            gathering.take(request, _measurement(identity, record, matrix.name, error, form, top_k, place, start))
+            gathering.take(request, _measurement(identity, record, matrix.name, error, form, top_k, where, start))
             if matrix == record.matrix_parts[-1]:
                 gathering.write(record.name)
                 progress.advance(record.nbytes, costs[record.name])

@@ -181,12 +181,12 @@ def _batches(
     yield table
 
 
-def _load(place: Path) -> EncodedSplit | None:
+def _load(folder: Path) -> EncodedSplit | None:
     from datasets import Dataset
 
     try:
-        notes = read_object(place / NOTES)
-        dataset = Dataset.from_file(str(place / EXAMPLES))
+        notes = read_object(folder / NOTES)
+        dataset = Dataset.from_file(str(folder / EXAMPLES))
         counts = SplitCounts(**notes["counts"])
         bad = [(int(index), str(reason)) for index, reason in notes["bad"]]
     except (OSError, ValueError, KeyError, TypeError, CheckpointError):

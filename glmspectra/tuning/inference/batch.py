@@ -50,7 +50,7 @@ class Loaded:
 
 
 def load_for_inference(
-    place: Path,
+    folder: Path,
     adapter: Path | None = None,
     device: str = "auto",
     template: str = "auto",
@@ -58,20 +58,20 @@ def load_for_inference(
     four_bit: bool = False,
     conversations: bool = False,
 ) -> Loaded:
-    """The model at `place`, with an adapter where one is named; bfloat16 or float16 on a GPU, float32 on a CPU."""
+    """The model in `folder`, with an adapter where one is named; bfloat16 or float16 on a GPU, float32 on a CPU."""
     where = choose_device(device)
     dtype = best_dtype(where)
     precision = Precision(dtype, dtype, None)
-    config, tokenizer = load_config(place), load_tokenizer(place)
+    config, tokenizer = load_config(folder), load_tokenizer(folder)
     quantization = four_bit_config(FinetuneArgs(dataset_path=""), dtype) if four_bit else None
-    model = load_base(place, precision, where, quantization)
+    model = load_base(folder, precision, where, quantization)
     if adapter is not None:
         from glmspectra.tuning.model.saved_adapter import load_adapter  # PEFT alone takes a second or two
 
         model = load_adapter(model, adapter)
-    form = choose_template(template, family_of(config), tokenizer, conversations)
+    chosen = choose_template(template, family_of(config), tokenizer, conversations)
     limit = positions_of(config)
-    return Loaded(model, tokenizer, Encoder(tokenizer, form, min(max_length, limit or max_length), "cut_context"))
+    return Loaded(model, tokenizer, Encoder(tokenizer, chosen, min(max_length, limit or max_length), "cut_context"))
 
 
 def infer(

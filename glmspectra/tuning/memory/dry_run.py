@@ -119,12 +119,12 @@ def dry_run(settings: Settings, device: str = "auto") -> DryRun:
     """
     arguments = request(settings, device)
     inputs = load_inputs(settings, own_device(device))
-    data, place, precision = inputs.data, inputs.device, inputs.precision
+    data, where, precision = inputs.data, inputs.device, inputs.precision
     batch = longest_batch(data, arguments.per_device_train_batch_size)
-    on_gpu = place.type == "cuda"
-    newest = not on_gpu or torch.cuda.get_device_capability(place)[0] >= 9
+    on_gpu = where.type == "cuda"
+    newest = not on_gpu or torch.cuda.get_device_capability(where)[0] >= 9
     memory = estimate_memory(settings, inputs.config, precision, batch, hopper=newest)
-    base = load_for_settings(settings, precision, place)
+    base = load_for_settings(settings, precision, where)
     with absent_again(Path(settings.train.output_dir)):  # the Trainer makes its output folder
         run = build_run(inputs, base, quiet=True)
     if not run.trainer.token_loss.in_chunks:
@@ -132,7 +132,7 @@ def dry_run(settings: Settings, device: str = "auto") -> DryRun:
     start = time.perf_counter()
     step = longest_batch_step(run)
     step["seconds"] = time.perf_counter() - start
-    properties = torch.cuda.get_device_properties(place) if on_gpu else None
+    properties = torch.cuda.get_device_properties(where) if on_gpu else None
     return DryRun(
         settings=settings,
         data=data,

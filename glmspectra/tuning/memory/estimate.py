@@ -131,8 +131,8 @@ def _skeleton(settings: Settings, config: Any, dtype: torch.dtype) -> Any:
 
     # Flash attention keeps what PyTorch's own kernel keeps, and its package need not be here for an estimate.
     attention = "eager" if settings.finetune.attn_implementation == "eager" else "sdpa"
-    place = Path(settings.finetune.model_path)  # for the message: the configuration need not come from a folder
-    with read_by_library(place, "no model can be made of its configuration"), torch.device("meta"):
+    folder = Path(settings.finetune.model_path)  # for the message: the configuration need not come from a folder
+    with read_by_library(folder, "no model can be made of its configuration"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     return model.requires_grad_(False)
 
