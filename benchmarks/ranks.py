@@ -22,15 +22,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from rank_study import agreement, control_table, controls, moments
-from rank_study.bases import pretrain_chatglm2
+from rank_study import agreement, control_table, controls, moments, rivals
 from rank_study.document import document
-from rank_study.plan import SETTINGS, STAGES, in_order, plan, read_lines
+from rank_study.plan import SETTINGS, SIDE_BY_SIDE, STAGES, in_order, plan, read_lines
 from rank_study.table import further, markdown
-from rank_study.workers import PILOT_RANK, Settings, Worker, rows_of, run_controls, run_open
+from rank_study.workers import PILOT_RANK, PRETRAINED, Settings, Worker, rows_of, run_controls, run_open
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ranks.jsonl"
 CONTROLS = RESULTS.with_name("controls.jsonl")
+RIVALS = RESULTS.with_name("rivals.jsonl")
 MOMENTS = RESULTS.with_name("moments.jsonl")
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,15 +40,25 @@ def main() -> None:
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--print", action="store_true", help="print the tables from the lines in --out")
     task.add_argument("--plan", action="store_true", help="print what is open of every stage")
-    task.add_argument("--pretrain", action="store_true", help="pre-train the base chatglm2 into --work")
+    task.add_argument("--pretrain", action="store_true", help="pre-train --base (absent: chatglm2) into --work")
     task.add_argument("--run", action="store_true", help="run what is open")
     task.add_argument("--moments", action="store_true", help="one pilot: second moments by matrix beside kept ranks")
-    parser.add_argument("--base", choices=sorted({base for base, _ in SETTINGS}), help="only this one; absent: all")
+    parser.add_argument(
+        "--base", choices=sorted({base for base, _ in controls.SETTINGS}), help="only this one; absent: all"
+    )
     parser.add_argument("--task", choices=sorted({task for _, task in SETTINGS}), help="only this one; absent: all")
     parser.add_argument("--stages", choices=STAGES, nargs="+", default=STAGES)
     parser.add_argument("--controls", action="store_true", help="the controls and the portfolio, not the first study")
+    parser.add_argument("--rivals", action="store_true", help="equal compute, rivals, measures beyond loss")
+    parser.add_argument(
+        "--peft", action="store_true", help="with --rivals --run: only what PEFT runs; absent: the rest"
+    )
     parser.add_argument("--docs", type=Path, help="with --print: write the tables and figures of docs/ranks.md here")
-    parser.add_argument("--out", type=Path, help="absent: results/ranks.jsonl, or controls.jsonl there with --controls")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="absent: ranks.jsonl in results, with --controls controls.jsonl, with --rivals rivals.jsonl",
+    )
     parser.add_argument(
         "--work", type=Path, default=ROOT / "runs" / "ranks", help="the pre-trained base and the pilots"
     )
@@ -66,22 +76,29 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no group after so long")
     options = parser.parse_args()
 
-    options.out = options.out or (CONTROLS if options.controls else RESULTS)
+    options.out = options.out or (RIVALS if options.rivals else CONTROLS if options.controls else RESULTS)
+    stages = rivals.STAGES if options.rivals else controls.STAGES
     lines = read_lines(options.out)
     if options.print and options.docs is not None:
         write_documents(options.docs)
         return
     if options.print:
         told = [control_table.markdown(lines), agreement.markdown(read_lines(RESULTS), lines)]
-        print("\n\n".join(told if options.controls else [markdown(lines), further(lines)]))
+        if options.rivals:
+            told = [control_table.markdown(lines, rivals.STAGES)]
+        print("\n\n".join(told if options.controls or options.rivals else [markdown(lines), further(lines)]))
         return
     if options.plan:
-        print(controls.plan(lines) if options.controls else plan(lines, options.steps))
+        more = options.controls or options.rivals
+        print(controls.plan(lines, stages) if more else plan(lines, options.steps))
         return
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     devices = options.devices or gpus or ["cpu"]
     if options.pretrain:
-        pretrain_chatglm2(options.work / "chatglm2", devices[0], options.pretrain_steps)
+        base = options.base or "chatglm2"
+        device = ",".join(devices) if base == "neox" else devices[0]
+        steps = options.pretrain_neox if base == "neox" else options.pretrain_steps
+        PRETRAINED[base](options.work / base, device, steps)
         return
     settings = Settings(
         options.work,
@@ -92,16 +109,20 @@ def main() -> None:
         options.held_out,
         options.pilot_rate,
         {"chatglm2": options.pretrain_steps, "neox": options.pretrain_neox},
+        options.rivals,
     )
     if options.moments:
         if options.base is None or options.task is None or (options.task == "medical" and options.medical is None):
             parser.error("--moments needs --base and --task, and the medical task its rows: --medical FILE.jsonl.")
         write_moments(options, settings, devices[0])
         return
-    if options.controls:
+    if options.controls or options.rivals:
         if options.medical is None:
             parser.error("the medical task needs its rows: --medical FILE.jsonl with context and target on each line.")
-        errors = run_controls(options.out, devices, settings, options.minutes)
+        if options.rivals:
+            stages = tuple(one for one in stages if (one in rivals.BY_PEFT) == options.peft)
+        sizes = rivals.SIDE_BY_SIDE if options.rivals else SIDE_BY_SIDE
+        errors = run_controls(options.out, devices, settings, options.minutes, stages, options.base, sizes)
         if errors:
             raise SystemExit("\n\n".join(errors))
         return

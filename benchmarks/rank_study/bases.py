@@ -23,6 +23,16 @@ from torch import nn
 BYTE_OFFSET, PAD, EOS, BYTE_VOCABULARY = 3, 0, 2, 320
 
 
+def byte_tokens(text: str) -> list[int]:
+    return [byte + BYTE_OFFSET for byte in text.encode("utf-8")]
+
+
+def byte_text(tokens: list[int]) -> str:
+    """What tokens of `byte_tokens` say; what is no byte and what breaks off in a character is left out."""
+    known = bytes(token - BYTE_OFFSET for token in tokens if BYTE_OFFSET <= token < BYTE_OFFSET + 256)
+    return known.decode("utf-8", errors="ignore")
+
+
 @dataclass
 class Base:
     name: str
@@ -33,13 +43,10 @@ class Base:
     modules: list[str]  # every adapted linear layer, in depth order
     length: int  # tokens a row, at most
     digest: str  # of the files the weights came from
+    text: Callable[[list[int]], str] = byte_text  # what tokens say
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         return {name: tuple(self.model.get_submodule(name).weight.shape) for name in self.modules}
-
-
-def byte_tokens(text: str) -> list[int]:
-    return [byte + BYTE_OFFSET for byte in text.encode("utf-8")]
 
 
 def layer_linears(model: nn.Module) -> list[str]:
@@ -93,6 +100,7 @@ def load_smollm2(device: str, gguf_file: Path | None) -> Base:
         layer_linears(model),
         384,
         digest_of(gguf_file),
+        lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True),
     )
 
 

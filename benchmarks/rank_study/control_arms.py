@@ -77,6 +77,7 @@ def delta_tempered(facts: Facts, budget: int, seed: int) -> Ranks:
 
 DELTA, METRIC = "delta-threshold", "delta-preconditioned"
 LONGER = 1 + PILOTS * PILOT / 240  # the study's own training with its pilots' steps added
+PEFT_ARMS = ("peft-lora", "peft-dora", "peft-pissa", "peft-eva", "peft-adalora")
 CUT, CUT_CONTINUED = "cut-16", "cut-16-continued"
 CUT_RANK = 16
 CUT_MORE = 60  # steps of the continuation
@@ -92,9 +93,14 @@ CONTROLS: dict[str, Control] = {
     "preconditioned-sqrt-alpha": Control(ARMS[METRIC], alpha_by(0.5)),
     "uniform-on-preconditioned-modules": Control(partial(on_kept, arm=METRIC)),
     "uniform-longer": Control(uniform, lengths=LONGER),
+    "delta-threshold-longer": Control(ARMS[DELTA], lengths=LONGER),
+    "uniform-one-pilot-longer": Control(uniform, lengths=1 + PILOT / 240),
+    "rslora": Control(uniform, lambda facts, budget, seed, ranks: {n: r**0.5 for n, r in ranks.items() if r}),
     "lora-plus": Control(uniform, up_rate=16.0),  # the ratio that LoRA+ (Hayou et al. 2024) recommends
     CUT: Control(uniform),  # trained at CUT_RANK whatever the budget, see `workers.run_cut`
     CUT_CONTINUED: Control(uniform),
+    # trained by PEFT itself, see `peft_arms`; its uniform is what the others are held against
+    **{name: Control(uniform) for name in PEFT_ARMS},
     "delta-tempered": Control(delta_tempered),
     "delta-fan": Control(delta_fan),
     "delta-relative": Control(delta_relative),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rank_study.control_arms import CONTROLS, MENU
-from rank_study.controls import SEEDS, SETTINGS, STAGES, TESTS, TOURNAMENT, Found, best_rate, picked
+from rank_study.controls import SEEDS, SETTINGS, STAGES, TESTS, TOURNAMENT, Found, Stage, best_rate, picked
 from rank_study.plan import BUDGETS, NotReadyError
 from rank_study.statistics import Paired, holm, paired
 
@@ -114,10 +114,10 @@ def predictions(lines: Sequence[dict]) -> list[tuple[str, str, int, str, dict[st
     return told
 
 
-def not_run(lines: Sequence[dict]) -> list[str]:
+def not_run(lines: Sequence[dict], stages: Sequence[Stage] = STAGES) -> list[str]:
     """Declared comparisons of which no run of the test part is there."""
     found, missing = Found(lines), []
-    for stage in STAGES:
+    for stage in stages:
         for budget in stage.budgets:
             if stage.name == "portfolio":
                 open_tests = [
@@ -133,8 +133,8 @@ def not_run(lines: Sequence[dict]) -> list[str]:
     return missing
 
 
-def markdown(lines: Sequence[dict]) -> str:
-    """The tables that `--print --controls` shows."""
+def markdown(lines: Sequence[dict], stages: Sequence[Stage] = STAGES) -> str:
+    """The tables that `--print --controls` shows, or `--rivals` with its stages."""
     text = [
         "| base, task | budget (uniform's loss) | arm | rate | loss - uniform's (95 %) | seeds | p (Holm) |",
         "|---|---|---|---|---|---|---|",
@@ -167,5 +167,5 @@ def markdown(lines: Sequence[dict]) -> str:
         cells = [f"{gaps[part]:+.4f}" if part in gaps else "not run" for part in (*TESTS, "test")]
         text.append(f"| {base}, {task} | r {budget} | {arm} | {' | '.join(cells)} |")
     text += ["", "Not run of what was declared (`--plan --controls` has every job):", ""]
-    text += [f"- {one}" for one in not_run(lines)]
+    text += [f"- {one}" for one in not_run(lines, stages)]
     return "\n".join(text)

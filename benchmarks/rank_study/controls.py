@@ -9,7 +9,7 @@ import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rank_study.control_arms import CONTROLS, CUT, CUT_CONTINUED, DELTA, MENU, METRIC
+from rank_study.control_arms import CONTROLS, CUT, CUT_CONTINUED, DELTA, MENU, METRIC, PEFT_ARMS
 from rank_study.plan import Job, NotReadyError, finished
 
 SETTINGS = (
@@ -27,7 +27,9 @@ GRIDS = {  # where a grid of rates begins; it grows by STEP while its best is at
     "chatglm2": (8e-3 / STEP, 8e-3, 8e-3 * STEP),
     "neox": (4e-3, 4e-3 * STEP, 8e-3),
 }
+GRID_OF = {"peft-pissa": (1e-3, 1e-3 * STEP, 2e-3)}  # where an arm's begins elsewhere, on every base
 LIMITS = (1e-3, 4.6e-2)
+LOWEST = {"peft-pissa": 1e-4}
 CUTS = (CUT, CUT_CONTINUED)
 STEP_SIZE = (
     "uniform",
@@ -45,16 +47,19 @@ METRIC_STEP_SIZE = (
     "uniform-on-preconditioned-modules",
 )
 COMPARED = ("uniform", DELTA, "type-alone", METRIC)  # what the portfolio is held against
-RIVALS = ("uniform-longer", "lora-plus")
+LONG = ("uniform-longer", "uniform-one-pilot-longer", "delta-threshold-longer")
+RIVALS = ("lora-plus", "rslora", "eva")
 # Arms whose rates are tuned for themselves; the menu's other criteria take delta-threshold's.
-TUNED = (*STEP_SIZE, *METRIC_STEP_SIZE, "type-alone", *RIVALS, *CUTS)
+TUNED = (*STEP_SIZE, *METRIC_STEP_SIZE, "type-alone", *LONG, *RIVALS, *PEFT_ARMS, *CUTS)
+PEFT_TOGETHER = 3  # jobs of a group that is run one by one
 TESTS = ("truncated", "tournament")  # of the portfolio; losses on the development part
 TOURNAMENT = 60  # steps
 
 
 @dataclass(frozen=True)
 class Stage:
-    """name: what its jobs are for. arms: whose. budgets: uniform ranks. tier: all stages of a lower one come first."""
+    """name: what its jobs are for. arms: whose. budgets: uniform ranks. tier: all stages of a lower one come first.
+    seeds: of the test part."""
 
     name: str
     base: str
@@ -62,43 +67,31 @@ class Stage:
     arms: tuple[str, ...]
     budgets: tuple[int, ...]
     tier: int
+    seeds: tuple[int, ...] = SEEDS
 
 
 def _stages() -> Iterator[Stage]:
+    """What was left open of them at the end is declared anew in `rivals`, but for what goes on with these lines."""
     for base in ("smollm2", "chatglm2"):
         more = METRIC_STEP_SIZE if base == "chatglm2" else ()
         yield Stage("controls", base, "medical", (*STEP_SIZE, *more), (4,), 1)
         yield Stage("cut", base, "medical", CUTS, (4, 2), 1)
         yield Stage("controls", base, "medical", COMPARED, (4,), 2)
         yield Stage("portfolio", base, "medical", MENU, (4,), 2)
-        yield Stage("controls", base, "medical", (*STEP_SIZE, *more), (2,), 2)
-        yield Stage("controls", base, "medical", ("uniform-longer",), (4,), 3)
-        yield Stage("controls", base, "medical", COMPARED, (2, 8), 3)
-        yield Stage("portfolio", base, "medical", MENU, (2, 8), 3)
-        yield Stage("controls", base, "medical", ("lora-plus",), (4,), 5)
     yield Stage("controls", "neox", "medical", COMPARED, (4,), 1)
     yield Stage("controls", "neox", "medical", COMPARED, (2,), 1)
     yield Stage("portfolio", "neox", "medical", MENU, (4, 2), 2)
-    yield Stage("controls", "smollm2", "python", STEP_SIZE, (4,), 2)
-    yield Stage("controls", "neox", "medical", STEP_SIZE, (4,), 2)
-    yield Stage("controls", "neox", "medical", COMPARED, (8,), 3)
-    yield Stage("portfolio", "neox", "medical", MENU, (8,), 3)
-    yield Stage("cut", "neox", "medical", CUTS, (4, 2, 8), 3)
-    yield Stage("controls", "neox", "python", COMPARED, (4,), 4)
-    yield Stage("portfolio", "neox", "python", MENU, (4,), 4)
-    yield Stage("controls", "smollm2", "python", COMPARED, (4,), 4)
-    yield Stage("portfolio", "smollm2", "python", MENU, (4,), 4)
-    yield Stage("cut", "smollm2", "python", CUTS, (4, 2), 5)
-    yield Stage("controls", "neox", "medical", METRIC_STEP_SIZE, (4,), 5)
 
 
 STAGES = tuple(_stages())
 
 
 def way_of(job: Job) -> str:
-    """Jobs of one way may share a group: 'cut', a test of the portfolio, or the length of the training."""
+    """Jobs of one way may share a group: 'cut', 'peft', a test of the portfolio, or the length of the training."""
     if job.part in TESTS:
         return job.part
+    if job.arm in PEFT_ARMS:
+        return "peft"
     return "cut" if job.arm in CUTS else f"{CONTROLS[job.arm].lengths:g}"
 
 
@@ -129,11 +122,11 @@ def tried(found: Found, base: str, task: str, arm: str, budget: int) -> dict[flo
 def wanted_rates(found: Found, base: str, task: str, arm: str, budget: int) -> list[float]:
     """Rates still to try: the grid, then a step beyond its best while that is at an edge; empty where it is closed."""
     losses = tried(found, base, task, arm, budget)
-    if missing := [rate for rate in GRIDS[base] if rate not in losses]:
+    if missing := [rate for rate in GRID_OF.get(arm, GRIDS[base]) if rate not in losses]:
         return missing
     best = min(losses, key=lambda rate: (losses[rate], rate))
     beyond = [best / STEP] if best == min(losses) else [best * STEP] if best == max(losses) else []
-    return [float(f"{rate:.6g}") for rate in beyond if LIMITS[0] <= rate <= LIMITS[1]]
+    return [float(f"{rate:.6g}") for rate in beyond if LOWEST.get(arm, LIMITS[0]) <= rate <= LIMITS[1]]
 
 
 def best_rate(found: Found, base: str, task: str, arm: str, budget: int) -> float:
@@ -160,7 +153,7 @@ def jobs_of(stage: Stage, found: Found) -> Iterator[Job]:
             for rate in wanted_rates(found, base, task, arm, budget) if arm in TUNED else []:
                 for seed in RATE_SEEDS:
                     yield Job(base, task, arm, budget, seed, rate, "development")
-    for seed in SEEDS:
+    for seed in stage.seeds:
         for budget in stage.budgets:
             for arm in stage.arms:
                 try:
@@ -178,10 +171,10 @@ def _portfolio(stage: Stage, found: Found) -> Iterator[Job]:
                 rates = {arm: best_rate(found, base, task, arm, budget) for arm in stage.arms}
             except NotReadyError:
                 continue
-            for seed in SEEDS:
+            for seed in stage.seeds:
                 for arm in stage.arms:
                     yield Job(base, task, arm, budget, seed, rates[arm], test)
-            for seed in SEEDS:
+            for seed in stage.seeds:
                 if (arm := picked(found, base, task, budget, seed, test)) is not None:
                     yield Job(base, task, arm, budget, seed, rates[arm], "test")
 
@@ -207,6 +200,7 @@ def next_group(
     running: Sequence[Sequence[Job]],
     failed: Container[Job],
     sizes: Mapping[str, int],
+    stages: Sequence[Stage] = STAGES,
 ) -> list[Job]:
     """The next jobs to run side by side: of the lowest tier, there of the setting that runs on the fewest devices.
 
@@ -215,7 +209,7 @@ def next_group(
     found = Found(lines)
     groups = [(group[0].base, group[0].task) for group in running]
     taken = {job for group in running for job in group}
-    for stage in sorted(STAGES, key=lambda stage: (stage.tier, groups.count((stage.base, stage.task)))):
+    for stage in sorted(stages, key=lambda stage: (stage.tier, groups.count((stage.base, stage.task)))):
         if stage.base not in bases:
             continue
         todo = [job for job in open_jobs(stage, found) if job not in taken and job not in failed]
@@ -228,6 +222,7 @@ def side_by_side(todo: Sequence[Job], size: int) -> list[Job]:
     """The first job and others of its way, until their trainings are `size`."""
     chosen, trainings = [], set()
     way = way_of(todo[0])
+    size = PEFT_TOGETHER if way == "peft" else size
     for job in todo:
         if way_of(job) != way:
             continue
@@ -247,10 +242,10 @@ def training_of(job: Job) -> tuple[object, ...]:
     return (job.seed,) if way == "truncated" else (job,)
 
 
-def plan(lines: Sequence[dict]) -> str:
+def plan(lines: Sequence[dict], stages: Sequence[Stage] = STAGES) -> str:
     """What is done and what is open of each stage, as lines of text."""
     found, told = Found(lines), []
-    for stage in STAGES:
+    for stage in stages:
         jobs = set(jobs_of(stage, found))
         budgets = ", ".join(f"r {budget}" for budget in stage.budgets)
         told.append(

@@ -57,7 +57,47 @@ def initial_down(name: str, seed: int, width: int, columns: int) -> torch.Tensor
 Watch = Callable[["ManyAdapters", torch.Tensor], None]
 
 
-class ManyAdapters:
+class SideBySide:
+    """Losses of a model whose rows belong to `jobs` in blocks: job j owns rows j*b .. (j+1)*b of every batch."""
+
+    def __init__(self, model: nn.Module, jobs: int, device: torch.device | str):
+        self.model, self.jobs, self.device = model, jobs, str(device)
+
+    def token_losses(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Cross entropy (nats) of every supervised token, its logits (n, vocabulary), and its row of the batch.
+
+        batch: input_ids, labels, and if known learnt, (2, N), rows and positions of what is learnt after the shift by
+        one: told by the CPU, no step need wait for the device. Rows are padded on the right, where a causal model's
+        real tokens never look, so that attention needs no mask but its own and takes its fastest kernel.
+        """
+        labels = batch["labels"][:, 1:]
+        hidden = self.model.get_decoder()(input_ids=batch["input_ids"], use_cache=False)[0]
+        row, position = batch["learnt"] if "learnt" in batch else (labels != -100).nonzero(as_tuple=True)
+        logits = self.model.get_output_embeddings()(hidden[row, position])
+        return F.cross_entropy(logits.float(), labels[row, position], reduction="none"), logits, row
+
+    def losses(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed cross entropy (nats) and number of supervised tokens, each (J,), of a batch of J*b rows."""
+        each, _, row = self.token_losses(batch)
+        job = row // (batch["labels"].shape[0] // self.jobs)
+        total = torch.zeros(self.jobs, device=each.device).index_add(0, job, each)
+        count = torch.zeros(self.jobs, device=each.device).index_add(0, job, torch.ones_like(each))
+        return total, count
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> torch.Tensor:
+        """Mean loss a supervised token (nats) of each job over batches that all jobs see alike, (J,) float64."""
+        total = torch.zeros(self.jobs, dtype=torch.float64)
+        count = torch.zeros(self.jobs, dtype=torch.float64)
+        for batch in batches:
+            repeated = {key: value.repeat(self.jobs, 1) for key, value in batch.items() if key != "learnt"}
+            summed, tokens = self.losses(repeated)
+            total += summed.double().cpu()
+            count += tokens.double().cpu()
+        return total / count
+
+
+class ManyAdapters(SideBySide):
     """Puts J adapters on the named linear layers of a model and trains them.
 
     `ranks`: for each job a mapping module name -> rank; a module that is absent or 0 for a job adds nothing to it.
@@ -82,7 +122,8 @@ class ManyAdapters:
         factors: list[Mapping[str, float]] | None = None,
         up_rates: list[float] | None = None,
     ):
-        self.model, self.jobs, self.scale = model, len(seeds), scale
+        super().__init__(model, len(seeds), next(model.parameters()).device)
+        self.scale = scale
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         # Whole eights: matrix units are fast on aligned rows only, and a mask tells what counts.
@@ -164,23 +205,6 @@ class ManyAdapters:
         for name, layer in self.layers.items():
             setattr(self.model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer.base)
 
-    def losses(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed cross entropy (nats) and number of supervised tokens, each (J,), of a batch of J*b rows.
-
-        batch: input_ids, labels, and if known learnt, (2, N), rows and positions of what is learnt after the shift by
-        one: told by the CPU, no step need wait for the device. Rows are padded on the right, where a causal model's
-        real tokens never look, so that attention needs no mask but its own and takes its fastest kernel.
-        """
-        labels = batch["labels"][:, 1:]
-        hidden = self.model.get_decoder()(input_ids=batch["input_ids"], use_cache=False)[0]
-        row, position = batch["learnt"] if "learnt" in batch else (labels != -100).nonzero(as_tuple=True)
-        logits = self.model.get_output_embeddings()(hidden[row, position])
-        each = F.cross_entropy(logits.float(), labels[row, position], reduction="none")
-        job = row // (labels.shape[0] // self.jobs)
-        total = torch.zeros(self.jobs, device=each.device).index_add(0, job, each)
-        count = torch.zeros(self.jobs, device=each.device).index_add(0, job, torch.ones_like(each))
-        return total, count
-
     def step(
         self,
         batch: Mapping[str, torch.Tensor],
@@ -209,18 +233,6 @@ class ManyAdapters:
             self.master -= (self.first / (1 - 0.9**self.steps)).div_(size).mul_(now)
             self.refresh()
         return loss.detach()
-
-    @torch.no_grad()
-    def evaluate(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> torch.Tensor:
-        """Mean loss a supervised token (nats) of each job over batches that all jobs see alike, (J,) float64."""
-        total = torch.zeros(self.jobs, dtype=torch.float64)
-        count = torch.zeros(self.jobs, dtype=torch.float64)
-        for batch in batches:
-            repeated = {key: value.repeat(self.jobs, 1) for key, value in batch.items() if key != "learnt"}
-            summed, tokens = self.losses(repeated)
-            total += summed.double().cpu()
-            count += tokens.double().cpu()
-        return total / count
 
     def factors(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         """Module name, B (J, out, R) with scale and masks in it, A (J, R, in): delta-W of job j is B[j] @ A[j]."""

@@ -74,14 +74,20 @@ def as_tokens(texts: list[bytes]) -> torch.Tensor:
 
 
 def pretrain_neox(folder: Path, device: str, steps: int, rows: int = 128, length: int = 512, seed: int = 11) -> None:
-    """Pre-train the GPT-NeoX and save it in bfloat16 with what it read; prints its loss as it goes."""
+    """Pre-train the GPT-NeoX and save it in bfloat16 with what it read; prints its loss as it goes.
+
+    device: one, or several with commas between them, which share each batch.
+    """
     from transformers import GPTNeoXForCausalLM
 
     from glmspectra.files import atomic_folder
 
     torch.manual_seed(seed)
     torch.backends.cuda.matmul.allow_tf32 = True
+    devices = [torch.device(one) for one in device.split(",")]
+    device = str(devices[0])
     model = GPTNeoXForCausalLM(neox_config()).to(device)
+    spread = nn.DataParallel(_EachRow(model), devices) if len(devices) > 1 else _EachRow(model)
     own, chinese = as_tokens(package_texts()), as_tokens([text.encode() for text in chinese_texts()])
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=device.startswith("cuda")
@@ -92,16 +98,14 @@ def pretrain_neox(folder: Path, device: str, steps: int, rows: int = 128, length
     for step in range(steps):
         batch = torch.cat([_rows(own, rows - some, length, generator), _rows(chinese, some, length, generator)])
         batch = batch.long().to(device)
-        with torch.autocast(device.split(":")[0], dtype=torch.bfloat16):
-            logits = model(input_ids=batch).logits[:, :-1]
-        each = nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none")
-        each.mean().backward()
+        parts = spread(batch)
+        parts.mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         if step % 100 == 0 or step == steps - 1:
-            parts = each.detach().view(rows, -1).mean(1)
+            parts = parts.detach()
             losses = {"packages": parts[: rows - some].mean().item(), "chinese": parts[rows - some :].mean().item()}
             told = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
             print(f"neox, step {step}: {told} nats a byte, {time.perf_counter() - started:.0f} s", flush=True)
@@ -109,6 +113,20 @@ def pretrain_neox(folder: Path, device: str, steps: int, rows: int = 128, length
     with atomic_folder(folder) as staging:
         model.to(torch.bfloat16).save_pretrained(staging)
         (Path(staging) / "text.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+
+
+class _EachRow(nn.Module):
+    """Mean loss of each row, (rows,): what devices that share a batch give back."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:  # (rows, length)
+        with torch.autocast(batch.device.type, dtype=torch.bfloat16):
+            logits = self.model(input_ids=batch).logits[:, :-1]
+        each = nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none")
+        return each.view(len(batch), -1).mean(1)
 
 
 def _rows(text: torch.Tensor, count: int, length: int, generator: torch.Generator) -> torch.Tensor:

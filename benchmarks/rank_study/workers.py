@@ -12,13 +12,15 @@ from typing import Any
 import torch
 import torch.multiprocessing as multiprocessing
 
-from rank_study import controls
+from rank_study import controls, rivals
 from rank_study.bases import Base, load_chatglm2, load_smollm2, pretrain_chatglm2
+from rank_study.beyond import Beyond, beyond_of, measure
 from rank_study.control_arms import CONTROLS, CUT_CONTINUED, CUT_MORE, CUT_RANK
 from rank_study.cutting import keep_leading, ranks_over_threshold, singular_directions
 from rank_study.facts import PILOT, Facts, pilot_seeds_of, train_further, train_jobs
 from rank_study.many_adapters import ManyAdapters
 from rank_study.moving_ranks import movers_of
+from rank_study.peft_arms import run_peft
 from rank_study.plan import BUDGETS, CONFIRM_SEEDS, SIDE_BY_SIDE, Job, append_lines, line_of, next_group, read_lines
 from rank_study.tasks import Rows, encode, medical_pairs, python_bodies, split
 from rank_study.third_base import load_neox, pretrain_neox
@@ -31,7 +33,7 @@ PILOT_RANK = 3 * max(BUDGETS)  # three times the largest mean rank, so that the 
 class Settings:
     """work: folder of the pre-trained base and of the pilots. medical: JSON Lines with context and target. gguf: the
     file of smollm2, absent: the package's. batch: rows a job and step. held_out: rows of each of development
-    and test."""
+    and test. beyond: whether runs of the test part are measured beyond their loss."""
 
     work: Path
     medical: Path | None
@@ -41,16 +43,33 @@ class Settings:
     held_out: int
     pilot_rate: float
     pretrain_steps: Mapping[str, int] = field(default_factory=lambda: {"chatglm2": 3000, "neox": 2000})
+    beyond: bool = False
 
 
 def rows_of(base: Base, task: str, medical: Path | None, held_out: int) -> dict[str, Rows]:
+    pairs = pairs_of(task, medical, held_out).items()
+    return {name: encode(part, base.tokens, base.prefix, base.eos, base.length) for name, part in pairs}
+
+
+def pairs_of(task: str, medical: Path | None, held_out: int) -> dict[str, list[tuple[str, str]]]:
+    """Question and answer of the rows of each part."""
     pairs = python_bodies() if task == "python" else medical_pairs(medical)
-    parts = zip(("train", "development", "test"), split(pairs, held_out), strict=True)
-    return {name: encode(part, base.tokens, base.prefix, base.eos, base.length) for name, part in parts}
+    return dict(zip(("train", "development", "test"), split(pairs, held_out), strict=True))
 
 
-def run_group(base: Base, rows: dict[str, Rows], facts: Facts, jobs: Sequence[Job], steps: int, batch: int) -> str:
-    """Train jobs of one setting and one length side by side and measure each on its part; a line for each."""
+def run_group(
+    base: Base,
+    rows: dict[str, Rows],
+    facts: Facts,
+    jobs: Sequence[Job],
+    steps: int,
+    batch: int,
+    beyond: Beyond | None = None,
+) -> str:
+    """Train jobs of one setting and one length side by side and measure each on its part; a line for each.
+
+    beyond: measured too, of jobs of the test part, where it is given.
+    """
     device = str(next(base.model.parameters()).device)
     budgets = [job.budget * sum(target.cost for target in facts.targets) for job in jobs]
     arms = [CONTROLS[job.arm] for job in jobs]
@@ -73,10 +92,13 @@ def run_group(base: Base, rows: dict[str, Rows], facts: Facts, jobs: Sequence[Jo
         kept = [ranks_kept(adapters, number) for number in range(len(jobs))]
         parts = {job.part for job in jobs}
         losses = {part: adapters.evaluate(rows_of_part(rows, part).batches(batch, device)).tolist() for part in parts}
+        answered = beyond is not None and "test" in parts
+        told = measure(adapters, base, beyond, rows["test"], batch) if answered else [{} for _ in jobs]
     finally:
         adapters.remove()
+    more = [one if job.part == "test" else {} for one, job in zip(told, jobs, strict=True)]
     own = [losses[job.part][number] for number, job in enumerate(jobs)]
-    return told_lines(base, facts, jobs, own, kept, steps, time.perf_counter() - started)
+    return told_lines(base, facts, jobs, own, kept, steps, time.perf_counter() - started, more)
 
 
 def rows_of_part(rows: Mapping[str, Rows], part: str) -> Rows:
@@ -97,8 +119,10 @@ def told_lines(
     ranks: Sequence[Mapping[str, int]],
     steps: int,
     seconds: float,
+    more: Sequence[Mapping[str, float]] | None = None,
 ) -> str:
-    """A line for each job of a group. ranks: module -> rank of each. seconds: of the whole group."""
+    """A line for each job of a group. ranks: module -> rank of each. seconds: of the whole group. more: measures of
+    each."""
     cost = {target.module: target.cost for target in facts.targets}
     device = next(base.model.parameters()).device
     card = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
@@ -114,8 +138,9 @@ def told_lines(
             seconds_of_group=round(seconds, 2),
             jobs_in_group=len(jobs),
             device=card,
+            **extra,
         )
-        for job, loss, own in zip(jobs, losses, ranks, strict=True)
+        for job, loss, own, extra in zip(jobs, losses, ranks, more or [{}] * len(jobs), strict=True)
     )
 
 
@@ -181,7 +206,7 @@ class Worker:
 
     def __init__(self, device: str, settings: Settings):
         self.device, self.settings = device, settings
-        self.prepared: dict[tuple[str, str], tuple[dict[str, Rows], Facts]] = {}
+        self.prepared: dict[tuple[str, str], tuple[dict[str, Rows], Facts, Beyond | None]] = {}
 
     @cached_property
     def smollm2(self) -> Base:
@@ -209,14 +234,18 @@ class Worker:
             rows = rows_of(base, jobs[0].task, own.medical, own.held_out)
             facts = Facts(
                 base, rows["train"], jobs[0].task, own.work, own.pilot_rate, PILOT_RANK, own.batch,
-                own_pilots=(*CONFIRM_SEEDS.get(setting, ()), *controls.SEEDS),
+                own_pilots=(*CONFIRM_SEEDS.get(setting, ()), *controls.SEEDS, *rivals.SEEDS),
             )  # fmt: skip
-            self.prepared[setting] = rows, facts
-        rows, facts = self.prepared[setting]
+            pairs = pairs_of(jobs[0].task, own.medical, own.held_out)["test"] if own.beyond else []
+            self.prepared[setting] = rows, facts, beyond_of(base, jobs[0].task, pairs) if own.beyond else None
+        rows, facts, beyond = self.prepared[setting]
         try:
             way = controls.way_of(jobs[0])
-            run = run_cut if way == "cut" else run_truncated if way == "truncated" else run_group
-            return run(base, rows, facts, jobs, own.steps, own.batch)
+            if way in ("cut", "truncated"):
+                return (run_cut if way == "cut" else run_truncated)(base, rows, facts, jobs, own.steps, own.batch)
+            if way == "peft":
+                return run_peft(base, rows, jobs, own.steps, own.batch, beyond)
+            return run_group(base, rows, facts, jobs, own.steps, own.batch, beyond)
         except torch.OutOfMemoryError:
             if len(jobs) == 1:
                 raise
@@ -267,18 +296,28 @@ def run_open(
     return errors
 
 
-def run_controls(out: Path, devices: Sequence[str], settings: Settings, minutes: float) -> list[str]:
-    """The same for the jobs of `controls`; a base that is not there yet is pre-trained by the first free device."""
+def run_controls(
+    out: Path,
+    devices: Sequence[str],
+    settings: Settings,
+    minutes: float,
+    stages: Sequence[controls.Stage] = controls.STAGES,
+    only: str | None = None,
+    sizes: Mapping[str, int] = SIDE_BY_SIDE,
+) -> list[str]:
+    """The same for the jobs of `controls`, or of other stages; a base that is not there yet is pre-trained by the first
+    free device. only: this base, where it is given. sizes: of the groups, by base."""
 
     def choose(lines: Sequence[dict], running: Sequence[Work], failed: set[Job]) -> Work:
         bases = {base for base in PRETRAINED if (settings.work / base).is_dir()}
         for base in ("neox", "chatglm2"):
-            if base not in bases and base not in running:
+            if base not in bases and base not in running and only in (None, base):
                 return base
         if settings.gguf is None or settings.gguf.is_file():
             bases.add("smollm2")
         groups = [work for work in running if not isinstance(work, str)]
-        return controls.next_group(bases, lines, groups, failed, SIDE_BY_SIDE)
+        wanted = bases & {only} if only else bases
+        return controls.next_group(wanted, lines, groups, failed, sizes, stages)
 
     return dispatch(choose, out, devices, settings, minutes)
 
