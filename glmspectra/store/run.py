@@ -200,6 +200,11 @@ class RunStore:
         return {**found, "checkpoint": source, "requests": requests, "complete": complete}
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        try:
+            if self.manifest() == manifest:  # its time says when something changed, by which pages are known to be old
+                return
+        except StoreError:
+            pass  # there is none yet, or none that can be read
         write_json(self.folder / MANIFEST, manifest)
 
 

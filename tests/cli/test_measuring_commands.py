@@ -242,3 +242,22 @@ def test_numbers_of_the_summary_are_never_cut_in_a_narrow_window(monkeypatch):
     text = console.export_text()
     assert text.count("1.234e-05") == len(SUMMARY)
     assert "…" not in text
+
+
+def test_a_page_is_written_again_only_where_what_it_shows_has_changed(capfd, model, tmp_path):
+    def drawn(*more):
+        """The page's time, and that of the page over all, after the command."""
+        status, out, _ = run(capfd, "svd", "--model", model, "--out", tmp_path, "--layers", "0", "--json", *more)
+        assert status == 0
+        page = Path(json.loads(out)["report"])
+        return page, page.stat().st_mtime_ns, (tmp_path / "reports/index.html").stat().st_mtime_ns
+
+    page, *first = drawn()
+    assert drawn() == (page, *first)
+    assert drawn("--layers", "all")[1] > first[0]  # more was measured
+    _, *chinese = drawn("--layers", "all", "--lang", "zh")
+    assert '"opens":"zh"' in page.read_text(encoding="utf-8")
+    page.write_text("something else", encoding="utf-8")
+    again = drawn("--layers", "all", "--lang", "zh")
+    assert again[1] > chinese[0]
+    assert "something else" not in page.read_text(encoding="utf-8")
