@@ -8,12 +8,13 @@ Python task is made of, is left out. The folder's `text.json` records what was r
 
 import json
 import sysconfig
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, multiprocessing, nn
 
 from rank_study.bases import (
     BYTE_OFFSET,
@@ -76,57 +77,67 @@ def as_tokens(texts: list[bytes]) -> torch.Tensor:
 def pretrain_neox(folder: Path, device: str, steps: int, rows: int = 128, length: int = 512, seed: int = 11) -> None:
     """Pre-train the GPT-NeoX and save it in bfloat16 with what it read; prints its loss as it goes.
 
-    device: one, or several with commas between them, which share each batch.
+    device: one, or several with commas between them, each with a process of its own, which share every batch.
     """
+    devices = device.split(",")
+    with tempfile.TemporaryDirectory() as meeting:
+        jobs = (devices, folder, steps, rows, length, seed, Path(meeting) / "store")
+        if len(devices) == 1:
+            _pretrain(0, *jobs)
+        else:
+            multiprocessing.spawn(_pretrain, jobs, nprocs=len(devices))
+
+
+def _pretrain(
+    own: int, devices: list[str], folder: Path, steps: int, rows: int, length: int, seed: int, meeting: Path
+) -> None:
+    """What the process of device number `own` does; the first one tells and saves."""
     from transformers import GPTNeoXForCausalLM
 
     from glmspectra.files import atomic_folder
 
+    device, count = devices[own], len(devices)
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
     torch.manual_seed(seed)
     torch.backends.cuda.matmul.allow_tf32 = True
-    devices = [torch.device(one) for one in device.split(",")]
-    device = str(devices[0])
     model = GPTNeoXForCausalLM(neox_config()).to(device)
-    spread = nn.DataParallel(_EachRow(model), devices) if len(devices) > 1 else _EachRow(model)
-    own, chinese = as_tokens(package_texts()), as_tokens([text.encode() for text in chinese_texts()])
+    wrapped: nn.Module = model
+    if count > 1:
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+        distributed.init_process_group(backend, init_method=f"file://{meeting}", rank=own, world_size=count)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+    packages, chinese = as_tokens(package_texts()), as_tokens([text.encode() for text in chinese_texts()])
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=device.startswith("cuda")
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.05)
     generator = torch.Generator().manual_seed(seed)
     started, some = time.perf_counter(), round(CHINESE * rows)
+    is_chinese = (torch.arange(rows) >= rows - some)[own::count]
     for step in range(steps):
-        batch = torch.cat([_rows(own, rows - some, length, generator), _rows(chinese, some, length, generator)])
-        batch = batch.long().to(device)
-        parts = spread(batch)
-        parts.mean().backward()
+        drawn = [_rows(packages, rows - some, length, generator), _rows(chinese, some, length, generator)]
+        batch = torch.cat(drawn)[own::count].long().to(device)
+        with torch.autocast(device.split(":")[0], dtype=torch.bfloat16):
+            logits = wrapped(input_ids=batch).logits[:, :-1]
+        each = nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none")
+        each.mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        if step % 100 == 0 or step == steps - 1:
-            parts = parts.detach()
-            losses = {"packages": parts[: rows - some].mean().item(), "chinese": parts[rows - some :].mean().item()}
+        if own == 0 and (step % 100 == 0 or step == steps - 1):
+            parts = each.detach().view(len(batch), -1).mean(1).cpu()
+            losses = {"packages": parts[~is_chinese].mean().item(), "chinese": parts[is_chinese].mean().item()}
             told = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
             print(f"neox, step {step}: {told} nats a byte, {time.perf_counter() - started:.0f} s", flush=True)
-    facts = {"steps": steps, "rows": rows, "length": length, "bytes": len(own), "chinese bytes": len(chinese), **losses}
-    with atomic_folder(folder) as staging:
-        model.to(torch.bfloat16).save_pretrained(staging)
-        (Path(staging) / "text.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
-
-
-class _EachRow(nn.Module):
-    """Mean loss of each row, (rows,): what devices that share a batch give back."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:  # (rows, length)
-        with torch.autocast(batch.device.type, dtype=torch.bfloat16):
-            logits = self.model(input_ids=batch).logits[:, :-1]
-        each = nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none")
-        return each.view(len(batch), -1).mean(1)
+    if own == 0:
+        facts = {"steps": steps, "rows": rows, "length": length, "bytes": len(packages), "chinese bytes": len(chinese)}
+        with atomic_folder(folder) as staging:
+            model.to(torch.bfloat16).save_pretrained(staging)
+            (Path(staging) / "text.json").write_text(json.dumps(facts | losses) + "\n", encoding="utf-8")
+    if count > 1:
+        distributed.destroy_process_group()
 
 
 def _rows(text: torch.Tensor, count: int, length: int, generator: torch.Generator) -> torch.Tensor:
