@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from glmspectra.errors import RequestError
-from glmspectra.spectra.spectrum import SingularVectors, Spectrum
+from glmspectra.spectra.spectrum import SingularVectors, Spectrum, frobenius_of
 
 
 def check_factors(left: torch.Tensor, right: torch.Tensor) -> None:
@@ -62,7 +62,7 @@ def factor_spectrum(left: torch.Tensor, right: torch.Tensor, scale: float = 1.0,
     scale_of_error = abs(scale) * float(torch.linalg.matrix_norm(r_left) * torch.linalg.matrix_norm(r_right))
     bound = np.full(values.shape, 4 * max(rank, 1) * np.finfo(np.float64).eps * scale_of_error)
     kept = SingularVectors((q_left @ u).numpy(), (q_right @ vh.T).numpy(), bound) if vectors else None
-    return Spectrum(values, bound, rows, cols, "factors", float(np.sum(values**2)), vectors=kept)
+    return Spectrum(values, bound, rows, cols, "factors", frobenius_of(values), vectors=kept)
 
 
 def factor_noise_floor(left: torch.Tensor, right: torch.Tensor, scale: float = 1.0) -> float:
@@ -182,7 +182,7 @@ def adapter_similarity(first: Spectrum, second: Spectrum, directions: int | None
     across_right = first_right.T @ second_right
     sigma_first, sigma_second = torch.from_numpy(first.sigma), torch.from_numpy(second.sigma)
     inner = float((sigma_first[:, None] * across_left * across_right * sigma_second[None, :]).sum())
-    cosine = inner / float(np.sqrt(first.squared_frobenius * second.squared_frobenius))
+    cosine = inner / (first.frobenius * second.frobenius)
     return AdapterSimilarity(
         cosine=float(np.clip(cosine, -1.0, 1.0)),
         left=float(across_left[:k, :k].square().sum().clamp_max(k) / k),

@@ -124,7 +124,7 @@ def _rescaled(spectrum: Spectrum, factor: float) -> Spectrum:
         spectrum,
         sigma=spectrum.sigma * factor,
         error_bound=spectrum.error_bound * factor,
-        squared_frobenius=spectrum.squared_frobenius * factor * factor,  # inf beyond 1e308
+        frobenius=spectrum.frobenius * factor,
         vectors=vectors,
     )
 
@@ -149,14 +149,14 @@ class _Part:
         self.start, stop = bounds
         self.view = LongView(weight[self.start : stop])
         self.finite = diagonal_is_finite(gram)
-        self.squared_frobenius = float(gram.diagonal().sum())
+        self.frobenius = float(gram.diagonal().sum().sqrt())
 
     def spectrum(self, eigenvalues: FloatArray, rtol: float) -> Spectrum:
         view = self.view
         sigma, bound = sigma_from_eigenvalues(eigenvalues, gram_eigenvalue_error(view.long, view.short))
         sigma, bound, method = _secured(view, sigma, bound, rtol)
         rows, cols = view.weight.shape
-        return Spectrum(sigma, bound, rows, cols, method, self.squared_frobenius, self.start)
+        return Spectrum(sigma, bound, rows, cols, method, self.frobenius, self.start)
 
     def nonfinite(self) -> Spectrum:
         rows, cols = self.view.weight.shape
@@ -232,7 +232,7 @@ def _topk_spectrum(weight: torch.Tensor, bounds: tuple[int, int], k: int, rtol: 
     if not np.isfinite(squared_frobenius):
         return nonfinite_spectrum(stop - start, weight.shape[1], start, "topk")
     sigma, bound = topk_values(view, k, rtol)
-    return Spectrum(sigma, bound, stop - start, weight.shape[1], "topk", squared_frobenius, start)
+    return Spectrum(sigma, bound, stop - start, weight.shape[1], "topk", float(np.sqrt(squared_frobenius)), start)
 
 
 def _with_vectors(weight: torch.Tensor, spectrum: Spectrum, count: int) -> Spectrum:

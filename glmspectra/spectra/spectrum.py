@@ -36,7 +36,7 @@ class Spectrum:
     method: how the values were computed: 'gram', 'gram+refined' (some of the small end by inverse iteration), 'svd'
         (all by a backward-stable factorisation), 'topk', or 'factors' (of a product, from its factors: the values that
         are not exactly 0).
-    squared_frobenius: ||W||_F^2, exact up to rounding in float64 whatever the method.
+    frobenius: ||W||_F, exact up to rounding in float64 whatever the method.
     row_start: first row of the part in the whole matrix.
     status: 'ok' or 'nonfinite'.
     vectors: leading singular vectors, when asked for.
@@ -47,7 +47,7 @@ class Spectrum:
     rows: int
     cols: int
     method: str
-    squared_frobenius: float
+    frobenius: float
     row_start: int = 0
     status: str = "ok"
     vectors: SingularVectors | None = field(default=None, repr=False)
@@ -61,6 +61,13 @@ class Spectrum:
     def complete(self) -> bool:
         """Whether every singular value is here."""
         return self.status == "ok" and self.sigma.size == self.order
+
+
+def frobenius_of(sigma: FloatArray) -> float:
+    """The root of the sum of squares of sigma (n,), descending; no square of it leaves the range of float64."""
+    if not sigma.size or sigma[0] == 0:
+        return 0.0
+    return float(sigma[0] * np.sqrt(np.sum((sigma / sigma[0]) ** 2)))
 
 
 def nonfinite_spectrum(rows: int, cols: int, row_start: int, method: str) -> Spectrum:

@@ -52,7 +52,8 @@ def entry_scales(weight: torch.Tensor, parts: Sequence[slice]) -> list[NoiseBloc
         step = max(1, entries.numel() // SAMPLE)
         while gcd(step, cols) != 1:  # else only some of the columns would be seen
             step += 1
-        sample = entries[::step].float()
+        sample = entries[::step]
+        sample = sample if sample.dtype == torch.float64 else sample.float()
         deviation = (sample - sample.median()).abs_().median()
         blocks.append(NoiseBlock(weight[rows].shape[0], float(deviation)))
     return blocks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,14 @@ BoolArray = NDArray[np.bool_]
 ENERGY_PERCENTS = (50, 80, 90, 95, 99)
 TOP = 12
 
+IN_UNITS_OF_SIGMA = (
+    "frobenius_norm",
+    "spectral_norm",
+    "nuclear_norm",
+    "mp_sigma",
+    "mp_edge",
+    "gavish_donoho_threshold",
+)
 SPECTRUM_COLUMNS = (
     "frobenius_norm",
     "spectral_norm",
@@ -86,11 +95,37 @@ def summarize_spectrum(
     row: dict[str, float | int] = dict.fromkeys(SPECTRUM_COLUMNS, float("nan"))
     if spectrum.status != "ok" or spectrum.sigma.size == 0:
         return row
+    if exponent := _exponent(spectrum):
+        near = [_times(part, -exponent) for part in parts]
+        return _of_larger(summarize_spectrum(_times(spectrum, -exponent), near, blocks), exponent)
     row |= _known_from_leading(spectrum)
     if spectrum.complete:
         row |= _rank_measures(spectrum)
         row |= _noise_columns(spectrum, parts, blocks)
         row |= _tail_columns(spectrum.sigma[_known(spectrum)], float(row["log_spectral_norm"]))
+    return row
+
+
+def _exponent(spectrum: Spectrum) -> int:
+    """The power of two that brings sigma_1 near 1, where its 4th power would leave the range of float64; else 0."""
+    largest = float(spectrum.sigma[0])
+    return 0 if largest == 0 or 1e-70 < largest < 1e70 else int(np.frexp(largest)[1])
+
+
+def _times(spectrum: Spectrum, exponent: int) -> Spectrum:
+    """The spectrum of the matrix times 2^exponent."""
+    sigma, bound = (np.ldexp(values, exponent) for values in (spectrum.sigma, spectrum.error_bound))
+    return replace(spectrum, sigma=sigma, error_bound=bound, frobenius=float(np.ldexp(spectrum.frobenius, exponent)))
+
+
+def _of_larger(row: dict[str, float | int], exponent: int) -> dict[str, float | int]:
+    """The row of a matrix that is 2^exponent times as large."""
+    moved = 2 * exponent * float(np.log10(2))
+    with np.errstate(over="ignore"):
+        row |= {name: float(np.ldexp(row[name], exponent)) for name in IN_UNITS_OF_SIGMA}
+        row["alpha_xmin"] = float(np.ldexp(row["alpha_xmin"], 2 * exponent))  # sigma^2: 0 or inf beyond float64
+    row |= {name: row[name] + moved for name in ("log_norm", "log_spectral_norm")}
+    row["alpha_weighted"] += row["alpha"] * moved
     return row
 
 
@@ -130,7 +165,7 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 
 def _known_from_leading(spectrum: Spectrum) -> dict[str, float | int]:
-    energy = spectrum.squared_frobenius
+    energy = spectrum.frobenius**2
     largest = float(spectrum.sigma[0])
     running = np.cumsum(spectrum.sigma**2)
     if spectrum.complete:

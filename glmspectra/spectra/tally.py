@@ -80,6 +80,17 @@ class WideFacts:
     beyond: list[int]
 
 
+def within_float32(weight: torch.Tensor) -> torch.Tensor:
+    """The weight; in float32, where what is beyond it is infinite, when a finite number of a float64 weight is.
+
+    Such a number counts as infinite in all that is measured, not in some columns only.
+    """
+    if weight.dtype != torch.float64:
+        return weight
+    narrow = weight.float()
+    return narrow if bool((torch.isinf(narrow) & torch.isfinite(weight)).any()) else weight
+
+
 def take_tallies(weight: torch.Tensor, ranges: Mapping[str, slice], edges: FloatArray) -> dict[str, Tally]:
     """Read what the distributions of ranges of rows of `weight` need: name -> Tally.
 
@@ -93,9 +104,8 @@ def take_tallies(weight: torch.Tensor, ranges: Mapping[str, slice], edges: Float
     cuts = sorted({row for pair in bounds.values() for row in pair})
     pieces = list(pairwise(cuts))
     # Float64 is rounded to float32 for all but the moments and the norms.
+    weight = within_float32(weight)
     narrow = weight if half or weight.dtype == torch.float32 else weight.float()
-    if weight.dtype == torch.float64 and bool((torch.isinf(narrow) & torch.isfinite(weight)).any()):
-        weight = narrow  # beyond float32 a value counts as infinite throughout, not in some columns only
     count = count_patterns if half else count_prefixes
     counted = [count(narrow[start:stop]) for start, stop in pieces]
     squares = [squared_norms(weight[start:stop]) for start, stop in pieces]

@@ -102,9 +102,9 @@ IDENTITY = (
     _column("method", TEXT, "", "method", "算法", "How the spectrum was computed.", "奇异值的计算方法。"),
     _column("seconds", REAL, "seconds", "time", "用时", "Time that the measurement took.", "测量所用时间。", log=True),
     _column("status", TEXT, "", "status", "状态",
-            "ok; nonfinite where the weight holds NaN, infinity or numbers whose squares pass float64; unreadable "
+            "ok; nonfinite where the weight holds NaN, infinity or numbers beyond float32; unreadable "
             "where its format is refused.",
-            "ok；权重含 NaN、无穷或平方溢出时为 nonfinite；格式无法读取时为 unreadable。", required=True),
+            "ok；权重含 NaN、无穷或超出 float32 范围的数时为 nonfinite；格式无法读取时为 unreadable。", required=True),
 )
 
 _NORMAL_BEYOND = {3: "0.27 %", 4: "0.0063 %", 5: "0.000057 %", 6: "0.0000002 %"}
@@ -142,8 +142,8 @@ VALUES = (
             share=True),
     _column("share_nan", REAL, "", "entries that are NaN", "NaN 元素", "Share of entries that are no number.",
             "非数元素占比。", share=True),
-    _column("share_inf", REAL, "", "entries that are infinite", "无穷元素", "Share of infinite entries.",
-            "无穷元素占比。", share=True),
+    _column("share_inf", REAL, "", "entries that are infinite", "无穷元素", "Share of infinite entries; a number "
+            "beyond float32 is one.", "无穷元素占比，超出 float32 范围的数计入其中。", share=True),
     *(
         _column(f"share_beyond_{k}_sigma", REAL, "", f"entries beyond {k} std", f"超出 {k} 个标准差的元素",
                 f"{normal} for a normal distribution.", f"正态分布为 {normal}。", share=True,

@@ -173,7 +173,7 @@ class DeltaMeasurer:
         columns = {"method": found.method} | rows.low_rank_columns(found, factors.allotted_rank, floor)
         if gram is None or weight is None:
             norm = self.known.norms.get((record.name, part), 0.0)
-            columns |= {"relative_frobenius": found.squared_frobenius**0.5 / norm} if norm > 0 else {}
+            columns |= {"relative_frobenius": found.frobenius / norm} if norm > 0 else {}
             columns |= rows.overlap_columns(found, leading, floor) if leading is not None else {}
             return Measured(columns, found)
         columns |= self._beside(found, weight, gram, floor)
@@ -213,7 +213,7 @@ class DeltaMeasurer:
         allotted = factors.allotted_rank if factors is not None else None
         columns |= {"method": found.method} | rows.full_rank_columns(found, allotted, floor, blocks)
         norm = float(torch.linalg.matrix_norm(weight.float()))
-        columns |= {"relative_frobenius": found.squared_frobenius**0.5 / norm} if norm > 0 else {}
+        columns |= {"relative_frobenius": found.frobenius / norm} if norm > 0 else {}
         merged = None
         if gram is not None:
             columns |= self._beside(found, weight, gram, floor)
@@ -225,7 +225,7 @@ class DeltaMeasurer:
     def _beside(self, delta: Spectrum, weight: torch.Tensor, gram: GramOfWeight, floor: float) -> dict[str, Any]:
         bases = rows.leading_of_weight(gram, weight, self.plan.options.directions)
         norm = float(torch.linalg.vector_norm(torch.from_numpy(gram.sigma)))
-        relative = {"relative_frobenius": delta.squared_frobenius**0.5 / norm} if norm > 0 else {}
+        relative = {"relative_frobenius": delta.frobenius / norm} if norm > 0 else {}
         return relative | rows.against_base_columns(delta, weight, bases, floor)
 
     def _blocks(self, record: TensorRecord, weight: torch.Tensor | None) -> list[NoiseBlock]:

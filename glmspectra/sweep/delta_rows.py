@@ -26,6 +26,7 @@ from glmspectra.spectra.lowrank import (
     numerical_rank,
     subspace_similarity,
 )
+from glmspectra.spectra.spectrum import frobenius_of
 from glmspectra.spectra.summary import effective_rank, energy_rank
 
 # Columns that say something of the r singular values of a product; bulks and tails need a matrix of full
@@ -139,4 +140,4 @@ def intruder_columns(merged: MergedSpectrum) -> dict[str, Any]:
 
 def gram_spectrum(sigma: np.ndarray, bound: np.ndarray, rows: int, cols: int) -> Spectrum:
     """A whole spectrum that came from a Gram matrix, in the form that is summarised and stored."""
-    return Spectrum(sigma, bound, rows, cols, "gram", float(np.sum(sigma**2)))
+    return Spectrum(sigma, bound, rows, cols, "gram", frobenius_of(sigma))

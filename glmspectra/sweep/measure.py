@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -20,6 +20,7 @@ from glmspectra.spectra import (
     summarize_spectra,
 )
 from glmspectra.spectra.spectrum import WHOLE
+from glmspectra.spectra.tally import within_float32
 from glmspectra.store import Measurement
 from glmspectra.sweep.options import SweepOptions
 
@@ -118,10 +119,11 @@ def begin_spectrum(
     """Compute the spectrum of every part of `weight` (rows, cols), a matrix of the record, on its device.
 
     What is returned summarises them when called, like that of `begin_values`, and gives the measurement and the (left,
-    right) vectors of each part where asked for. A part with NaN or Inf, or with numbers whose squares overflow, has the
+    right) vectors of each part where asked for. A part with NaN, Inf or numbers beyond float32 has the
     status 'nonfinite' and no spectrum; the others are measured.
     """
     start = time.perf_counter()
+    weight = within_float32(weight)
     found = spectra_of(
         weight,
         _without_whole(part_slices(record, options)),
@@ -148,6 +150,7 @@ class SpectraTogether:
     def add(self, weight: torch.Tensor, record: "TensorRecord", matrix: "Part") -> None:
         """Make the Gram matrices of every part of `weight` (rows, cols)."""
         start = time.perf_counter()
+        weight = within_float32(weight)
         self._batch.add(weight, _without_whole(part_slices(record, self._options)))
         self._matrices.append((record, matrix, _blocks_to_compare(weight, record, self._options)))
         self._seconds += time.perf_counter() - start
@@ -173,9 +176,6 @@ def _summarized(
     computing: float,
 ) -> tuple[Measurement, Vectors]:
     start = time.perf_counter()
-    for part, spectrum in found.items():
-        if spectrum.status == "ok" and not np.isfinite(spectrum.squared_frobenius):
-            found[part] = replace(spectrum, status="nonfinite")  # its squares, on which most columns stand, overflow
     summaries = summarize_spectra(found, blocks=blocks)
     seconds = (computing + time.perf_counter() - start) / len(found)
     rows, sigmas, vectors = [], {}, {}

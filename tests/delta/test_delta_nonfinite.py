@@ -87,7 +87,7 @@ def test_the_command_ends_with_status_1_and_names_the_matrix(tmp_path, monkeypat
         main(["delta", "base", "merged"])
     assert stopped.value.code == 1
     out = capsys.readouterr().out
-    assert "1 of them holds NaN or Inf" in out
+    assert "1 of them holds NaN, infinity or numbers beyond float32" in out
     assert BROKEN in out
     page = next((tmp_path / "reports").glob("*/index.html")).read_text("utf-8")
     assert "NaN" in page

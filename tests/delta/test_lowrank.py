@@ -34,7 +34,7 @@ def test_factor_spectrum_equals_that_of_the_dense_product(shape):
     assert np.all(np.abs(found.sigma - expected) <= 2 * found.error_bound + 1e-13 * expected[0])
     rebuilt = torch.from_numpy((found.vectors.left * found.sigma) @ found.vectors.right.T)
     assert float((rebuilt - dense).abs().max()) < 1e-11 * float(dense.abs().max())
-    assert found.squared_frobenius == pytest.approx(float(dense.square().sum()), rel=1e-12)
+    assert found.frobenius**2 == pytest.approx(float(dense.square().sum()), rel=1e-12)
 
 
 def graded_factors(decades: float = 12.0, rank: int = 25):
@@ -134,4 +134,4 @@ def test_full_shape_of_the_published_model_in_a_second():
     found = factor_spectrum(left, right, 2.0)
     # tr((BA)^T BA) without the dense product.
     norm = 4 * float(((left.double().T @ left.double()) * (right.double() @ right.double().T)).sum())
-    assert found.squared_frobenius == pytest.approx(norm, rel=1e-10)
+    assert found.frobenius**2 == pytest.approx(norm, rel=1e-10)

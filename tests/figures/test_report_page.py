@@ -314,7 +314,9 @@ def test_warnings_name_what_is_wrong():
     broken = Tables(matrices, tables.singular_values, tables.histograms, {**tables.manifest, "complete": False})
     unfinished, bad = run_facts(broken)[1]
     assert unfinished.en.startswith("This run is not complete")
-    assert bad.en.startswith("NaN or infinity in transformer.encoder.layers.0.dense.weight: such a matrix has no")
+    assert bad.en.startswith(
+        "NaN, infinity or numbers beyond float32 in transformer.encoder.layers.0.dense.weight: such a matrix has no"
+    )
     assert find(evidence_of(broken))[0].rule == "nonfinite"
 
 

@@ -101,6 +101,22 @@ def test_the_columns_scale_as_their_units_say():
     assert ten["alpha_xmin"] == pytest.approx(100 * one["alpha_xmin"], rel=1e-9)
 
 
+@pytest.mark.parametrize("exponent", [-700, -400, 400, 700])
+def test_a_matrix_whose_squares_leave_float64_has_every_column_of_one_near_1(exponent):
+    weight = torch.from_numpy(planted(40, 30, np.linspace(1.0, 3.0, 30)))
+    parts = {"upper": slice(0, 20), "lower": slice(20, 40)}
+    near = summarize_spectra(spectra_of(weight, parts))["whole"]
+    far = summarize_spectra(spectra_of(torch.ldexp(weight, torch.tensor(exponent)), parts))["whole"]
+    leading = summarize_spectrum(spectra_of(torch.ldexp(weight, torch.tensor(exponent)), method="topk", k=3)["whole"])
+    for column in ("frobenius_norm", "spectral_norm", "nuclear_norm", "mp_sigma", "mp_edge", "gavish_donoho_threshold"):
+        assert far[column] == pytest.approx(np.ldexp(near[column], exponent), rel=1e-12, abs=0), column
+    for column in ("log_norm", "log_spectral_norm"):
+        assert far[column] == pytest.approx(near[column] + 2 * exponent * np.log10(2), rel=1e-12), column
+    for column in ("condition_number", "stable_rank", "effective_rank", "participation_ratio", "alpha", "mp_spikes"):
+        assert far[column] == pytest.approx(near[column], rel=1e-9), column
+    assert leading["stable_rank"] == pytest.approx(near["stable_rank"], rel=1e-9)
+
+
 def test_the_coarsest_parts_that_tile_the_whole_are_used():
     weight = torch.randn(40, 10, generator=torch.Generator().manual_seed(2))
     parts = {"a.head_0": slice(0, 10), "a.head_1": slice(10, 20), "a": slice(0, 20), "b": slice(20, 40)}

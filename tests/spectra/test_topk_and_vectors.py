@@ -28,7 +28,7 @@ def test_topk_finds_the_largest_values_within_its_bounds(shape, dtype):
     assert not found.complete
     assert np.all(np.abs(found.sigma - truth[:6]) <= found.error_bound)
     assert np.all(found.error_bound <= 1.01e-4 * found.sigma)
-    assert found.squared_frobenius == pytest.approx(np.sum(truth**2), rel=1e-12)
+    assert found.frobenius**2 == pytest.approx(np.sum(truth**2), rel=1e-12)
 
 
 @given(seed=st.integers(0, 2**32 - 1), rows=st.integers(30, 90), cols=st.integers(30, 90))

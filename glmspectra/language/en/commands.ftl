@@ -84,8 +84,8 @@ delta-measured = { $matrices } ({ $kinds }), in { $seconds } s on { $device }.
 delta-measured-states = { $matrices } in { $states } states ({ $kinds }), in { $seconds } s on { $device }.
 delta-nonfinite =
     { $count ->
-        [one] 1 of them holds NaN or Inf, in the base or after training: { $names }
-       *[other] { $count } of them hold NaN or Inf, in the base or after training: { $names }
+        [one] 1 of them holds NaN, infinity or numbers beyond float32, in the base or after training: { $names }
+       *[other] { $count } of them hold NaN, infinity or numbers beyond float32, in the base or after training: { $names }
     }
 delta-similarity = similarity with the other adapter: cosine { $least } to { $most }.
 delta-cost =

@@ -14,8 +14,8 @@ finding-against-base-one = The tuned model and the base differ by { $mean } nats
 rule-against-base = The sign of a difference is known where its 95 % interval leaves out 0.
 finding-nonfinite =
     { $count ->
-        [one] NaN or infinity in { $first }: it has no spectrum.
-       *[other] NaN or infinity in { $count } matrices ({ $first } first): they have no spectrum.
+        [one] NaN, infinity or numbers beyond float32 in { $first }: it has no spectrum.
+       *[other] NaN, infinity or numbers beyond float32 in { $count } matrices ({ $first } first): they have no spectrum.
     }
 rule-nonfinite = A single entry that is no number spoils every product it enters.
 finding-outlier = Layer { $layer } { $matrix }: { $measure } { $value }, median of its kind { $median }.

@@ -55,7 +55,7 @@ page-pilots = { $seeds } of { $steps } steps
 
 page-incomplete = This run is not complete: what is finished is shown, and the command that began it goes on from there.
 page-unreadable = Not read, since the format of the weight is refused or a part of it is missing: { $names }. `glmspectra inspect` says why.
-page-nonfinite = NaN or infinity in { $names }: such a matrix has no spectrum, and its cells are gray.
+page-nonfinite = NaN, infinity or numbers beyond float32 in { $names }: such a matrix has no spectrum, and its cells are gray.
 page-more = { $names } and { $count } more
 
 page-head-model = model

@@ -18,8 +18,8 @@ terminal-unreadable =
     }
 terminal-nonfinite =
     { $count ->
-        [one] 1 of them holds NaN or Inf and has no spectrum: { $names }
-       *[other] { $count } of them hold NaN or Inf and have no spectrum: { $names }
+        [one] 1 of them holds NaN, infinity or numbers beyond float32, and has no spectrum: { $names }
+       *[other] { $count } of them hold NaN, infinity or numbers beyond float32, and have no spectrum: { $names }
     }
 terminal-left-out = { $matrices } of earlier selections kept on disk, and back in the tables once asked for.
 terminal-tables = tables: { $path }
