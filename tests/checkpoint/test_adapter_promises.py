@@ -56,6 +56,14 @@ def test_factors_count_where_peft_would_make_some(tmp_path, change, module):
             open_adapter(folder)
 
 
+def test_the_tied_layer_that_peft_adds_need_not_be_targeted(tmp_path):
+    tied = CONFIG | {"target_modules": ["q", "embed"], "ensure_weight_tying": True}
+    folder = write(tmp_path, tied, PLAIN | factors("lm_head"))
+    assert "lm_head.weight" in open_adapter(folder).names
+    with pytest.raises(CheckpointError, match="has factors of lm_head"):
+        open_adapter(write(tmp_path, tied | {"ensure_weight_tying": False}, PLAIN | factors("lm_head")))
+
+
 BOTH = {"target_modules": ["q", "k"]}
 HEAD = "base_model.model.lm_head.modules_to_save"
 REFUSED = {

@@ -11,6 +11,7 @@ from glmspectra.checkpoint.adapter.change import TensorChange
 from glmspectra.checkpoint.adapter.config import CONFIG_FILE, AdapterConfig
 from glmspectra.checkpoint.adapter.layout import BaseLayout
 from glmspectra.checkpoint.adapter.stored import WEIGHT_FILES, StoredAdapter
+from glmspectra.checkpoint.names import IN_LAYERS, place_of
 from glmspectra.errors import CheckpointError
 from glmspectra.language import text
 from glmspectra.peft_rules import fully_matched
@@ -92,6 +93,8 @@ def _untargeted(config: AdapterConfig, modules: Collection[str]) -> Iterator[str
     wanted -= {module for module in wanted if any(_within(module, name) for name in _listed(config.modules_to_save))}
     layers = config.layers_to_transform
     numbers = {layers} if isinstance(layers, int) else set(layers or [])
+    if config.ensure_weight_tying:  # PEFT makes factors of the tied layer too, and does not list it
+        modules = [module for module in modules if place_of(f"{module}.weight").zone == IN_LAYERS]
     counted = bool(numbers) and not config.layers_pattern and isinstance(targets, list)
     for module in modules:
         if module not in wanted or (counted and module not in targets and _layer(module) not in numbers):
