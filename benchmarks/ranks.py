@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from rank_study import agreement, control_table, controls, moments, rivals
+from rank_study import agreement, control_table, controls, moments, rival_table, rivals
 from rank_study.document import document
 from rank_study.plan import SETTINGS, SIDE_BY_SIDE, STAGES, in_order, plan, read_lines
 from rank_study.table import further, markdown
@@ -83,10 +83,12 @@ def main() -> None:
         write_documents(options.docs)
         return
     if options.print:
-        told = [control_table.markdown(lines), agreement.markdown(read_lines(RESULTS), lines)]
-        if options.rivals:
-            told = [control_table.markdown(lines, rivals.STAGES)]
-        print("\n\n".join(told if options.controls or options.rivals else [markdown(lines), further(lines)]))
+        told = [markdown(lines), further(lines)]
+        if options.controls:
+            told = [control_table.markdown(lines), agreement.markdown(read_lines(RESULTS), lines)]
+        elif options.rivals:
+            told = [rival_table.markdown(lines)]
+        print("\n\n".join(told))
         return
     if options.plan:
         more = options.controls or options.rivals
@@ -153,10 +155,10 @@ def write_documents(docs: Path) -> None:
     """Rebuild every table and figure that `docs/ranks.md` stands on."""
     from rank_study.pictures import draw
 
-    lines, control_lines = read_lines(RESULTS), read_lines(CONTROLS)
+    files = [read_lines(path) for path in (RESULTS, CONTROLS, RIVALS, MOMENTS)]
     docs.mkdir(parents=True, exist_ok=True)
-    (docs / "ranks_tables.md").write_text(document(lines, control_lines, read_lines(MOMENTS)), encoding="utf-8")
-    for path in [docs / "ranks_tables.md", *draw(lines, control_lines, docs / "figures")]:
+    (docs / "ranks_tables.md").write_text(document(*files), encoding="utf-8")
+    for path in [docs / "ranks_tables.md", *draw(*files[:2], docs / "figures")]:
         print(path)
 
 

@@ -75,8 +75,37 @@ def delta_tempered(facts: Facts, budget: int, seed: int) -> Ranks:
     return over_one_threshold(facts, mean_of([one.tempered for one in facts.pilots(seed)]), budget)
 
 
+def by_pilots(facts: Facts, budget: int, seed: int, metric: str) -> Ranks:
+    """One global threshold on another of `facts.Pilot`'s sizes."""
+    return over_one_threshold(facts, mean_of([getattr(one, metric) for one in facts.pilots(seed)]), budget)
+
+
+def delta_consensus(facts: Facts, budget: int, seed: int) -> Ranks:
+    """One global threshold on the singular values of the mean delta-W of pilots that share A's start."""
+    return over_one_threshold(facts, facts.consensus(seed), budget)
+
+
+def placed(facts: Facts, budget: int, seed: int, lowest: bool) -> Ranks:
+    """One rank on half of the kinds of matrix, those of the lowest normalized feature norm (PLoP, arXiv 2506.20629), or
+    of the highest."""
+    norms: dict[str, list[float]] = {}
+    for target in facts.targets:
+        norms.setdefault(target.matrix, []).append(facts.moments[target.module].norm)
+    order = sorted(norms, key=lambda kind: sum(norms[kind]) / len(norms[kind]), reverse=not lowest)
+    chosen = order[: (len(order) + 1) // 2]
+    scores = {t.name: float(t.matrix in chosen) for t in facts.targets}
+    return by_module(allocate_by_scores(facts.targets, scores, budget, Limits()).ranks)
+
+
+def rates_by_kind(arm: str, facts: Facts) -> dict[str, float]:
+    """Module -> by what its rate is multiplied, from an arm named like `rates-by-kind:dense=2,query_key_value=0.5`."""
+    told = dict(one.split("=") for one in arm.partition(":")[2].split(",") if one)
+    return {t.module: float(told[t.matrix]) for t in facts.targets if t.matrix in told}
+
+
 DELTA, METRIC = "delta-threshold", "delta-preconditioned"
 LONGER = 1 + PILOTS * PILOT / 240  # the study's own training with its pilots' steps added
+ONE_KIND, BY_KIND = "rate-of", "rates-by-kind"
 PEFT_ARMS = ("peft-lora", "peft-dora", "peft-pissa", "peft-eva", "peft-adalora")
 CUT, CUT_CONTINUED = "cut-16", "cut-16-continued"
 CUT_RANK = 16
@@ -101,10 +130,24 @@ CONTROLS: dict[str, Control] = {
     CUT_CONTINUED: Control(uniform),
     # trained by PEFT itself, see `peft_arms`; its uniform is what the others are held against
     **{name: Control(uniform) for name in PEFT_ARMS},
+    # rates of kinds of matrix stand in the whole name, after a colon, see `rates_by_kind`
+    ONE_KIND: Control(uniform),
+    BY_KIND: Control(uniform),
+    "plop-lowest": Control(partial(placed, lowest=True)),
+    "plop-highest": Control(partial(placed, lowest=False)),
+    "delta-output": Control(partial(by_pilots, metric="output")),
+    "delta-second-order": Control(partial(by_pilots, metric="second_order")),
+    "delta-consensus": Control(delta_consensus),
     "delta-tempered": Control(delta_tempered),
     "delta-fan": Control(delta_fan),
     "delta-relative": Control(delta_relative),
 }
+
+
+def control_of(arm: str) -> Control:
+    return CONTROLS[arm.partition(":")[0]]
+
+
 # What the portfolio chooses from, declared before its runs; uniform is always among them.
 MENU = (
     "uniform",

@@ -133,18 +133,24 @@ def not_run(lines: Sequence[dict], stages: Sequence[Stage] = STAGES) -> list[str
     return missing
 
 
-def markdown(lines: Sequence[dict], stages: Sequence[Stage] = STAGES) -> str:
-    """The tables that `--print --controls` shows, or `--rivals` with its stages."""
+def loss_table(told: Sequence[Row]) -> list[str]:
+    """Lines of a table of arms against uniform."""
     text = [
         "| base, task | budget (uniform's loss) | arm | rate | loss - uniform's (95 %) | seeds | p (Holm) |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in rows(lines):
+    for row in told:
         one = row.gap
         text.append(
             f"| {row.base}, {row.task} | r {row.budget} ({row.uniform:.4f}) | {row.arm} | {row.rate:.2g} | "
             f"{one.mean:+.4f} ({one.low:+.4f} .. {one.high:+.4f}) | {one.seeds} | {row.holm_p:.2g} |"
         )
+    return text
+
+
+def markdown(lines: Sequence[dict]) -> str:
+    """The tables that `--print --controls` shows."""
+    text = loss_table(rows(lines))
     text += [
         "",
         "| portfolio: base, task | budget | test | it picks (seeds) | best after full training | loss - uniform's | "
@@ -167,5 +173,5 @@ def markdown(lines: Sequence[dict], stages: Sequence[Stage] = STAGES) -> str:
         cells = [f"{gaps[part]:+.4f}" if part in gaps else "not run" for part in (*TESTS, "test")]
         text.append(f"| {base}, {task} | r {budget} | {arm} | {' | '.join(cells)} |")
     text += ["", "Not run of what was declared (`--plan --controls` has every job):", ""]
-    text += [f"- {one}" for one in not_run(lines, stages)]
+    text += [f"- {one}" for one in not_run(lines)]
     return "\n".join(text)

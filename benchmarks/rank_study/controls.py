@@ -9,7 +9,7 @@ import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rank_study.control_arms import CONTROLS, CUT, CUT_CONTINUED, DELTA, MENU, METRIC, PEFT_ARMS
+from rank_study.control_arms import BY_KIND, CUT, CUT_CONTINUED, DELTA, MENU, METRIC, ONE_KIND, PEFT_ARMS, control_of
 from rank_study.plan import Job, NotReadyError, finished
 
 SETTINGS = (
@@ -49,8 +49,17 @@ METRIC_STEP_SIZE = (
 COMPARED = ("uniform", DELTA, "type-alone", METRIC)  # what the portfolio is held against
 LONG = ("uniform-longer", "uniform-one-pilot-longer", "delta-threshold-longer")
 RIVALS = ("lora-plus", "rslora", "eva")
+PLACED = ("plop-lowest", "plop-highest")
+CRITERIA = ("delta-output", "delta-second-order", "delta-consensus")
 # Arms whose rates are tuned for themselves; the menu's other criteria take delta-threshold's.
-TUNED = (*STEP_SIZE, *METRIC_STEP_SIZE, "type-alone", *LONG, *RIVALS, *PEFT_ARMS, *CUTS)
+TUNED = (*STEP_SIZE, *METRIC_STEP_SIZE, "type-alone", *LONG, *RIVALS, *PLACED, BY_KIND, *PEFT_ARMS, *CUTS)
+FACTORS = (0.5, 2.0)  # of the rate of one kind of matrix
+FUSED = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+KINDS = {
+    "smollm2": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "chatglm2": FUSED,
+    "neox": FUSED,
+}
 PEFT_TOGETHER = 3  # jobs of a group that is run one by one
 TESTS = ("truncated", "tournament")  # of the portfolio; losses on the development part
 TOURNAMENT = 60  # steps
@@ -92,7 +101,7 @@ def way_of(job: Job) -> str:
         return job.part
     if job.arm in PEFT_ARMS:
         return "peft"
-    return "cut" if job.arm in CUTS else f"{CONTROLS[job.arm].lengths:g}"
+    return "cut" if job.arm in CUTS else f"{control_of(job.arm).lengths:g}"
 
 
 class Found:
@@ -102,7 +111,8 @@ class Found:
         self.jobs = finished(lines)
         self._losses: dict[tuple[object, ...], dict[tuple[float, int], float]] = {}
         for line in lines:
-            where = (line["base"], line["task"], line["arm"], line["budget"], line["part"])
+            arm = BY_KIND if line["arm"].startswith(f"{BY_KIND}:") else line["arm"]
+            where = (line["base"], line["task"], arm, line["budget"], line["part"])
             loss = line["loss"] if math.isfinite(line["loss"]) else math.inf
             self._losses.setdefault(where, {})[line["rate"], line["seed"]] = loss
 
@@ -150,9 +160,13 @@ def jobs_of(stage: Stage, found: Found) -> Iterator[Job]:
         return
     for budget in stage.budgets:
         for arm in stage.arms:
+            if arm == BY_KIND:
+                yield from _probes(found, base, task, budget)
+            if (name := name_of(found, base, task, arm, budget)) is None:
+                continue
             for rate in wanted_rates(found, base, task, arm, budget) if arm in TUNED else []:
                 for seed in RATE_SEEDS:
-                    yield Job(base, task, arm, budget, seed, rate, "development")
+                    yield Job(base, task, name, budget, seed, rate, "development")
     for seed in stage.seeds:
         for budget in stage.budgets:
             for arm in stage.arms:
@@ -160,7 +174,41 @@ def jobs_of(stage: Stage, found: Found) -> Iterator[Job]:
                     rate = best_rate(found, base, task, arm, budget)
                 except NotReadyError:
                     continue
-                yield Job(base, task, arm, budget, seed, rate, "test")
+                name = name_of(found, base, task, arm, budget) or arm
+                yield Job(base, task, name, budget, seed, rate, "test")
+
+
+def _probes(found: Found, base: str, task: str, budget: int) -> Iterator[Job]:
+    """Uniform at its own best rate, with that of one kind of matrix multiplied by each of FACTORS."""
+    try:
+        rate = best_rate(found, base, task, "uniform", budget)
+    except NotReadyError:
+        return
+    for kind in KINDS[base]:
+        for factor in FACTORS:
+            for seed in RATE_SEEDS:
+                yield Job(base, task, f"{ONE_KIND}:{kind}={factor:g}", budget, seed, rate, "development")
+
+
+def name_of(found: Found, base: str, task: str, arm: str, budget: int) -> str | None:
+    """An arm's name in its lines; of BY_KIND with the factor of each kind that did best alone, None while one of them
+    is not known."""
+    if arm != BY_KIND:
+        return arm
+    try:
+        rate = best_rate(found, base, task, "uniform", budget)
+    except NotReadyError:
+        return None
+    chosen = []
+    for kind in KINDS[base]:
+        losses = {1.0: tried(found, base, task, "uniform", budget)[rate]}
+        for factor in FACTORS:
+            own = tried(found, base, task, f"{ONE_KIND}:{kind}={factor:g}", budget)
+            if rate not in own:
+                return None
+            losses[factor] = own[rate]
+        chosen.append(f"{kind}={min(losses, key=lambda factor: losses[factor]):g}")
+    return f"{BY_KIND}:{','.join(chosen)}"
 
 
 def _portfolio(stage: Stage, found: Found) -> Iterator[Job]:

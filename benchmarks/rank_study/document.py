@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from rank_study import agreement, control_table, moments, table
+from rank_study import agreement, control_table, moments, rival_table, table
 
 
-def document(lines: Sequence[dict], control_lines: Sequence[dict], moment_lines: Sequence[dict]) -> str:
-    """Both studies' tables and the second moments as `docs/ranks_tables.md` shows them."""
+def document(
+    lines: Sequence[dict], control_lines: Sequence[dict], rival_lines: Sequence[dict], moment_lines: Sequence[dict]
+) -> str:
+    """All tables and the second moments as `docs/ranks_tables.md` shows them."""
     pieces = [
         "# The tables of the study of ranks",
         "Rebuilt by `python benchmarks/ranks.py --print --docs docs`; [ranks.md](ranks.md) says what they mean.",
@@ -18,6 +20,11 @@ def document(lines: Sequence[dict], control_lines: Sequence[dict], moment_lines:
         "## How often a test picks the best",
         agreement.markdown(lines, control_lines),
     ]
+    if rival_lines:
+        pieces += [
+            "## Equal compute, rivals, answers: `benchmarks/results/rivals.jsonl`",
+            rival_table.markdown(rival_lines),
+        ]
     if moment_lines:
         pieces += [
             "## Second moments of the gradient: `benchmarks/results/moments.jsonl`",

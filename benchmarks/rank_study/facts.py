@@ -16,6 +16,7 @@ from filelock import FileLock
 from glmspectra.files import write_atomically
 from glmspectra.ranks.evidence import Target
 from rank_study.bases import Base
+from rank_study.cutting import singular_directions
 from rank_study.many_adapters import ManyAdapters, Watch
 from rank_study.tasks import Rows
 
@@ -30,13 +31,26 @@ BySigma = Mapping[str, np.ndarray]
 @dataclass(frozen=True)
 class Pilot:
     """What a short uniform run found, by module. plain: singular values of delta-W; preconditioned, fisher, tempered:
-    the same in the metrics of `delta_metrics`; loss_change: nats by which the layer's adapter made the loss fall."""
+    the same in the metrics of `delta_metrics`; loss_change: nats by which the layer's adapter made the loss fall;
+    output, second_order: of `output_sizes` and `second_order_sizes`, empty where no inputs were given."""
 
     plain: BySigma
     preconditioned: BySigma
     fisher: BySigma
     tempered: BySigma
     loss_change: Mapping[str, float]
+    output: BySigma = field(default_factory=dict)
+    second_order: BySigma = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of a layer's inputs x over some training tokens. second: mean of x x^T, (in, in), on the CPU. norm: PLoP's
+    normalized feature norm (arXiv 2506.20629), |W x| over what a random x of that length would give, here from the
+    means of both squares: sqrt(in tr(W C W^T) / (|W|_F^2 tr(C)))."""
+
+    second: torch.Tensor
+    norm: float
 
 
 @dataclass(frozen=True)
@@ -104,8 +118,12 @@ class Facts:
         return self._kept(f"largest-{self.base.name}", lambda: largest_values(self.base))
 
     @cached_property
+    def moments(self) -> dict[str, Moments]:
+        return input_moments(self.base, self.rows)
+
+    @cached_property
     def inputs(self) -> Inputs:
-        return input_variances(self.base, self.rows, most=self.rank)
+        return input_variances(self.moments, most=self.rank)
 
     def pilots(self, seed: int, steps: int = PILOT) -> list[Pilot]:
         """Those of a seed. Pilots of a few seeds that follow each other are run together: alone they are slow."""
@@ -115,7 +133,7 @@ class Facts:
         seeds = [one for other in asked for one in pilot_seeds_of(other)] or list(PILOT_SEEDS)
 
         def run() -> list[dict]:
-            found = run_pilots(self.base, self.rows, self.rank, self.rate, steps, self.batch, seeds)
+            found = run_pilots(self.base, self.rows, self.rank, self.rate, steps, self.batch, seeds, self.moments)
             return [asdict(pilot) for pilot in found]
 
         kept = self._kept(f"pilots-{self.base.name}-{self.task}-{steps}{f'-of-{first}' if own else ''}", run)
@@ -124,6 +142,16 @@ class Facts:
             Pilot(**{kind: {name: np.array(value) for name, value in of.items()} for kind, of in pilot.items()})
             for pilot in kept[start : start + PILOTS]
         ]
+
+    def consensus(self, seed: int) -> BySigma:
+        """Singular values of the mean delta-W of a seed's pilots, run once more from one start of A for all of them."""
+        own = pilot_seeds_of(seed)
+
+        def run() -> dict:
+            return consensus_of(self.base, self.rows, self.rank, self.rate, PILOT, self.batch, own)
+
+        kept = self._kept(f"consensus-{self.base.name}-{self.task}-{PILOT}-of-{seed}", run)
+        return {name: np.array(value) for name, value in kept.items()}
 
     def _kept(self, name: str, measure: Callable[[], Any]) -> Any:
         """What `measure` gives, from its file if there; two processes never measure the same thing side by side."""
@@ -150,11 +178,13 @@ def train_jobs(
     watchers: Sequence[Watch] = (),
     factors: list[Mapping[str, float]] | None = None,
     up_rates: list[float] | None = None,
+    layer_rates: list[Mapping[str, float]] | None = None,
 ) -> ManyAdapters:
     """Train jobs side by side; job j draws its rows by its own seed, so that paired arms see the same data."""
     adapters = ManyAdapters(
-        base.model, base.modules, ranks, rates, seeds, starts=starts, factors=factors, up_rates=up_rates
-    )
+        base.model, base.modules, ranks, rates, seeds,
+        starts=starts, factors=factors, up_rates=up_rates, layer_rates=layer_rates,
+    )  # fmt: skip
     train_further(adapters, rows, seeds, steps, batch, watchers)
     return adapters
 
@@ -214,21 +244,103 @@ class LossChange:
 
 
 def run_pilots(
-    base: Base, rows: Rows, rank: int, rate: float, steps: int, batch: int, seeds: Sequence[int]
+    base: Base,
+    rows: Rows,
+    rank: int,
+    rate: float,
+    steps: int,
+    batch: int,
+    seeds: Sequence[int],
+    inputs: Mapping[str, Moments] | None = None,
 ) -> list[Pilot]:
-    """Short uniform runs side by side, one a seed. Singular values by QR of B and A^T, then an R x R SVD, float64."""
+    """Short uniform runs side by side, one a seed. Singular values by QR of B and A^T, then an R x R SVD, float64.
+
+    inputs: of the base's layers, which `Pilot.output` needs; without them it and `second_order` are left out.
+    """
     ranks = [dict.fromkeys(base.modules, rank)] * len(seeds)
     change = LossChange()
     adapters = train_jobs(base, rows, ranks, [rate] * len(seeds), list(seeds), steps, batch, watchers=[change])
     try:
         metrics = pilot_metrics(adapters)
         nats = {name: change.of_layer(adapters, name).tolist() for name in adapters.layers}
+        if inputs is not None:
+            output, second_order = output_sizes(adapters, inputs), second_order_sizes(adapters, rows)
+            metrics = [
+                own | {"output": output[number], "second_order": second_order[number]}
+                for number, own in enumerate(metrics)
+            ]
     finally:
         adapters.remove()
     return [
         Pilot(**own, loss_change={name: values[number] for name, values in nats.items()})
         for number, own in enumerate(metrics)
     ]
+
+
+def output_sizes(adapters: ManyAdapters, inputs: Mapping[str, Moments]) -> list[dict[str, np.ndarray]]:
+    """Of each job: module -> singular values of delta-W C^(1/2) over sqrt(tr(W C W^T)): how much of the layer's output
+    a direction changes, C the second moment of its inputs."""
+    found: list[dict[str, np.ndarray]] = [{} for _ in range(adapters.jobs)]
+    for name, up, down in adapters.factors():
+        weight = adapters.layers[name].base.weight.double()
+        second = inputs[name].second.to(weight.device, torch.float64)
+        whole = float(torch.sum((weight @ second) * weight)) ** 0.5
+        inner = down.double() @ second @ down.double().transpose(1, 2)  # A C A^T, (J, R, R): its root is enough
+        values, vectors = torch.linalg.eigh(inner)
+        root = vectors * values.clamp(min=0).sqrt()[:, None, :]
+        sigmas = torch.linalg.svdvals(torch.linalg.qr(up.double(), mode="r").R @ root).cpu().numpy() / max(whole, 1e-30)
+        for own, sigma in zip(found, sigmas, strict=True):
+            own[name] = sigma
+    return found
+
+
+SECOND_ORDER_ROWS = 64
+
+
+def second_order_sizes(adapters: ManyAdapters, rows: Rows) -> list[dict[str, np.ndarray]]:
+    """Of each job: module -> roots of sigma_i^2 E[(u_i^T G v_i)^2] / 2, descending: what dropping a direction costs by
+    the empirical Fisher of a gate on it, G = dL/dW of one row, over SECOND_ORDER_ROWS training rows.
+
+    Puts the singular directions of delta-W in the factors' place, where d loss / d gate_i = <B_i, dL/dB_i>.
+    """
+    device = str(adapters.master.device)
+    _, factors = singular_directions(adapters, range(adapters.jobs))
+    for job, own in enumerate(factors):
+        adapters.restart(job, own)
+    index = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:SECOND_ORDER_ROWS]
+    totals = {name: torch.zeros(adapters.jobs, width, device=device) for name, (_, _, width) in adapters.places.items()}
+    for row in index:
+        total, count = adapters.losses(rows.take(row.repeat(adapters.jobs), device))
+        grads = torch.autograd.grad((total / count.clamp(min=1)).sum(), adapters.leaves)
+        for name, grad in zip(adapters.layers, grads[1::2], strict=True):  # of A and B in turn, (J, out, R)
+            up = adapters.of(adapters.work, name)[1]
+            totals[name] += (grad.float() * up.float()).sum(1).square()
+    found: list[dict[str, np.ndarray]] = [{} for _ in range(adapters.jobs)]
+    for name, total in totals.items():
+        sizes = (total / len(index) / 2).sqrt().sort(dim=1, descending=True).values.cpu().numpy()
+        for own, size in zip(found, sizes, strict=True):
+            own[name] = size
+    return found
+
+
+def consensus_of(
+    base: Base, rows: Rows, rank: int, rate: float, steps: int, batch: int, seeds: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Module -> singular values of the mean delta-W of pilots that share the start of A, each with rows of its own.
+
+    Without that the mean of delta-W, not of its singular values, would only tell how far the starts are apart."""
+    ranks = [dict.fromkeys(base.modules, rank)] * len(seeds)
+    adapters = ManyAdapters(base.model, base.modules, ranks, [rate] * len(seeds), [seeds[0]] * len(seeds))
+    train_further(adapters, rows, list(seeds), steps, batch)
+    try:
+        found = {}
+        for name, up, down in adapters.factors():
+            left = torch.linalg.qr(torch.cat(list(up.double() / len(seeds)), dim=1), mode="r").R
+            right = torch.linalg.qr(torch.cat(list(down.double()), dim=0).T, mode="r").R
+            found[name] = torch.linalg.svdvals(left @ right.T).cpu().numpy()
+    finally:
+        adapters.remove()
+    return found
 
 
 def pilot_metrics(adapters: ManyAdapters) -> list[dict[str, dict[str, np.ndarray]]]:
@@ -311,19 +423,17 @@ def effective_ranks(base: Base) -> dict[str, float]:
 
 
 @torch.no_grad()
-def input_variances(base: Base, rows: Rows, most: int, batches: int = 8, batch: int = 16) -> Inputs:
-    """Explained-variance ratios and directions of each adapted layer's inputs over a few training batches.
-
-    Uncentred second moments of the rows that are tokens, as EVA's incremental SVD of activations has it.
-    """
+def input_moments(base: Base, rows: Rows, batches: int = 8, batch: int = 16) -> dict[str, Moments]:
+    """Uncentred second moments of each adapted layer's inputs over the tokens of a few training batches."""
     device = str(next(base.model.parameters()).device)
-    moments: dict[str, torch.Tensor] = {}
+    sums: dict[str, torch.Tensor] = {}
     keep: dict[str, torch.Tensor] = {}
+    tokens = 0
 
     def hook(name):
         def add(module, inputs):
             x = inputs[0][keep["mask"]].float()
-            moments[name] = moments.get(name, 0) + x.T @ x
+            sums[name] = sums.get(name, 0) + x.T @ x
 
         return add
 
@@ -335,10 +445,23 @@ def input_variances(base: Base, rows: Rows, most: int, batches: int = 8, batch: 
             index = torch.arange(number * batch, (number + 1) * batch) % len(rows)
             taken = rows.take(index, device)
             keep["mask"] = taken["attention_mask"].bool()
+            tokens += int(keep["mask"].sum())
             base.model.get_decoder()(input_ids=taken["input_ids"], use_cache=False)
+    found = {}
+    for name, total in sums.items():
+        weight, second = base.model.get_submodule(name).weight.float(), total / tokens
+        told = float(((weight @ second) * weight).sum()) * weight.shape[1]
+        norm = told / float(weight.square().sum()) / float(second.trace())
+        found[name] = Moments(second.cpu(), max(norm, 0.0) ** 0.5)
+    return found
+
+
+def input_variances(moments: Mapping[str, Moments], most: int) -> Inputs:
+    """Explained-variance ratios and directions of each adapted layer's inputs, as EVA's incremental SVD of activations
+    has them, from the eigenvectors of their second moments."""
     ratios, directions = {}, {}
-    for name, moment in moments.items():
-        values, vectors = torch.linalg.eigh(moment.double())
-        ratios[name] = (values.flip(0)[:most].clamp(min=0) / values.clamp(min=0).sum()).cpu().numpy()
-        directions[name] = vectors.flip(1)[:, :most].T.float().cpu()
+    for name, of in moments.items():
+        values, vectors = torch.linalg.eigh(of.second.double())
+        ratios[name] = (values.flip(0)[:most].clamp(min=0) / values.clamp(min=0).sum()).numpy()
+        directions[name] = vectors.flip(1)[:, :most].T.float()
     return Inputs(ratios, directions)

@@ -104,7 +104,8 @@ class ManyAdapters(SideBySide):
     `rates`: a learning rate a job. AdamW (0.9, 0.999, 1e-8, no decay) with linear warm-up and linear decay, as PEFT
     users run it; gradients are clipped to norm 1 job by job. `starts`: module name -> job -> rows that A_j starts from.
     `factors`: for each job a mapping module name -> what its scale there is of `scale`, 1 where absent. `up_rates`: of
-    each job, by what B's learning rate is multiplied (LoRA+).
+    each job, by what B's learning rate is multiplied (LoRA+). `layer_rates`: of each job, module name -> by what the
+    rate of its A and B is multiplied, 1 where absent.
 
     master, first, second: A and B of all layers and AdamW's moments, float32 (J, P). mask: what the model's copy takes
     of them: 1 where a direction is kept, for B times the job's factor, else 0.
@@ -121,6 +122,7 @@ class ManyAdapters(SideBySide):
         starts: Mapping[str, dict[int, torch.Tensor]] | None = None,
         factors: list[Mapping[str, float]] | None = None,
         up_rates: list[float] | None = None,
+        layer_rates: list[Mapping[str, float]] | None = None,
     ):
         super().__init__(model, len(seeds), next(model.parameters()).device)
         self.scale = scale
@@ -166,6 +168,12 @@ class ManyAdapters(SideBySide):
             self.rates = self.rates.repeat(1, end)
             for name in linears:
                 self.of(self.rates, name)[1].mul_(torch.tensor(up_rates, device=first.device)[:, None, None])
+        if layer_rates is not None and any(layer_rates):
+            self.rates = self.rates.expand(-1, end).clone()
+            for name in linears:
+                factor = torch.tensor([job.get(name, 1.0) for job in layer_rates], device=first.device)[:, None, None]
+                for part in self.of(self.rates, name):
+                    part.mul_(factor)
         self.steps = torch.zeros(self.jobs, 1, device=first.device)  # of each job: one may begin its moments anew
         self.refresh()
 

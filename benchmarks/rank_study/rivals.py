@@ -8,8 +8,8 @@ loss, on every run of the test part (`beyond`). Rates and grids as in `controls`
 
 from collections.abc import Iterator
 
-from rank_study.control_arms import DELTA, METRIC, PEFT_ARMS
-from rank_study.controls import COMPARED, LONG, METRIC_STEP_SIZE, RIVALS, STEP_SIZE, Stage
+from rank_study.control_arms import BY_KIND, DELTA, METRIC, PEFT_ARMS
+from rank_study.controls import COMPARED, CRITERIA, LONG, METRIC_STEP_SIZE, PLACED, RIVALS, STEP_SIZE, Stage
 
 SEEDS = tuple(range(400, 410))
 NEOX_STEPS = 1200
@@ -25,6 +25,7 @@ def _stages() -> Iterator[Stage]:
     yield stage("chatglm2", "medical", (*EQUAL_COMPUTE, ONE_PILOT, METRIC), 4, 1)
     yield stage("chatglm2", "medical", RIVALS, 4, 2)
     yield stage("chatglm2", "medical", PEFT_ARMS, 4, 3)
+    yield stage("chatglm2", "medical", (BY_KIND, *PLACED, *CRITERIA, "type-alone"), 4, 2)
     yield stage("chatglm2", "medical", (*STEP_SIZE, *METRIC_STEP_SIZE), 2, 3)
     yield stage("chatglm2", "medical", LONG, 2, 3)
     yield stage("chatglm2", "medical", (*COMPARED, *LONG), 8, 4)
@@ -33,6 +34,7 @@ def _stages() -> Iterator[Stage]:
     yield stage("neox", "medical", METRIC_STEP_SIZE, 4, 3)
     yield stage("neox", "medical", COMPARED, 8, 4)
     yield stage("neox", "medical", ("uniform-one-pilot-longer", "delta-threshold-longer", ONE_PILOT, *RIVALS), 4, 5)
+    yield stage("neox", "medical", (BY_KIND, *PLACED, *CRITERIA), 4, 5)
     yield stage("neox", "python", STEP_SIZE, 4, 6)
     yield stage("smollm2", "medical", ("uniform", DELTA, "uniform-longer"), 4, 1)
     yield stage("smollm2", "medical", STEP_SIZE, 2, 2)
@@ -40,6 +42,7 @@ def _stages() -> Iterator[Stage]:
     yield stage("smollm2", "python", ("uniform-longer",), 4, 3)
     yield stage("smollm2", "medical", ("uniform-longer",), 2, 3)
     yield stage("smollm2", "medical", ("uniform-one-pilot-longer", "delta-threshold-longer", ONE_PILOT, *RIVALS), 4, 4)
+    yield stage("smollm2", "medical", (BY_KIND, *PLACED, *CRITERIA), 4, 4)
     yield stage("smollm2", "medical", COMPARED, 8, 5)
 
 

@@ -15,7 +15,7 @@ import torch.multiprocessing as multiprocessing
 from rank_study import controls, rivals
 from rank_study.bases import Base, load_chatglm2, load_smollm2, pretrain_chatglm2
 from rank_study.beyond import Beyond, beyond_of, measure
-from rank_study.control_arms import CONTROLS, CUT_CONTINUED, CUT_MORE, CUT_RANK
+from rank_study.control_arms import CONTROLS, CUT_CONTINUED, CUT_MORE, CUT_RANK, control_of, rates_by_kind
 from rank_study.cutting import keep_leading, ranks_over_threshold, singular_directions
 from rank_study.facts import PILOT, Facts, pilot_seeds_of, train_further, train_jobs
 from rank_study.many_adapters import ManyAdapters
@@ -72,7 +72,7 @@ def run_group(
     """
     device = str(next(base.model.parameters()).device)
     budgets = [job.budget * sum(target.cost for target in facts.targets) for job in jobs]
-    arms = [CONTROLS[job.arm] for job in jobs]
+    arms = [control_of(job.arm) for job in jobs]
     ranks = [arm.ranks(facts, budget, job.seed) for arm, job, budget in zip(arms, jobs, budgets, strict=True)]
     factors = [
         arm.factors(facts, budget, job.seed, own) if arm.factors else {}
@@ -87,7 +87,8 @@ def run_group(
     movers = movers_of([job.arm for job in jobs], budgets, facts.targets, steps)
     started = time.perf_counter()
     rates, seeds, ups = [job.rate for job in jobs], [job.seed for job in jobs], [arm.up_rate for arm in arms]
-    adapters = train_jobs(base, rows["train"], ranks, rates, seeds, steps, batch, starts, movers, factors, ups)
+    kinds = [rates_by_kind(job.arm, facts) for job in jobs]
+    adapters = train_jobs(base, rows["train"], ranks, rates, seeds, steps, batch, starts, movers, factors, ups, kinds)
     try:
         kept = [ranks_kept(adapters, number) for number in range(len(jobs))]
         parts = {job.part for job in jobs}

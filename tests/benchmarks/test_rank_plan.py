@@ -442,7 +442,8 @@ def test_the_documents_show_the_tables_of_the_committed_lines():
     root = Path(__file__).resolve().parents[2]
     results = root / "benchmarks" / "results"
     shown = (root / "docs" / "ranks_tables.md").read_text("utf-8")
-    assert shown == document(*(read_lines(results / f"{name}.jsonl") for name in ("ranks", "controls", "moments")))
+    names = ("ranks", "controls", "rivals", "moments")
+    assert shown == document(*(read_lines(results / f"{name}.jsonl") for name in names))
     assert "| smollm2, medical | r 4" in shown
 
 

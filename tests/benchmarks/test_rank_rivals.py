@@ -11,9 +11,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from rank_study import beyond, controls, rivals
+from rank_study import facts as facts_module
 from rank_study.bases import EOS, Base, byte_text, byte_tokens, layer_linears
-from rank_study.control_arms import CONTROLS, PEFT_ARMS
-from rank_study.facts import train_jobs
+from rank_study.control_arms import BY_KIND, CONTROLS, PEFT_ARMS
+from rank_study.facts import consensus_of, input_moments, output_sizes, second_order_sizes, train_jobs
 from rank_study.many_adapters import SideBySide
 from rank_study.peft_arms import run_peft
 from rank_study.plan import CONFIRM_SEEDS, CURVE_SEEDS, SCREEN_SEEDS, Job
@@ -162,3 +163,120 @@ def test_rivals_of_peft_go_in_small_groups_of_their_own():
         found += [{**vars(one), "loss": 1 + abs(math.log(one.rate / 6e-4))} for one in group]
     rates = {line["rate"] for line in found if line["arm"] == "peft-pissa"}
     assert min(rates) < controls.LIMITS[0] < max(rates), "PiSSA's grid goes lower than the others'"
+
+
+def test_output_sizes_are_those_of_the_dense_product(base, rows):
+    moments = input_moments(base, rows["train"], batches=2, batch=4)
+    seen = []
+    hook = base.model.get_submodule(base.modules[1]).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    for at in range(2):
+        taken = rows["train"].take(torch.arange(4 * at, 4 * at + 4), "cpu")
+        base.model(input_ids=taken["input_ids"])
+        seen[-1] = seen[-1][taken["attention_mask"].bool()]
+    hook.remove()
+    inputs = torch.cat(seen).double()
+    adapters = train_jobs(base, rows["train"], [dict.fromkeys(base.modules, 3)], [1e-2], [1], 4, 2)
+    try:
+        found = output_sizes(adapters, moments)[0]
+        deltas = {name: (up[0] @ down[0]).double() for name, up, down in adapters.factors()}
+    finally:
+        adapters.remove()
+    name = base.modules[1]
+    weight = base.model.get_submodule(name).weight.double()
+    scale = (inputs @ weight.T).square().sum().sqrt()
+    dense = torch.linalg.svdvals(inputs @ deltas[name].T) / scale
+    torch.testing.assert_close(torch.from_numpy(found[name])[:3].double(), dense[:3], rtol=2e-3, atol=1e-6)
+    random = (weight.square().sum() * inputs.square().sum() / inputs.shape[1]).sqrt()
+    assert moments[name].norm == pytest.approx(float(scale / random), rel=1e-3)
+
+
+def test_second_order_sizes_are_the_gradients_of_gates(base, rows, monkeypatch):
+    monkeypatch.setattr(facts_module, "SECOND_ORDER_ROWS", 3)
+    adapters = train_jobs(base, rows["train"], [dict.fromkeys(base.modules, 3)], [1e-2], [1], 6, 2)
+    name = base.modules[0]
+    try:
+        (found,) = second_order_sizes(adapters, rows["train"])
+        linear = base.model.get_submodule(name).base
+        adapters_delta = next(up[0] @ down[0] for own, up, down in adapters.factors() if own == name)
+    finally:
+        adapters.remove()
+    # dense: all other adapters as they were, this one merged into a weight whose gradient is taken
+    again = train_jobs(base, rows["train"], [dict.fromkeys(base.modules, 3)], [1e-2], [1], 6, 2)
+    weight = (linear.weight + adapters_delta).detach().requires_grad_()
+    merged = torch.nn.Linear(*reversed(weight.shape))
+    merged.weight, merged.bias = torch.nn.Parameter(weight), linear.bias
+    left, sigma, right = torch.linalg.svd(adapters_delta)
+    total = torch.zeros(3)
+    try:
+        base.model.set_submodule(name, merged)
+        index = torch.randperm(len(rows["train"]), generator=torch.Generator().manual_seed(0))[:3]
+        for row in index:
+            summed, count = again.losses(rows["train"].take(row[None], "cpu"))
+            (grad,) = torch.autograd.grad(summed[0] / count[0], [merged.weight])
+            total += (sigma[:3] * (left[:, :3].T @ grad @ right[:3].T).diagonal()).square()
+    finally:
+        base.model.set_submodule(name, linear)
+        again.remove()
+    expected = (total / 3 / 2).sqrt().sort(descending=True).values
+    torch.testing.assert_close(torch.from_numpy(found[name][:3]), expected.detach(), rtol=2e-2, atol=1e-7)
+
+
+def test_the_consensus_of_pilots_is_the_dense_mean(base, rows, monkeypatch):
+    seeds, made = (7, 8), []
+    kept = facts_module.ManyAdapters
+
+    def watched(*given, **more):
+        made.append(kept(*given, **more))
+        return made[-1]
+
+    monkeypatch.setattr(facts_module, "ManyAdapters", watched)
+    found = consensus_of(base, rows["train"], 2, 1e-2, 4, 2, seeds)
+    for name, up, down in made[0].factors():
+        dense = torch.linalg.svdvals((up.double() @ down.double()).mean(0))
+        torch.testing.assert_close(torch.from_numpy(found[name])[:4], dense[:4], rtol=1e-4, atol=1e-9)
+    assert torch.equal(made[0].of(made[0].mask, name)[0][0], made[0].of(made[0].mask, name)[0][1])
+
+
+def test_a_kind_of_matrix_has_a_rate_of_its_own(base, rows):
+    ranks = dict.fromkeys(base.modules, 3)
+    twice = dict.fromkeys([name for name in base.modules if name.endswith("query_key_value")], 2.0)
+    both = train_jobs(base, rows["train"], [ranks, ranks], [1e-3] * 2, [1, 1], 2, 2, layer_rates=[twice, {}])
+    both.remove()
+    for name in base.modules:
+        _, up = both.of(both.master, name)
+        torch.testing.assert_close(up[0], twice.get(name, 1.0) * up[1], rtol=1e-3, atol=1e-9)  # AdamW's first step
+
+
+def test_rates_by_kind_take_the_best_factor_of_each_kind():
+    where, lines = ("neox", "medical"), []
+    better = {"dense": 2.0, "dense_h_to_4h": 0.5}
+
+    def loss(job):
+        found = abs(math.log(job.rate / 5.6e-3))
+        for told in job.arm.partition(":")[2].split(",") if ":" in job.arm else []:
+            kind, factor = told.split("=")
+            found += -0.1 if better.get(kind) == float(factor) else 0.1 * (float(factor) != 1)
+        return 5.0 + found
+
+    stage = controls.Stage("controls", *where, ("uniform", BY_KIND), (4,), 1, (400,))
+    for _ in range(12):
+        jobs = controls.open_jobs(stage, controls.Found(lines))
+        lines += [{**vars(job), "loss": loss(job)} for job in jobs]
+    assert not jobs
+    told = "query_key_value=1,dense=2,dense_h_to_4h=0.5,dense_4h_to_h=1"
+    assert {line["arm"] for line in lines if line["part"] == "test"} == {"uniform", f"{BY_KIND}:{told}"}
+    assert controls.Found(lines).losses(*where, BY_KIND, 4, "test")
+    assert set(controls.KINDS["neox"]) == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
+
+
+def test_plop_places_one_rank_on_half_of_the_kinds(base, rows, tmp_path):
+    facts = facts_module.Facts(base, rows["train"], "medical", tmp_path, 2e-3, 8, 2)
+    budget = 2 * sum(target.cost for target in facts.targets)
+    kept = {}
+    for arm in controls.PLACED:
+        ranks = CONTROLS[arm].ranks(facts, budget, 0)
+        kept[arm] = {t.matrix for t in facts.targets if ranks[t.module]}
+        assert len(kept[arm]) == 2
+        used = [rank for rank in ranks.values() if rank]
+        assert max(used) - min(used) <= 1
+    assert not kept["plop-lowest"] & kept["plop-highest"]
