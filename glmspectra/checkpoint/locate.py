@@ -46,7 +46,7 @@ def locate(path: Path) -> Located:
 
     Of several forms in one folder the first is taken of: an adapter (when adapter_config.json is there),
     sharded safetensors, one model.safetensors, sharded .bin, one pytorch_model.bin, any other safetensors,
-    .bin, GGUF.
+    .bin, GGUF; of these, a numbered set of shards before files without a number.
 
     Raises RequestError when there is nothing at the path, CheckpointError when what is there holds no weights
     or misses a shard.
@@ -76,6 +76,7 @@ def locate(path: Path) -> Located:
     for suffix, form in SUFFIXES.items():
         files = sorted(p for p in path.glob(f"*{suffix}") if p.is_file() and not NOT_WEIGHTS.match(p.name))
         if files:
+            files = _one_model(path, files)
             _check_numbered(path, files)
             if form == "gguf" and len(files) > 1 and not all(SHARD.match(p.name) for p in files):
                 names = ", ".join(p.name for p in files)
@@ -125,6 +126,24 @@ def read_index(index: Path) -> dict[str, str]:
     if outside:
         raise CheckpointError(f"{index} names the file {outside[0]}, which lies outside its folder: it was refused.")
     return promised
+
+
+def _one_model(folder: Path, files: list[Path]) -> list[Path]:
+    """Without an index: the shards of one numbered set where there is one, else all files.
+
+    What lies beside a whole set is another copy of the model (`consolidated.safetensors`) or another thing.
+
+    Raises:
+        CheckpointError: There are several sets.
+    """
+    sets: dict[tuple[str, str], list[Path]] = {}
+    for path in files:
+        if numbered := SHARD.match(path.name):
+            sets.setdefault((numbered["stem"], numbered["count"]), []).append(path)
+    if len(sets) > 1:
+        names = " and ".join(shards[0].name for shards in sets.values())
+        raise CheckpointError(f"{folder} holds several sets of shards ({names}): leave one, or give its index.")
+    return next(iter(sets.values()), files)
 
 
 def _check_numbered(folder: Path, files: list[Path]) -> None:

@@ -100,7 +100,9 @@ def left_out(checkpoint: "Checkpoint") -> dict[str, str]:
             continue
         if len(record.shape) < 2:
             if record.is_recognised and record.layer is not None and not NORMS.search(record.name):
-                found[record.name] = f"its shape {list(record.shape)} is no matrix's; was it saved in shards?"
+                found[record.name] = (
+                    f"its shape {list(record.shape)} is no matrix's, as where a model was saved in shards"
+                )
             continue
         if record.fault is not None:
             found[record.name] = record.fault
@@ -114,9 +116,13 @@ def left_out(checkpoint: "Checkpoint") -> dict[str, str]:
 
 
 def left_out_facts(checkpoint: "Checkpoint") -> dict[str, Any]:
-    """What `left_out` names, as a manifest keeps it: the count, and some by name; empty when there is nothing."""
-    found = left_out(checkpoint)
-    return {"count": len(found), "tensors": dict(list(found.items())[:MOST_NAMED])} if found else {}
+    """What a manifest keeps of it: tensors that `left_out` names, by count and some by name, and files beside.
+
+    Empty when there is nothing.
+    """
+    found, files = left_out(checkpoint), list(checkpoint.beside)
+    tensors = {"count": len(found), "tensors": dict(list(found.items())[:MOST_NAMED])} if found else {}
+    return tensors | ({"files": files[:MOST_NAMED], "file_count": len(files)} if files else {})
 
 
 def left_out_sentence(checkpoint: "Checkpoint") -> str | None:

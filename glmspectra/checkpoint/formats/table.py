@@ -5,7 +5,7 @@ A format is a module of this package with one function, `recognise(name, files)`
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from glmspectra.checkpoint.formats import (
@@ -114,6 +114,12 @@ COMPANIONS = frozenset(
         "qzeros_and_scales",
         "w_bit",
         "scaling_factor",
+        "zp",
+        "w_zp",
+        "wscales",
+        "smooth_factor",
+        "smooth_scale",
+        "hessian",
         "amax",
     ]
 )
@@ -123,6 +129,14 @@ COMPANION_ENDINGS = ("_scale", "_scales", "_scale_inv", "_blocks", "_zero_point"
 COMPANION_WORDS = re.compile(
     r"(^|_)(quant|qparams|quantizer|zeropoints?|zero_points?|absmax)(_|$)|(weight|^w?q|quant\w*)_\w*scales?(_|$)"
 )
+# Scales that belong to a weight's stored numbers, not to a layer's inputs, outputs or cache.
+OF_STORED_NUMBERS = (
+    *("scale", "scales", "scale_weight", "weight_scale", "weight_scale_inv", "weight_scales", "weight_scale_2"),
+    *("weight_global_scale", "qscales", "wscales", "SCB", "absmax", "g_idx", "qzeros", "zero_point", "zeros"),
+)
+# Parts of a weight by their own names (`weight_sparse`, `weight_residual`); an RNN's matrices are none.
+PART_OF_A_WEIGHT = re.compile(r"^weight_(?!(ih|hh|hr)_l\d)")
+PACKED = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 FACTORS = re.compile(r"\.lora_(A|B|E|embedding_[AB])(\.|$)")
 
 
@@ -145,20 +159,21 @@ def assemble(
     files = Files(stored, config, method, settings, read)
     logical: dict[str, Logical] = {}
     used: set[str] = set()
-    modules: set[str] = set()
+    dequantised: set[str] = set()
     for name in stored:
         found = next((weight for recognise in FORMATS.values() if (weight := recognise(name, files))), None)
         if found is not None:
             logical[weight_name(name)] = found
             used.update(found.components)
             if found.dequantize is not None:
-                modules.add(weight_name(name).rpartition(".")[0])
+                dequantised.add(weight_name(name).rpartition(".")[0])
+    modules = {name.removesuffix(".weight") for name in (*stored, *logical) if name.endswith(".weight")}
     # Scales of a quantised layer's inputs and outputs, and the like, mean nothing beside its dequantised weight.
-    used |= {name for name in stored if is_companion(name) and name.rpartition(".")[0] in modules}
+    used |= {name for name in stored if is_companion(name) and name.rpartition(".")[0] in dequantised}
     for name, entry in stored.items():
         if name not in used:
             logical[name] = Logical(
-                entry.shape, entry.dtype, entry.nbytes, entry.file, (name,), fault=_fault(name, entry, files)
+                entry.shape, entry.dtype, entry.nbytes, entry.file, (name,), fault=_fault(name, entry, files, modules)
             )
     return logical
 
@@ -181,15 +196,20 @@ def is_companion(name: str) -> bool:
     return word in COMPANIONS or word.endswith(COMPANION_ENDINGS) or bool(COMPANION_WORDS.search(word))
 
 
-def _fault(name: str, entry: StoredTensor, files: Files) -> str | None:
-    """Why a tensor that no format took is no matrix of numbers; None when it may be one."""
+def _fault(name: str, entry: StoredTensor, files: Files, modules: Collection[str]) -> str | None:
+    """Why a tensor that no format took is no matrix of numbers; None when it may be one.
+
+    modules: those that have a weight, whatever form it is stored in.
+    """
     if len(entry.shape) < 2:
         return None
+    module, _, word = name.rpartition(".")
     if entry.dtype == "float8_e8m0fnu":
         return "it holds powers of two (E8M0), which are scales and no weight"
     if is_companion(name):
         return "by its name it is a scale or packed part of a quantised weight, of no form that is known here"
-    scales = [scale for scale in (f"{name}_scale", f"{name}_scale_inv") if scale in files.stored]
+    scales = [f"{module}.{scale}" for scale in OF_STORED_NUMBERS] if module and word == "weight" else []
+    scales = [scale for scale in (f"{name}_scale", f"{name}_scale_inv", *scales) if scale in files.stored]
     if scales and name.endswith("weight"):
         return f"it holds {entry.dtype} beside the scale {scales[0]}: whether that is in it already cannot be told"
     if "peft_type" not in files.config and FACTORS.search(name):
@@ -197,8 +217,12 @@ def _fault(name: str, entry: StoredTensor, files: Files) -> str | None:
             "it is a factor of LoRA, and the files hold base and adapter side by side; save the adapter by "
             "save_pretrained, or the model after merge_and_unload"
         )
-    weight = name.rpartition(".")[2] == "weight" or (len(entry.shape) == 3 and EXPERTS.search(name))
-    if weight and entry.dtype in ("int8", "uint8", "int32", "int16"):
+    if entry.dtype.startswith(("float", "bfloat")) and (
+        PART_OF_A_WEIGHT.search(word) or (module in modules and word not in ("weight", "bias"))
+    ):
+        return f"by its name it is a part of {module}.weight, of no form that is known here, and no matrix of its own"
+    weight = word == "weight" or (len(entry.shape) == 3 and EXPERTS.search(name))
+    if weight and entry.dtype in PACKED:
         of = f" of {files.method}" if files.method else ""
         return f"it holds {entry.dtype} numbers{of}, and no scale that belongs to it is in the files"
     return None
