@@ -2,8 +2,8 @@
 
 All on the test part. Of the multiple choice each question stands with its own answer and three answers to other
 questions of the part, those nearest in length among a drawn twelfth of them, so that length alone gives nothing away;
-the one with the lowest loss a token is chosen (chance: 0.25). Generated answers are greedy and cut at NEW tokens, and
-so is what they are held against.
+the one with the lowest loss a token is chosen (chance: 0.25), or, `informed`, the one whose loss the question lowers
+most. Generated answers are greedy and cut at NEW tokens, and so is what they are held against.
 """
 
 import ast
@@ -28,11 +28,12 @@ NEW = 128  # tokens of an answer
 @dataclass(frozen=True)
 class Beyond:
     """pairs: question and answer of each row of the part. choices: rows of (question, own answer) and its OTHERS, one
-    question after the other."""
+    question after the other. alone: the same answers without a question."""
 
     task: str
     pairs: Sequence[Pair]
     choices: Rows
+    alone: Rows
 
 
 def choices_of(pairs: Sequence[Pair], seed: int = 0) -> list[Pair]:
@@ -47,7 +48,10 @@ def choices_of(pairs: Sequence[Pair], seed: int = 0) -> list[Pair]:
 
 
 def beyond_of(base: Base, task: str, pairs: Sequence[Pair]) -> Beyond:
-    return Beyond(task, pairs, encode(choices_of(pairs), base.tokens, base.prefix, base.eos, base.length))
+    asked = choices_of(pairs)
+    alone = [("", answer) for _, answer in asked]
+    choices, unasked = (encode(own, base.tokens, base.prefix, base.eos, base.length) for own in (asked, alone))
+    return Beyond(task, pairs, choices, unasked)
 
 
 @torch.no_grad()
@@ -120,18 +124,23 @@ def parses(head: str, body: str) -> bool:
 
 
 def measure(adapters: SideBySide, base: Base, beyond: Beyond, rows: Rows, size: int) -> list[dict[str, float]]:
-    """Of each job: accuracy (of tokens), choice, and rouge_l or, on the Python task, parsed; all shares from 0 to 1."""
+    """Of each job: accuracy (of tokens), choice, informed, and rouge_l or, on the Python task, parsed; all shares from 0
+    to 1."""
     _, hits = row_scores(adapters, rows, size)
     counts = (rows.labels[:, 1:] != -100).sum(1).double()
     accuracy = (hits * counts).sum(1) / counts.sum()
     losses, _ = row_scores(adapters, beyond.choices, size)
-    chosen = losses.view(adapters.jobs, -1, 1 + OTHERS).argmin(-1) == 0
+    lowered = losses - row_scores(adapters, beyond.alone, size)[0]
+    chosen, informed = (
+        (values.view(adapters.jobs, -1, 1 + OTHERS).argmin(-1) == 0).double().mean(1) for values in (losses, lowered)
+    )
     asked = beyond.pairs[:GENERATED]
     told = []
     for number, answers in enumerate(generated(adapters, base, [question for question, _ in asked])):
         one: dict[str, float] = {
             "accuracy": round(float(accuracy[number]), 6),
-            "choice": round(float(chosen[number].double().mean()), 6),
+            "choice": round(float(chosen[number]), 6),
+            "informed": round(float(informed[number]), 6),
         }
         if beyond.task == "python":
             texts = [base.text(answer) if len(answer) < NEW else whole_lines(base.text(answer)) for answer in answers]

@@ -123,6 +123,11 @@ CONTROLS: dict[str, Control] = {
     "uniform-on-preconditioned-modules": Control(partial(on_kept, arm=METRIC)),
     "uniform-longer": Control(uniform, lengths=LONGER),
     "delta-threshold-longer": Control(ARMS[DELTA], lengths=LONGER),
+    "delta-preconditioned-longer": Control(ARMS[METRIC], lengths=LONGER),
+    "delta-preconditioned-one-pilot": Control(partial(ARMS[METRIC], pilots=1)),
+    "delta-threshold-one-pilot-longer": Control(partial(ARMS[DELTA], pilots=1), lengths=LONGER),
+    "delta-preconditioned-one-pilot-longer": Control(partial(ARMS[METRIC], pilots=1), lengths=LONGER),
+    "uniform-longer-and-one-pilot": Control(uniform, lengths=LONGER + PILOT / 240),
     "uniform-one-pilot-longer": Control(uniform, lengths=1 + PILOT / 240),
     "rslora": Control(uniform, lambda facts, budget, seed, ranks: {n: r**0.5 for n, r in ranks.items() if r}),
     "lora-plus": Control(uniform, up_rate=16.0),  # the ratio that LoRA+ (Hayou et al. 2024) recommends

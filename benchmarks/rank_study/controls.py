@@ -48,11 +48,31 @@ METRIC_STEP_SIZE = (
 )
 COMPARED = ("uniform", DELTA, "type-alone", METRIC)  # what the portfolio is held against
 LONG = ("uniform-longer", "uniform-one-pilot-longer", "delta-threshold-longer")
+# Of twice the steps: what is left of the gain, and whether one pilot before it pays.
+LATER = (
+    "delta-preconditioned-one-pilot",
+    "delta-preconditioned-longer",
+    "delta-threshold-one-pilot-longer",
+    "delta-preconditioned-one-pilot-longer",
+    "uniform-longer-and-one-pilot",
+)
 RIVALS = ("lora-plus", "rslora", "eva")
 PLACED = ("plop-lowest", "plop-highest")
 CRITERIA = ("delta-output", "delta-second-order", "delta-consensus")
 # Arms whose rates are tuned for themselves; the menu's other criteria take delta-threshold's.
-TUNED = (*STEP_SIZE, *METRIC_STEP_SIZE, "type-alone", *LONG, *RIVALS, *PLACED, BY_KIND, *PEFT_ARMS, *CUTS)
+TUNED = (
+    *STEP_SIZE,
+    *METRIC_STEP_SIZE,
+    "type-alone",
+    *LONG,
+    "delta-preconditioned-longer",
+    "uniform-longer-and-one-pilot",
+    *RIVALS,
+    *PLACED,
+    BY_KIND,
+    *PEFT_ARMS,
+    *CUTS,
+)
 FACTORS = (0.5, 2.0)  # of the rate of one kind of matrix
 FUSED = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 KINDS = {
@@ -140,7 +160,9 @@ def wanted_rates(found: Found, base: str, task: str, arm: str, budget: int) -> l
 
 
 def best_rate(found: Found, base: str, task: str, arm: str, budget: int) -> float:
-    """The rate with the lowest loss; NotReadyError while the grid is open."""
+    """The rate with the lowest loss; NotReadyError while the grid is open. One pilot instead of three takes the rate of
+    three; what is not tuned for itself otherwise takes delta-threshold's."""
+    arm = arm.replace("-one-pilot", "") if arm.startswith("delta-") else arm
     arm = arm if arm in TUNED else DELTA
     if wanted_rates(found, base, task, arm, budget):
         raise NotReadyError(f"the rates of {arm} at r {budget} on {base} and {task} are not tuned yet")

@@ -12,12 +12,22 @@ from rank_study.plan import BUDGETS
 from rank_study.statistics import holm, paired
 
 LONGER = "uniform-longer"
-BEYOND = {"accuracy": "token accuracy", "choice": "multiple choice", "rouge_l": "ROUGE-L", "parsed": "parse rate"}
+BEYOND = {
+    "accuracy": "token accuracy",
+    "choice": "multiple choice",
+    "informed": "multiple choice, less without question",
+    "rouge_l": "ROUGE-L",
+    "parsed": "parse rate",
+}
 PAIRS = (
     (DELTA, LONGER),
     (METRIC, LONGER),
     ("delta-threshold-longer", LONGER),
+    ("delta-preconditioned-longer", LONGER),
     (rivals.ONE_PILOT, "uniform-one-pilot-longer"),
+    ("delta-preconditioned-one-pilot", "uniform-one-pilot-longer"),
+    ("delta-threshold-one-pilot-longer", "uniform-longer-and-one-pilot"),
+    ("delta-preconditioned-one-pilot-longer", "uniform-longer-and-one-pilot"),
     (DELTA, "lora-plus"),
     (METRIC, "lora-plus"),
     (DELTA, "rslora"),
