@@ -42,9 +42,9 @@ def test_a_part_of_a_weight_is_no_matrix(tmp_path, name):
 
 @pytest.mark.parametrize("scale", ["scales", "scale", "SCB", "weight_scale", "wscales"])
 def test_floats_beside_the_scale_of_stored_numbers_are_not_taken_at_their_word(tmp_path, scale):
-    with opened(tmp_path, GOOD | {f"{Q}.weight": torch.ones(8, 8), f"{Q}.{scale}": torch.ones(8)}) as checkpoint:
-        with pytest.raises(CheckpointError, match="beside the scale"):
-            checkpoint.read(f"{Q}.weight")
+    stored = GOOD | {f"{Q}.weight": torch.ones(8, 8), f"{Q}.{scale}": torch.ones(8)}
+    with opened(tmp_path, stored) as checkpoint, pytest.raises(CheckpointError, match="beside the scale"):
+        checkpoint.read(f"{Q}.weight")
 
 
 @pytest.mark.parametrize("scale", ["k_scale", "output_scale", "input_scale"])
@@ -60,9 +60,9 @@ def test_matrices_of_an_rnn_are_no_parts(tmp_path):
 
 
 def test_packed_words_without_their_rule_are_not_measured(tmp_path):
-    with opened(tmp_path, GOOD | {f"{Q}.weight": WORDS}) as checkpoint:
-        with pytest.raises(CheckpointError, match="it holds uint32 numbers, and no scale"):
-            checkpoint.read(f"{Q}.weight")
+    stored, said = GOOD | {f"{Q}.weight": WORDS}, "it holds uint32 numbers, and no scale"
+    with opened(tmp_path, stored) as checkpoint, pytest.raises(CheckpointError, match=said):
+        checkpoint.read(f"{Q}.weight")
 
 
 def test_a_numbered_set_of_shards_is_the_model_and_what_lies_beside_it_is_told(tmp_path):
