@@ -124,8 +124,8 @@ def parses(head: str, body: str) -> bool:
 
 
 def measure(adapters: SideBySide, base: Base, beyond: Beyond, rows: Rows, size: int) -> list[dict[str, float]]:
-    """Of each job: accuracy (of tokens), choice, informed, and rouge_l or, on the Python task, parsed; all shares from 0
-    to 1."""
+    """Of each job, as shares from 0 to 1: accuracy (of tokens), choice, informed, and rouge_l or, on the Python task,
+    parsed."""
     _, hits = row_scores(adapters, rows, size)
     counts = (rows.labels[:, 1:] != -100).sum(1).double()
     accuracy = (hits * counts).sum(1) / counts.sum()
