@@ -107,6 +107,7 @@ DELTA, METRIC = "delta-threshold", "delta-preconditioned"
 LONGER = 1 + PILOTS * PILOT / 240  # the study's own training with its pilots' steps added
 ONE_KIND, BY_KIND = "rate-of", "rates-by-kind"
 PEFT_ARMS = ("peft-lora", "peft-dora", "peft-pissa", "peft-eva", "peft-adalora")
+SHORT = 20  # steps of the shortest pilot that was screened
 CUT, CUT_CONTINUED = "cut-16", "cut-16-continued"
 CUT_RANK = 16
 CUT_MORE = 60  # steps of the continuation
@@ -125,6 +126,9 @@ CONTROLS: dict[str, Control] = {
     "delta-threshold-longer": Control(ARMS[DELTA], lengths=LONGER),
     "delta-preconditioned-longer": Control(ARMS[METRIC], lengths=LONGER),
     "delta-preconditioned-one-pilot": Control(partial(ARMS[METRIC], pilots=1)),
+    "delta-threshold-short-pilot": Control(partial(ARMS[DELTA], pilots=1, steps=SHORT)),
+    "delta-preconditioned-short-pilot": Control(partial(ARMS[METRIC], pilots=1, steps=SHORT)),
+    "uniform-short-pilot-longer": Control(uniform, lengths=1 + SHORT / 240),
     "delta-threshold-one-pilot-longer": Control(partial(ARMS[DELTA], pilots=1), lengths=LONGER),
     "delta-preconditioned-one-pilot-longer": Control(partial(ARMS[METRIC], pilots=1), lengths=LONGER),
     "uniform-longer-and-one-pilot": Control(uniform, lengths=LONGER + PILOT / 240),

@@ -56,6 +56,7 @@ LATER = (
     "delta-preconditioned-one-pilot-longer",
     "uniform-longer-and-one-pilot",
 )
+SHORT_PILOT = ("delta-threshold-short-pilot", "delta-preconditioned-short-pilot", "uniform-short-pilot-longer")
 RIVALS = ("lora-plus", "rslora", "eva")
 PLACED = ("plop-lowest", "plop-highest")
 CRITERIA = ("delta-output", "delta-second-order", "delta-consensus")
@@ -67,6 +68,7 @@ TUNED = (
     *LONG,
     "delta-preconditioned-longer",
     "uniform-longer-and-one-pilot",
+    "uniform-short-pilot-longer",
     *RIVALS,
     *PLACED,
     BY_KIND,
@@ -160,9 +162,9 @@ def wanted_rates(found: Found, base: str, task: str, arm: str, budget: int) -> l
 
 
 def best_rate(found: Found, base: str, task: str, arm: str, budget: int) -> float:
-    """The rate with the lowest loss; NotReadyError while the grid is open. One pilot instead of three takes the rate of
-    three; what is not tuned for itself otherwise takes delta-threshold's."""
-    arm = arm.replace("-one-pilot", "") if arm.startswith("delta-") else arm
+    """The rate with the lowest loss; NotReadyError while the grid is open. Fewer or shorter pilots take
+    the rate of three; what is not tuned for itself otherwise takes delta-threshold's."""
+    arm = arm.replace("-one-pilot", "").replace("-short-pilot", "") if arm.startswith("delta-") else arm
     arm = arm if arm in TUNED else DELTA
     if wanted_rates(found, base, task, arm, budget):
         raise NotReadyError(f"the rates of {arm} at r {budget} on {base} and {task} are not tuned yet")

@@ -26,6 +26,8 @@ PAIRS = (
     ("delta-preconditioned-longer", LONGER),
     (rivals.ONE_PILOT, "uniform-one-pilot-longer"),
     ("delta-preconditioned-one-pilot", "uniform-one-pilot-longer"),
+    ("delta-threshold-short-pilot", "uniform-short-pilot-longer"),
+    ("delta-preconditioned-short-pilot", "uniform-short-pilot-longer"),
     ("delta-threshold-one-pilot-longer", "uniform-longer-and-one-pilot"),
     ("delta-preconditioned-one-pilot-longer", "uniform-longer-and-one-pilot"),
     (DELTA, "lora-plus"),

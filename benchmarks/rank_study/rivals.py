@@ -9,7 +9,18 @@ loss, on every run of the test part (`beyond`). Rates and grids as in `controls`
 from collections.abc import Iterator
 
 from rank_study.control_arms import BY_KIND, DELTA, METRIC, PEFT_ARMS
-from rank_study.controls import COMPARED, CRITERIA, LATER, LONG, METRIC_STEP_SIZE, PLACED, RIVALS, STEP_SIZE, Stage
+from rank_study.controls import (
+    COMPARED,
+    CRITERIA,
+    LATER,
+    LONG,
+    METRIC_STEP_SIZE,
+    PLACED,
+    RIVALS,
+    SHORT_PILOT,
+    STEP_SIZE,
+    Stage,
+)
 
 SEEDS = tuple(range(400, 410))
 NEOX_STEPS = 900
@@ -23,7 +34,8 @@ def _stages() -> Iterator[Stage]:
         return Stage("controls", base, task, arms, (budget,), tier, SEEDS)
 
     yield stage("chatglm2", "medical", (*EQUAL_COMPUTE, ONE_PILOT, METRIC), 4, 1)
-    yield stage("chatglm2", "medical", LATER, 4, 1)  # declared after EQUAL_COMPUTE was run there and lost
+    # LATER and SHORT_PILOT were declared after EQUAL_COMPUTE had been run on chatglm2 and pilots had lost there.
+    yield stage("chatglm2", "medical", (*LATER, *SHORT_PILOT), 4, 1)
     yield stage("chatglm2", "medical", RIVALS, 4, 2)
     yield stage("chatglm2", "medical", PEFT_ARMS, 4, 3)
     yield stage("chatglm2", "medical", (BY_KIND, *PLACED, *CRITERIA, "type-alone"), 4, 2)
@@ -31,13 +43,15 @@ def _stages() -> Iterator[Stage]:
     yield stage("chatglm2", "medical", LONG, 2, 3)
     yield stage("chatglm2", "medical", (*COMPARED, *LONG), 8, 4)
     yield stage("neox", "medical", STEP_SIZE, 4, 1)
-    yield stage("neox", "medical", ("uniform-longer", "uniform-one-pilot-longer", ONE_PILOT), 4, 2)
+    yield stage(
+        "neox", "medical", ("uniform-longer", *SHORT_PILOT, "uniform-one-pilot-longer", ONE_PILOT, METRIC), 4, 2
+    )
     yield stage("neox", "medical", (*METRIC_STEP_SIZE, "delta-preconditioned-one-pilot"), 4, 3)
     yield stage("neox", "medical", COMPARED, 8, 4)
     yield stage("neox", "medical", ("delta-threshold-longer", *RIVALS), 4, 5)
     yield stage("neox", "medical", (BY_KIND, *PLACED, *CRITERIA), 4, 5)
     yield stage("neox", "python", STEP_SIZE, 4, 6)
-    yield stage("smollm2", "medical", (*EQUAL_COMPUTE, ONE_PILOT), 4, 1)
+    yield stage("smollm2", "medical", (*EQUAL_COMPUTE, ONE_PILOT, *SHORT_PILOT, METRIC), 4, 1)
     yield stage("smollm2", "medical", STEP_SIZE, 2, 2)
     yield stage("smollm2", "python", STEP_SIZE, 4, 2)
     yield stage("smollm2", "python", ("uniform-longer",), 4, 3)
