@@ -104,7 +104,7 @@ def take_pictures(reports: Path) -> None:
             page = browser.new_page(viewport={"width": width, "height": 1500}, color_scheme=scheme)
             page.goto(f"{path.as_uri()}#{address}")
             page.wait_for_selector("html[data-ready]")
-            page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+            page.evaluate("for (const one of ['beforeprint', 'afterprint']) window.dispatchEvent(new Event(one))")
             page.wait_for_timeout(400)
             if part is None:
                 page.evaluate("window.scrollTo(0, 0)")

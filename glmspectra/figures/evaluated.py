@@ -80,7 +80,7 @@ def write_evaluation(out: Path, model: str, adapter: str | None, outcome: Outcom
     findings = find(evidence)
     answers, asked = cards(outcome.scores.samples)
     facts = [(both("page-fact-model"), model)] + ([(both("page-fact-adapter"), adapter)] if adapter else [])
-    name = Path(adapter or model).name
+    name = "/".join(Path(adapter).parts[-2:]) if adapter else Path(model).name  # every run has its final_adapter
     page = Page(
         "evaluate",
         both("page-title-evaluate", name=name),

@@ -19,6 +19,7 @@ from glmspectra.figures import (
 )
 from glmspectra.figures.findings import Scores
 from glmspectra.language import Words
+from glmspectra.ranks import CRITERIA
 from tests.figures.synthetic_run import make_tables, store_tables, training_folder
 
 KINDS = ("svd", "values", "delta", "ranks", "training", "evaluate", "loop", "compare")
@@ -46,9 +47,10 @@ def quantiles(tables: Tables) -> Tables:
 
 
 def ranks_of(tables: Tables) -> pd.DataFrame:
-    """Ranks of the whole matrices by four criteria."""
+    """Ranks of the whole matrices by as many criteria as there are."""
     rows = tables.matrices[tables.matrices["layer"].notna() & (tables.matrices["part"] == "whole")]
     given = {"delta-threshold": rows["layer"] % 5 + 2, "alpha": 9 - rows["layer"] % 4, "uniform": 4, "random": 3}
+    given |= dict.fromkeys([name for name in CRITERIA if name not in given], 5)
     pieces = [rows[["name", "layer", "matrix"]].assign(criterion=name, rank=rank) for name, rank in given.items()]
     return pd.concat(pieces, ignore_index=True).astype({"rank": int})
 

@@ -64,8 +64,8 @@ class Opened:
 
 
 def draw_all(page) -> None:
-    """Scroll once through the page, so that every figure is drawn."""
-    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    """As before a print and after it, so that every figure is drawn."""
+    page.evaluate("for (const one of ['beforeprint', 'afterprint']) window.dispatchEvent(new Event(one))")
     page.wait_for_timeout(100)
 
 
@@ -219,7 +219,7 @@ def test_the_language_switches_on_the_page(browser, pages):
         assert "稳定秩" in page.locator("#map").inner_text()
 
 
-@pytest.mark.parametrize("kind", ["svd", "loop"])
+@pytest.mark.parametrize("kind", ["svd", "loop", "ranks"])
 def test_paper_has_every_row_within_its_width(browser, pages, kind):
     with Opened(browser, pages[kind]) as page:
         page.emulate_media(media="print")
@@ -228,8 +228,21 @@ def test_paper_has_every_row_within_its_width(browser, pages, kind):
         rows = page.evaluate("JSON.parse(document.getElementById('data').textContent).sets[0].rows.layer.length")
         assert page.locator("#table tbody tr").count() == rows
         assert page.evaluate("document.documentElement.scrollWidth") <= 703
-        table = page.locator("#table table").bounding_box()
-        assert table["x"] + table["width"] <= 704
+        for table in page.locator("main table").all():
+            box = table.bounding_box()
+            assert box is not None
+            assert box["x"] + box["width"] <= 704, "a column beyond the edge of the sheet"
+
+
+def test_figures_are_drawn_for_the_width_of_a_sheet_and_back(browser, pages):
+    """Scaled down from the screen's width, their words could not be read."""
+    with Opened(browser, pages["svd"]) as page:
+        draw_all(page)
+        wide = page.evaluate("document.querySelector('#map svg').clientWidth")
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert page.evaluate("document.querySelector('#map svg').viewBox.baseVal.width") <= 703
+        page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+        assert page.evaluate("document.querySelector('#map svg').viewBox.baseVal.width") == wide > 1000
 
 
 def test_a_head_leads_to_its_entry_in_the_glossary(browser, pages):

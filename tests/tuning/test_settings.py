@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -268,6 +269,12 @@ def test_files_that_cannot_be_read(folder, tmp_path):
     assert fault(tmp_path / "nowhere").endswith(
         "there is no such folder; `glmspectra init` writes the three settings files."
     )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert fault(empty).startswith(f"{empty}: holds none of the three settings files (finetune_args.json, ")
+    assert fault(empty).endswith("; `glmspectra init` writes them.")
+    shutil.copytree(folder(), empty / "lora", ignore=shutil.ignore_patterns("empty"))
+    assert fault(empty).endswith(f"; name one that does: --args {empty / 'lora'}.")
 
 
 def test_options_have_the_last_word(folder):

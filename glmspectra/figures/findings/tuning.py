@@ -147,7 +147,7 @@ def rates_apart(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     times = peaks[high] / peaks[low]
     if times >= rule.threshold:
         values = {"high": high, "low": low, "times": number(times, 2)}
-        rates = {"peak": f"{peaks[high]:.3g}", "least": f"{peaks[low]:.3g}"}
+        rates = {"peak": number(peaks[high]), "least": number(peaks[low])}
         yield rule.says(f"× {number(times, 2)}", times / rule.threshold, "#training", **values, **rates)
 
 

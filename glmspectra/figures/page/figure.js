@@ -66,7 +66,7 @@ function saveSvg(svg, title) {
 
 // --- Axes ---
 // Labelled ticks of a logarithmic axis, and the lines between them that show that it is one.
-function logTicks(low, high, most) {
+function logTicks(low, high, most, whole) {
   const all = [];
   for (let decade = Math.floor(Math.log10(low)); decade <= Math.ceil(Math.log10(high)); decade += 1) {
     for (let step = 1; step < 10; step += 1) {
@@ -77,25 +77,33 @@ function logTicks(low, high, most) {
   const first = (value) => Math.round(value / 10 ** Math.floor(Math.log10(value) + 1e-9));
   for (const steps of [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]) {
     const ticks = all.filter((value) => steps.includes(first(value)));
-    if (ticks.length <= most) return { ticks, minor: all };
+    if (ticks.length > most) continue;
+    // Less than half a decade has hardly a round number in it: then evenly spaced values are labelled.
+    return whole || ticks.length > 2 ? { ticks, minor: all } : { ticks: d3.ticks(low, high, Math.min(most, 5)), minor: d3.ticks(low, high, 12) };
   }
   const decades = all.filter((value) => first(value) === 1);
   const every = Math.ceil(decades.length / most);
   return { ticks: decades.filter((_, place) => place % every === 0), minor: decades };
 }
 const ticksPlain = (value) => digits(value, 4);
+// Ticks of one axis are all written alike: 2e−5 beside 1e−4, not beside 0.0001.
+function ticksAlike(ticks) {
+  if (!ticks.some((value) => digits(value).includes("e"))) return ticksPlain;
+  return (value) => (value === 0 ? "0" : Number(value.toPrecision(4)).toExponential().replace("e+", "e").replaceAll("-", MINUS));
+}
 const counted = (value) => (value < 1e6 ? value.toLocaleString("en") : `${digits(value / 1e6)}M`);
 
 function axes({ width, height = 250, x, y, marks, left = 52, right = 12, bottom = 42, label }) {
   const scale = (axis, most) => {
-    const { label: words, log, tickFormat, ...rest } = axis;
+    const { label: words, log, whole, tickFormat, ...rest } = axis;
     const options = { label: null, ...rest };
     if (log) {
       const [low, high] = axis.domain;
-      const { ticks, minor } = logTicks(low, high, most);
-      return [{ ...options, type: "log" }, { ticks, tickFormat: axis.tickFormat ?? ticksPlain }, minor];
+      const { ticks, minor } = logTicks(low, high, most, whole);
+      return [{ ...options, type: "log" }, { ticks, tickFormat: axis.tickFormat ?? ticksAlike(ticks) }, minor];
     }
-    return [options, { ticks: axis.ticks ?? most, tickFormat: axis.tickFormat ?? ticksPlain }, null];
+    const ticks = axis.ticks ?? most;
+    return [options, { ticks, tickFormat: axis.tickFormat ?? ticksAlike(d3.ticks(...axis.domain, ticks)) }, null];
   };
   const [xs, xAxis, xMinor] = scale(x, Math.max(2, Math.round(width / 75)));
   const [ys, yAxis, yMinor] = scale(y, Math.max(3, Math.round(height / 42)));

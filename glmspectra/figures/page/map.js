@@ -31,7 +31,8 @@ function drawMap(host) {
       h("span", { className: "ramp" }, shown(colours.low, column),
         h("i", { style: `background:linear-gradient(to right,${d3.range(0, 1.01, 0.1).map((share) => colours.ramp(share)).join(",")})` }), shown(colours.high, column)),
       rows.some((row) => out.has(row)) ? h("span", { className: "ramp" }, h("span", { className: "out-key" }), t("ui-stands-out")) : null);
-    const caption = sentences([inLanguage(column.meaning), t(colours.diverging ? "ui-map-caption-signed" : colours.log ? "ui-map-caption-log" : "ui-map-caption")]);
+    const caption = sentences([inLanguage(column.meaning), t(colours.diverging ? "ui-map-caption-signed" : colours.log ? "ui-map-caption-log" : "ui-map-caption"),
+      emptyCells(set, rows).length || rows.some((row) => values[row] === null) ? t(set.id === "delta" ? "ui-map-gray-change" : "ui-map-gray") : ""]);
     drawn = figure(capital(axisOf(column)), (width) => mapSvg(width, set, rows, values, column, colours, out), caption);
     host.replaceChildren(tools, drawn.element);
   };
@@ -39,10 +40,18 @@ function drawMap(host) {
   return (changes) => { Object.assign(state, changes); build(); };
 }
 
+const layersOf = (set, rows) => d3.range(d3.min(rows, (row) => set.rows.layer[row]), d3.max(rows, (row) => set.rows.layer[row]) + 1);
+// Places of the map without a row, such as a matrix without an adapter.
+function emptyCells(set, rows) {
+  const names = unique(rows.map((row) => seriesOf(set, row))), layers = layersOf(set, rows);
+  const there = new Set(rows.map((row) => `${set.rows.layer[row]} ${seriesOf(set, row)}`));
+  return d3.cross(layers, names, (layer, name) => ({ layer, name })).filter((cell) => !there.has(`${cell.layer} ${cell.name}`));
+}
+
 function mapSvg(width, set, rows, values, column, colours, out) {
   const across = !narrow(width);
   const layer = (row) => set.rows.layer[row], series = (row) => seriesOf(set, row);
-  const names = unique(rows.map(series)), layers = d3.range(d3.min(rows, layer), d3.max(rows, layer) + 1);
+  const names = unique(rows.map(series)), layers = layersOf(set, rows);
   const longest = d3.max(names, (name) => name.length);
   const room = across ? Math.min(190, 12 + 7 * longest) : 30;
   const cell = across ? Math.max(14, Math.min(26, 420 / names.length)) : 16;
@@ -54,6 +63,7 @@ function mapSvg(width, set, rows, values, column, colours, out) {
     x: { type: "band", padding: 0.04, ...(across ? bands.layers : bands.names) }, y: { type: "band", padding: 0.04, ...(across ? bands.names : bands.layers) },
     style: { background: "transparent", color: "currentColor", fontSize: "12px", fontFamily: "inherit" },
     marks: [
+      Plot.cell(emptyCells(set, rows), { x: across ? "layer" : "name", y: across ? "name" : "layer", fill: "var(--empty)", inset: 0.5 }),
       Plot.cell(rows, {
         x: across ? layer : series, y: across ? series : layer,
         fill: (row) => (values[row] === null ? "var(--empty)" : colours.of(values[row])),
@@ -73,7 +83,7 @@ function mapSvg(width, set, rows, values, column, colours, out) {
 function makeButtons(svg, set, rows, values, column, [ofX, ofY]) {
   svg.setAttribute("role", "group");
   svg.setAttribute("aria-label", t("ui-map-label", { measure: inLanguage(column.label) }));
-  const cells = [...svg.querySelectorAll('g[aria-label="cell"] rect')];
+  const cells = [...[...svg.querySelectorAll('g[aria-label="cell"]')].at(-1).querySelectorAll("rect")];
   const at = new Map();
   const xs = unique(rows.map(ofX)), ys = unique(rows.map(ofY));
   if (typeof xs[0] === "number") xs.sort((a, b) => a - b);

@@ -87,6 +87,13 @@ function pointsOf(set, row) {
 }
 const numberAt = (set, name, row) => (set.values[name] ? set.values[name][row] : null);
 
+// Where the words of a level line cover no point: above its right end where the spectrum crosses it early, else below its left.
+function besides(points, level, log) {
+  const place = log ? Math.log : (x) => x, last = place(points[points.length - 1].x) || 1;
+  const above = points.filter((point) => point.y > level), crosses = above.length ? place(above[above.length - 1].x) / last : 0;
+  return crosses < 0.5 ? { frameAnchor: "right", dy: -8 } : { frameAnchor: "left", dx: 5, dy: 9 };
+}
+
 function spectrumFigure(set, row, label, log) {
   const points = pointsOf(set, row).filter((point) => !log || point.y > 0);
   const edge = numberAt(set, "mp_edge", row), floor = numberAt(set, "noise_floor", row), allotted = numberAt(set, "allotted_rank", row);
@@ -105,14 +112,14 @@ function spectrumFigure(set, row, label, log) {
   ]);
   return figure(t("ui-spectrum-title", { label }), (width) => axes({
     width, left: 62,
-    x: { label: t("ui-number"), log, domain: log ? [0.93, Math.max(1.5, points[points.length - 1].x * 1.1)] : [0, points[points.length - 1].x + 0.5] },
+    x: { label: t("ui-number"), log, whole: true, domain: log ? [0.93, Math.max(1.5, points[points.length - 1].x * 1.1)] : [0, points[points.length - 1].x + 0.5] },
     y: { label: t("ui-sigma"), log, domain: around([...points.map((point) => point.y), ...(edge ? [edge] : [])], log, { zero: true }) },
     marks: [
       Plot.ruleY(rules, { y: "y", stroke: "color", strokeDasharray: "6 3", strokeWidth: 1.4 }),
-      Plot.text(rules, { y: "y", text: "words", frameAnchor: "right", dy: -8, fill: "currentColor" }),
+      ...rules.map((rule) => Plot.text([rule], { y: "y", text: "words", ...besides(points, rule.y, log), fill: "currentColor" })),
       fit.length ? Plot.line(fit, { x: "x", y: "y", stroke: "var(--frame)", strokeWidth: 1.8, strokeDasharray: "3 2", clip: true }) : null,
       Plot.line(points, { x: "x", y: "y", stroke: "var(--s0)", strokeWidth: 1.6 }),
-      Plot.dot(points, { x: "x", y: "y", fill: "var(--s0)", r: 2 }),
+      Plot.dot(points, { x: "x", y: "y", fill: "var(--s0)", r: points.length < 5 ? 4 : 2 }),
       tip(points, { x: "x", y: "y", title: (point) => `σ ${point.x}: ${digits(point.y)}` }),
     ],
   }), caption);

@@ -22,7 +22,7 @@ function drawCriteria(host) {
     }
     const cell = (value) => h("td", { className: "number" }, value === null ? "–" : `${digits(100 * value, 2)} %`);
     parts.push(h("div", { className: "scroll", tabindex: "0", role: "region", "aria-label": t("ui-distances") },
-      h("table", { className: "small" }, h("caption", {}, t("ui-distances")),
+      h("table", { className: "small distances" }, h("caption", {}, t("ui-distances")),
         h("thead", {}, h("tr", {}, h("th", { scope: "col" }, h("a", { href: "#term-criterion" }, t("ui-criterion"))), names.map((name) => h("th", { scope: "col", className: "number" }, h("a", { href: `#${encodeURIComponent(name === chosen ? "column-chosen" : `column-by ${name}`)}` }, name))))),
         h("tbody", {}, names.map((name, row) => h("tr", {}, h("th", { scope: "row" }, controls.includes(name) ? t("ui-control", { name }) : name), moved[row].map((value, at) => cell(at === row ? null : value))))))));
     host.replaceChildren(...parts);

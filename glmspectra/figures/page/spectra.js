@@ -14,7 +14,7 @@ function drawSpectra(host) {
     const again = (key) => (value) => { state[key] = value; build(); };
     const many = d3.max(points, (point) => point.x) > 1;
     const drawn = figure(t("ui-spectra-title", { matrix: state.series }), (width) => axes({
-      width, height: 330, left: 62, x: { label: t("ui-number"), log: state.log && many, domain: state.log && many ? [0.93, d3.max(points, (p) => p.x) * 1.1] : [0, d3.max(points, (p) => p.x) + 0.6] },
+      width, height: 330, left: 62, x: { label: t("ui-number"), log: state.log && many, whole: true, domain: state.log && many ? [0.93, d3.max(points, (p) => p.x) * 1.1] : [0, d3.max(points, (p) => p.x) + 0.6] },
       y: { label: t("ui-sigma"), log: state.log, domain: around(points.map((point) => point.y), state.log, { zero: true }) },
       marks: [
         Plot.line(points, { x: "x", y: "y", z: "layer", stroke: (point) => shade(point.row), strokeWidth: 1.2 }),

@@ -30,5 +30,11 @@ function follow() {
 }
 window.addEventListener("hashchange", follow);
 if (location.hash) follow();
-window.addEventListener("beforeprint", () => { for (const one of everyFigure()) one.ready(); });
+// Figures are drawn anew for the width of a sheet, so that their words are as large as those around them.
+function drawnFor(paper) {
+  document.body.classList.toggle("paper", paper);
+  for (const one of everyFigure()) { one.ready(); one.draw(); }
+}
+window.addEventListener("beforeprint", () => drawnFor(true));
+window.addEventListener("afterprint", () => drawnFor(false));
 document.documentElement.dataset.ready = "yes";

@@ -2,6 +2,7 @@
 const SHOWN = ["difference", "chosen", "allotted", "used", "relative_frobenius", "allotted_rank", "rank", "share_of_rank_in_use", "spectral_norm", "stable_rank", "effective_rank", "alpha", "mp_spikes", "energy_rank_90",
   "top12_share_of_singular_value_sum", "frobenius_norm", "gavish_donoho_rank", "condition_number", "intruders", "std", "excess_kurtosis", "abs_max", "share_beyond_6_sigma"];
 const ESSENTIAL = 8; // columns that are printed
+const FEW = 5; // rows that need no filter
 const AT_ONCE = 150; // rows that are added while scrolling
 
 // `alpha > 6 layer <= 3 dense`: comparisons of columns, and words that must occur in matrix, part, status or type.
@@ -39,13 +40,13 @@ function drawTable(host) {
       remember({ sort: state.sort, up: state.up ? "1" : "" });
       build();
       host.querySelector(`th[data-name="${CSS.escape(name)}"] button`).focus();
-    } }, key ? inLanguage(set.columns[name].head) : t(name === "layer" ? "ui-layer" : "ui-matrix-choice"), state.sort === name ? h("span", { "aria-hidden": "true" }, state.up ? " ▲" : " ▼") : null);
-    const meant = (name, key) => explained(key ? `column-${name}` : `term-${name}`, key ? inLanguage(set.columns[name].label) : t(name === "layer" ? "ui-layer" : "ui-matrix-choice"));
+    } }, key ? inLanguage(set.columns[name].head) : t(name === "layer" ? "ui-layer" : "ui-matrix-choice").toLowerCase(), state.sort === name ? h("span", { "aria-hidden": "true" }, state.up ? " ▲" : " ▼") : null);
+    const meant = (name, key) => explained(key ? `column-${name}` : `term-${name}`, key ? inLanguage(set.columns[name].label) : t(name === "layer" ? "ui-layer" : "ui-matrix-choice").toLowerCase());
     const sorted = (name) => (state.sort === name ? (state.up ? "ascending" : "descending") : "none");
     const head = h("thead", {}, h("tr", {},
       h("th", { scope: "col", className: "stick first number", "aria-sort": sorted("layer"), "data-name": "layer" }, sorter("layer", false), meant("layer", false)),
       h("th", { scope: "col", className: "stick second", "aria-sort": sorted("matrix"), "data-name": "matrix" }, sorter("matrix", false), meant("matrix", false)),
-      columns.map((name, place) => h("th", { scope: "col", className: `number${place >= ESSENTIAL ? " further" : ""}${inLanguage(set.columns[name].head).length < 10 ? " short" : ""}`, "aria-sort": sorted(name), "data-name": name }, sorter(name, true), meant(name, true)))));
+      columns.map((name, place) => h("th", { scope: "col", className: `number${place >= ESSENTIAL ? " further" : ""}${inLanguage(set.columns[name].head).length < 12 ? " short" : ""}`, "aria-sort": sorted(name), "data-name": name }, sorter(name, true), meant(name, true)))));
     const outs = new Map(columns.map((name) => [name, new Set(set.out[name] ?? [])]));
     const line = (row) => h("tr", {},
       h("td", { className: "stick first number" }, set.rows.layer[row] === null ? "–" : String(set.rows.layer[row])),
@@ -70,7 +71,7 @@ function drawTable(host) {
       body.replaceChildren();
       at = 0;
       more();
-      count.textContent = unknown ? t("ui-filter-unknown", { words: unknown }) : t(rows.length === set.rows.layer.length ? "ui-rows-all" : "ui-rows-some", { count: digits(rows.length), all: digits(set.rows.layer.length) });
+      count.textContent = unknown ? t("ui-filter-unknown", { words: unknown }) : t(rows.length !== set.rows.layer.length ? "ui-rows-some" : rows.length === 1 ? "ui-rows-one" : "ui-rows-all", { count: digits(rows.length), all: digits(set.rows.layer.length) });
     };
     const csv = () => {
       const quote = (value) => (/[",\n]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value ?? ""));
@@ -95,7 +96,7 @@ function drawTable(host) {
     host.replaceChildren(
       h("div", { className: "tools" },
         sets.length > 1 ? select(t("ui-set"), sets.map((one) => [one.id, inLanguage(one.label)]), state.set, (value) => { state.set = value; state.sort = ""; build(); }) : null,
-        h("label", {}, t("ui-filter"), h("input", { type: "search", value: state.filter, placeholder: t("ui-filter-example"), autocomplete: "off", spellcheck: false, size: 24, oninput: (event) => { state.filter = event.target.value; remember({ f: state.filter }); fill(); } })),
+        set.rows.layer.length < FEW && !state.filter ? null : h("label", {}, t("ui-filter"), h("input", { type: "search", value: state.filter, placeholder: t("ui-filter-example"), autocomplete: "off", spellcheck: false, size: 24, oninput: (event) => { state.filter = event.target.value; remember({ f: state.filter }); fill(); } })),
         check(t("ui-all-columns"), state.all, (value) => { state.all = value; build(); }),
         h("button", { type: "button", onclick: save }, t("ui-save-csv")), h("button", { type: "button", onclick: copy }, t("ui-copy")), count),
       box, h("p", { className: "note" }, t("ui-table-note")));

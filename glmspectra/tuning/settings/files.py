@@ -113,6 +113,10 @@ def read_sections(folder: Path, faults: Faults) -> dict[str, Section]:
     """The three files of a folder as sections."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder; `glmspectra init` writes the three settings files.")
+    if not any((folder / file).exists() for file in FILES.values()):
+        below = sorted(path.parent for path in folder.glob(f"*/{FILES['train']}"))
+        way = f"name one that does: --args {below[0]}" if below else "`glmspectra init` writes them"
+        raise ConfigError(f"{folder}: holds none of the three settings files ({', '.join(FILES.values())}); {way}.")
     sections = {}
     for name, file in FILES.items():
         section = Section(name)
