@@ -116,7 +116,7 @@ def test_bad_lines_of_a_csv(tmp_path):
         (5, "bad UTF-8"),
         (6, "empty target"),
         (7, "has more fields than the header"),
-        (8, "no target"),
+        (8, "has fewer fields than the header"),
     ]
 
 

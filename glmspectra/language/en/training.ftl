@@ -28,6 +28,12 @@ data-unanswered =
         [one] { $file }: 1 conversation without an answer at the end; what follows the last answer is left out
        *[other] { $file }: { $count } conversations without an answer at the end; what follows the last answer is left out
     }
+data-unasked =
+    { $count ->
+        [one] { $file }: 1 row with an empty question, which is learnt as it is
+       *[other] { $file }: { $count } rows with an empty question, which are learnt as they are
+    }
+data-no-name = (no name)
 data-silent =
     { $count ->
         [one] { $file }: 1 answer read and not learnt, as weight, loss or train says

@@ -22,6 +22,8 @@ from glmspectra.tuning.data.text_file import COMPRESSED_SUFFIXES, LONGEST_LINE, 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 TRAIN_NAMES = ("train", "training")
 VALID_NAMES = ("valid", "validation", "val", "dev", "eval", "test")
+UNREAD = (".arrow", ".feather", ".orc", ".avro", ".xlsx", ".xls", ".db", ".sqlite", ".pkl", ".zip", ".tar", ".lance")
+_PIECE = re.compile(r"[-_.](\d{1,9})[-_.]of[-_.](\d{1,9})$")
 DELIMITERS = (",", "\t", ";", "|")
 
 Values = Iterator[tuple[int, Any] | BadRow]
@@ -155,6 +157,7 @@ def _folder_sources(path: Path) -> tuple[dict[str, Source], list[str]]:
         if twice is not None:
             both = ", ".join(file.name for file in pieces[name] if _stem(file) == twice)
             raise RequestError(f"dataset_path {path}: {both} may each be the {split} part; keep one, or name the file.")
+        _check_pieces(path, stems)
         found[split] = Source(pieces[name])
     if "train" not in found:
         raise RequestError(
@@ -162,8 +165,22 @@ def _folder_sources(path: Path) -> tuple[dict[str, Source], list[str]]:
             f"({', '.join('train' + suffix for suffix in SUFFIXES)})."
         )
     read = [file for source in found.values() for file in source.files]
-    left = [file.name for file in files if file not in read]
+    others = (file for file in sorted(path.iterdir()) if file.suffix.lower() in UNREAD and file.is_file())
+    left = [file.name for file in (*files, *others) if file not in read]
     return found, [f"{path}: files that are not read: {', '.join(left)}"] if left else []
+
+
+def _check_pieces(path: Path, stems: list[str]) -> None:
+    """Raise DataError where a piece is missing: "train-00000-of-00003" says how many there are, from 0 or from 1."""
+    pieces: dict[int, set[int]] = {}
+    for stem in stems:
+        if found := _PIECE.search(stem):
+            pieces.setdefault(int(found[2]), set()).add(int(found[1]))
+    for count, numbers in pieces.items():
+        first = 1 if count in numbers else 0
+        missing = next((number for number in range(first, first + count) if number not in numbers), None)
+        if missing is not None:
+            raise DataError(f"{path}: of {count} pieces of {stems[0]} number {missing} is not there; fetch it.")
 
 
 def _json_lines(text: TextFile) -> Values:
@@ -264,6 +281,8 @@ def _csv(text: TextFile, facts: FileFacts, expected: str) -> Values:
                 yield BadRow(file_name, line, "bad UTF-8")
             elif None in values:
                 yield BadRow(file_name, line, "has more fields than the header")
+            elif None in values.values():
+                yield BadRow(file_name, line, "has fewer fields than the header")
             else:
                 yield line, values
 
@@ -287,6 +306,9 @@ def _parquet(path: Path) -> Values:
     line = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise DataError(f"{path}: the column {twice} is there twice; rename one.")
             for batch in file.iter_batches(batch_size=1024):
                 for value in batch.to_pylist():
                     line += 1

@@ -46,6 +46,7 @@ class FileFacts:
     unread: Counter[str] = field(default_factory=Counter)
     unanswered: int = 0
     silent: int = 0
+    unasked: int = 0
     how: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -61,12 +62,17 @@ class FileFacts:
             said = text("data-file", file=self.file, rows=rows, form=form)
         lines = ["; ".join([said, *self.how])]
         if self.unread:
-            named = listed(f"{name} ({text('data-rows', count=count)})" for name, count in self.unread.most_common())
+            named = listed(
+                f"{name or text('data-no-name')} ({text('data-rows', count=count)})"
+                for name, count in self.unread.most_common()
+            )
             lines.append(text("data-unread", file=self.file, names=named))
         if self.unanswered:
             lines.append(text("data-unanswered", file=self.file, count=self.unanswered))
         if self.silent:
             lines.append(text("data-silent", file=self.file, count=self.silent))
+        if self.unasked:
+            lines.append(text("data-unasked", file=self.file, count=self.unasked))
         return lines
 
 
@@ -103,6 +109,8 @@ def _parse(file: str, line: int, value: Any, columns: Columns, facts: FileFacts,
     except _Unusable as fault:
         return BadRow(file, line, str(fault))
     for _, said in talk.turns:
+        if "\0" in said:
+            return BadRow(file, line, "holds a zero character, which is no text")
         try:
             said.encode("utf-8")
         except UnicodeEncodeError:
@@ -112,6 +120,7 @@ def _parse(file: str, line: int, value: Any, columns: Columns, facts: FileFacts,
     facts.unread.update(f"{name} of a turn" for name in talk.unread)
     facts.unanswered += talk.unanswered
     facts.silent += len(talk.silent)
+    facts.unasked += any(role == "user" and not said.strip() for role, said in talk.turns)
     return Row(file, line, tuple(talk.turns), talk.pair, tuple(talk.silent), talk.tools)
 
 
@@ -238,7 +247,7 @@ def _decoded(value: Any) -> Any:
 
 def _add_extras(talk: Talk, extras: Mapping[str, Any]) -> None:
     if extras["history"] is not None:
-        talk.put_before(read_rounds(extras["history"]))
+        talk.put_history(read_rounds(extras["history"]))
     system = extras["system"]
     if system is not None:
         if not isinstance(system, str):

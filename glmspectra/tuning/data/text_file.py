@@ -24,6 +24,7 @@ LARGEST_JSON = 2 << 30  # characters of a .json file, which is read as a whole
 SAMPLE = 1 << 16
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
+COMPRESSED |= {bytes([0x50 + kind, 0x2A, 0x4D, 0x18]): "zstandard" for kind in range(16)}  # pzstd begins with a note
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 FOREIGN = {
     b"PK\x03\x04": "a zip archive or an Excel sheet; unpack it, or save the sheet as CSV",
@@ -135,7 +136,8 @@ class TextFile:
         if b"\0" in head:
             # ASCII in UTF-16, such as quotes and line ends, has a zero in every second byte.
             even, odd = head[::2].count(0), head[1::2].count(0)
-            if max(even, odd) < len(head) / 50 or min(even, odd) > max(even, odd) / 10:
+            stray = 4 * head.count(0) < len(head) and head.replace(b"\0", b"").isascii()
+            if stray or max(even, odd) < len(head) / 50 or min(even, odd) > max(even, odd) / 10:
                 raise DataError(f"{self.path}: holds zero bytes and is no text file.")
             return "utf-16-be" if even > odd else "utf-16-le"
         return self._eight_bit()

@@ -46,6 +46,15 @@ class Talk:
         self.silent = [index + len(turns) if index >= at else index for index in self.silent]
         self.pair = self.pair and turns[0][0] == "system"
 
+    def put_history(self, earlier: "Talk") -> None:
+        """The rounds of a history before the turns, with what it says is not learnt."""
+        if not earlier.turns:
+            return
+        first = 1 if self.turns and self.turns[0][0] == "system" and earlier.turns[0][0] != "system" else 0
+        self.put_before(earlier.turns)
+        self.silent = sorted([*self.silent, *(index + first for index in earlier.silent)])
+        self.unread |= earlier.unread
+
     def end_with_answer(self) -> None:
         """Take off what follows the last answer, which teaches nothing. Raises ValueError without an answer."""
         while self.turns and self.turns[-1][0] != "assistant":
@@ -89,7 +98,7 @@ def read_messages(messages: Any) -> Talk:
     for number, turn in enumerate(messages, 1):
         if not isinstance(turn, Mapping):
             raise ValueError(f"turn {number} is no object with role and content")
-        if turn.get("role", turn.get("from")) is None:
+        if _one_of(turn, number, "role", "from") is None:
             talk.turns += _round(turn, number)
             continue
         role, text = _turn(turn, number)
@@ -100,7 +109,7 @@ def read_messages(messages: Any) -> Talk:
     return talk
 
 
-def read_rounds(history: Any) -> list[tuple[str, str]]:
+def read_rounds(history: Any) -> Talk:
     """Earlier turns from `history`: a list of [question, answer] pairs, of rounds, or of messages.
 
     Raises:
@@ -109,15 +118,15 @@ def read_rounds(history: Any) -> list[tuple[str, str]]:
     if isinstance(history, str | Mapping) or not hasattr(history, "__len__"):
         raise ValueError("history is no list of rounds")
     if all(isinstance(item, Mapping) for item in history):
-        return read_messages(history).turns
-    turns = []
+        return read_messages(history) if len(history) else Talk([])
+    turns: list[tuple[str, str]] = []
     for number, item in enumerate(history, 1):
         if isinstance(item, str | Mapping) or not isinstance(item, Sequence) or len(item) != 2:
             raise ValueError(f"round {number} of history is no pair of question and answer")
         if not all(isinstance(text, str) for text in item):
             raise ValueError(f"round {number} of history holds what is no text")
         turns += [("user", item[0]), ("assistant", item[1])]
-    return turns
+    return Talk(turns)
 
 
 def check_order(talk: Talk) -> None:
@@ -133,18 +142,29 @@ def check_order(talk: Talk) -> None:
 
 
 def _turn(turn: Mapping[str, Any], number: int) -> tuple[str, str]:
-    role = turn.get("role", turn.get("from"))
+    role = _one_of(turn, number, "role", "from")
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"turn {number} has role {role!r}; known: {', '.join(ROLES)}")
     for key in REFUSED:
         if not _nothing(turn.get(key)):
             raise ValueError(f"turn {number} has {key}, which is not supported")
-    content = turn.get("content", turn.get("value"))
+    content = _one_of(turn, number, "content", "value")
     if isinstance(content, list) and content:
         content = "".join(_part(part, number) for part in content)
     if not isinstance(content, str):
         raise ValueError(f"turn {number} has no text")
     return ROLES[role], content
+
+
+def _one_of(turn: Mapping[str, Any], number: int, first: str, second: str) -> Any:
+    """What stands under one of two names; tables hold null under the other. Raises ValueError where both say something.
+
+    Equal texts are one.
+    """
+    found = [turn[name] for name in (first, second) if turn.get(name) is not None]
+    if len(found) == 2 and found[0] != found[1]:
+        raise ValueError(f"turn {number} has {first} and {second}, which differ")
+    return found[0] if found else None
 
 
 def _nothing(value: Any) -> bool:
