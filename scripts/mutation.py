@@ -24,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 20261128
 SPECTRA, RANKS = "tests/spectra/test_", "tests/ranks/test_"
+NUMBERS = RANKS + "planted_numbers.py"
 TESTS = {
     "spectra.bounds": [SPECTRA + "bounds.py"],
     "spectra.fits": [SPECTRA + "value_distribution.py"],
@@ -38,14 +39,14 @@ TESTS = {
     "spectra.summary": [SPECTRA + "summary.py", SPECTRA + "marchenko_pastur.py"],
     "spectra.values": [SPECTRA + "value_distribution.py"],
     "ranks.allocation": [RANKS + "allocation.py"],
-    "ranks.budget": [RANKS + "suggest.py"],
-    "ranks.criteria": [RANKS + "suggest.py"],
-    "ranks.evidence": [RANKS + "suggest.py"],
+    "ranks.budget": [NUMBERS, RANKS + "suggest.py"],
+    "ranks.criteria": [NUMBERS, RANKS + "suggest.py"],
+    "ranks.evidence": [NUMBERS, RANKS + "suggest.py"],
     "ranks.exports": [RANKS + "peft_form.py"],
-    "ranks.peft_form": [RANKS + "peft_form.py"],
-    "ranks.report": [RANKS + "suggest.py"],
-    "ranks.stability": [RANKS + "suggest.py"],
-    "ranks.suggest": [RANKS + "suggest.py"],
+    "ranks.peft_form": [NUMBERS, RANKS + "peft_form.py"],
+    "ranks.report": [NUMBERS, RANKS + "suggest.py"],
+    "ranks.stability": [NUMBERS, RANKS + "suggest.py"],
+    "ranks.suggest": [NUMBERS, RANKS + "suggest.py"],
 }
 LIBRARIES = ("numpy", "scipy.stats", "scipy.optimize", "torch", "pandas", "pyarrow.parquet", "peft", "hypothesis")
 

@@ -112,6 +112,7 @@ def test_what_a_process_cannot_read_is_told_and_its_jobs_stay_open(work, tmp_pat
     assert capfd.readouterr().out.count("FAILED") == 2
 
 
+@pytest.mark.slow
 def test_a_base_that_is_not_there_is_told_and_the_rest_is_tried(work, tmp_path):
     """Nothing of chatglm2 is begun; smollm2's file is none, which is told too."""
     settings = Settings(tmp_path / "work", work.parent / "medical.jsonl", tmp_path / "none.gguf", 2, 2, 8, 2e-3)

@@ -232,14 +232,14 @@ def test_sequences_packed_in_one_row_do_not_see_each_other(model):
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.slow  # it compiles a kernel
 def test_flex_attention(model):
     ids = random_ids(1, 12)
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7]])
     with torch.no_grad():
         expected = model(ids, position_ids=positions).logits
         model.set_attn_implementation("flex_attention")
-        assert torch.allclose(model(ids, position_ids=positions).logits, expected, atol=1e-5)
+        with torch.compiler.set_stance("force_eager"):  # its mask is what is ours; compiling it takes a minute
+            assert torch.allclose(model(ids, position_ids=positions).logits, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
 HEAVY = ("torch", "transformers", "peft", "datasets", "scipy", "matplotlib", "pandas")
 CODE = f"""
 import sys

@@ -44,7 +44,7 @@ def pickled(path, body: bytes) -> None:
 @pytest.mark.parametrize(
     ("name", "opcodes"),
     [
-        ("marks", b"\x80\x02" + b"(" * 40_000_000 + b"."),
+        pytest.param("marks", b"\x80\x02" + b"(" * 40_000_000 + b".", marks=pytest.mark.slow),
         pytest.param("lists", b"\x80\x02" + b"]" * 40_000_000 + b".", marks=pytest.mark.slow),
         pytest.param("twice", b"\x80\x02]" + b"2" * 40_000_000 + b".", marks=pytest.mark.slow),
         ("nested", b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."),

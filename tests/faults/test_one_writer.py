@@ -98,6 +98,7 @@ with exclusive(Path({str(tmp_path / "run")!r}), "train"):
         os.kill(int(orphan.read_text()), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_command_in_a_folder_that_another_writes_stops_with_status_2(tmp_path):
     run = [sys.executable, "-m", "glmspectra"]
     done = subprocess.run([*run, "svd", "--quiet", "--no-report", "--out", str(tmp_path)], capture_output=True)

@@ -189,7 +189,11 @@ def test_exports_for_plain_peft_axolotl_llama_factory_and_ms_swift(evidence, all
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable == allocation.parameters
     tensors = load_file(untrained / "adapter_model.safetensors")
     assert all(not t.any() for name, t in tensors.items() if "lora_B" in name)
-    assert all(t.abs().max() > 0 for name, t in tensors.items() if "lora_A" in name)
+    assert len(tensors) == 2 * sum(rank > 0 for rank in allocation.ranks.values())
+    for name, a in tensors.items():
+        if "lora_A" in name:  # as PEFT starts it: uniform between -1 and 1 over the root of its columns
+            assert 0.5 < a.abs().max() * a.shape[1] ** 0.5 <= 1, name
+            assert a.min() < 0 < a.max(), name
     # ms-swift goes on from the same adapter, which its `--adapters` names.
     words = shlex.split((tmp_path / "ms_swift" / "ms_swift.sh").read_text().splitlines()[1])
     started = load_file(Path(words[words.index("--adapters") + 1]) / "adapter_model.safetensors")

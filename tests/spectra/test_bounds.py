@@ -87,6 +87,13 @@ def test_bounds_grow_as_the_square_of_the_condition():
     assert relative[2] / relative[1] == pytest.approx(1e4, rel=0.01)
 
 
+def test_the_bound_reaches_to_the_farther_end():
+    """Eigenvalues 4 and 1, each 0.2 from the true ones at most."""
+    sigma, bound = sigma_from_eigenvalues(np.array([1.0, 4.0]), 0.05)
+    np.testing.assert_allclose(sigma, [2, 1])
+    np.testing.assert_allclose(bound, [2 - np.sqrt(3.8), 1 - np.sqrt(0.8)])
+
+
 def test_a_zero_or_negative_eigenvalue_keeps_zero_inside_its_bound():
     sigma, bound = sigma_from_eigenvalues(np.array([1.0, 0.0, -3e-15]), 1e-14)
     assert sigma[1:].tolist() == [0.0, 0.0]

@@ -75,6 +75,12 @@ def test_nothing_to_fit_is_nan(values):
     assert fit.tail == 0
 
 
+def test_hill_of_few_values_is_what_its_formula_gives():
+    assert hill_alpha(np.array([4.0, 2.0])) == pytest.approx(1 + 1 / np.log(2))
+    assert hill_alpha(np.array([8.0, 1.0, 4.0, 2.0, 0.0])) == pytest.approx(1 + 2 / np.log(8 * 4 / 2**2))
+
+
 def test_hill_is_nan_where_it_is_not_defined():
+    assert np.isnan(hill_alpha(np.array([])))
     assert np.isnan(hill_alpha(np.array([1.0])))
     assert np.isnan(hill_alpha(np.ones(10)))

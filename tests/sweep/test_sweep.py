@@ -159,7 +159,8 @@ def wait_for_parts(out, count, process):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_command_goes_on_and_ends_like_an_uninterrupted_one(tmp_path, how):
     model = write_small_checkpoint(tmp_path / "model", layers=24)
     command = [*COMMAND, "--model", str(model), "--out"]
