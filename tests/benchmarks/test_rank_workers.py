@@ -159,11 +159,11 @@ def test_a_group_too_large_for_the_gpu_is_run_in_halves(work, monkeypatch, count
     """Each job once, in order, and as it would be in a group that fits."""
     asked = []
 
-    def small(base, rows, facts, jobs, steps, batch):
+    def small(base, rows, facts, jobs, *others):
         asked.append(len(jobs))
         if len(jobs) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run_group(base, rows, facts, jobs, steps, batch)
+        return run_group(base, rows, facts, jobs, *others)
 
     jobs = jobs_for_one_group(count)
     worker = Worker("cpu", settings_of(work))
