@@ -115,7 +115,7 @@ def read_run(folder: Path) -> Run:
             "with the command that made it (`glmspectra svd`, `values` or `delta`)."
         )
     if manifest["complete"]:
-        tables = {name: _read_table(folder / f"{name}.parquet") for name in TABLES}
+        tables = {name: _read_table(folder / f"{name}.parquet", schema) for name, schema in TABLES.items()}
     else:
         tables = collect(folder, manifest).tables
     if not tables["matrices"].num_rows:
@@ -179,17 +179,38 @@ def _concatenate(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks() if tables else schema.empty_table()
 
 
-def _read_table(path: Path) -> pa.Table:
+def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         with path.open("rb") as file:  # pyarrow opens no path that is not UTF-8
-            return pq.ParquetFile(file).read()  # `read_table` would import pyarrow.dataset, a third of a second
-    except (pa.ArrowException, FileNotFoundError) as error:
+            # `read_table` would import pyarrow.dataset, a third of a second
+            return _checked(pq.ParquetFile(file).read(), schema)
+    except (pa.ArrowException, ValueError, OverflowError, KeyError, FileNotFoundError) as error:
+        reason = str(error).partition("\n")[0][:200]
         raise StoreError(
-            f"{path} is missing or damaged: delete it and run the same `glmspectra svd` or `glmspectra values` "
-            "command again, which merges it anew from the finished matrices."
+            f"{path} is missing or damaged ({reason}): delete it and run the same `glmspectra svd` or "
+            "`glmspectra values` command again, which merges it anew from the finished matrices."
         ) from error
     except OSError as error:
         raise explain(error, path, "be read") from error
+
+
+def _checked(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table in the types of the schema; columns that may be null may be absent, as in tables of before them.
+
+    Raises:
+        ValueError: A column is missing, of another type, holds null where it must not, or a row stands twice.
+    """
+    for field in schema:
+        at = table.schema.get_field_index(field.name)
+        if at < 0 and field.nullable:
+            continue
+        if at < 0 or (not field.nullable and table.column(at).null_count):
+            raise ValueError(f"the column {field.name} {'is missing' if at < 0 else 'holds null'}")
+        if table.schema.field(at).type != field.type:
+            table = table.set_column(at, field, table.column(at).cast(field.type))
+    if schema is MATRICES and table.group_by(list(_KEY_COLUMNS)).aggregate([]).num_rows != table.num_rows:
+        raise ValueError("a row stands twice")
+    return table
 
 
 def _with_checkpoint(rows: "pd.DataFrame", matrices: "pd.DataFrame") -> "pd.DataFrame":

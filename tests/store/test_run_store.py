@@ -199,11 +199,38 @@ def test_lost_or_shortened_tables_are_merged_again(store):
     measure_all(store, spectrum_request())
     store.merge()
     (store.folder / "matrices.parquet").write_bytes(b"torn")
-    with pytest.raises(StoreError, match=r"matrices\.parquet is missing or damaged: delete it and run the same"):
+    with pytest.raises(StoreError, match=r"matrices\.parquet is missing or damaged \(.*\): delete it and run the same"):
         read_run(store.folder)
     measure_all(store, spectrum_request())
     store.merge()
     assert len(read_run(store.folder).matrices) == 6
+
+
+FOREIGN = {
+    "another type": (lambda frame: frame.assign(spectral_norm="large"), "large"),
+    "no rows": (lambda frame: frame.drop(columns="rows"), "the column rows is missing"),
+    "null": (lambda frame: frame.assign(status=None), "the column status holds null"),
+    "a row twice": (lambda frame: pd.concat([frame, frame]), "a row stands twice"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_table_that_this_program_did_not_write_is_refused(store, kind):
+    change, said = FOREIGN[kind]
+    measure_all(store, spectrum_request())
+    store.merge()
+    path = store.folder / "matrices.parquet"
+    change(pd.read_parquet(path)).to_parquet(path)
+    with pytest.raises(StoreError, match=f"matrices.parquet is missing or damaged .*{said}"):
+        read_run(store.folder)
+
+
+def test_a_table_of_before_a_column_was_added_is_read(store):
+    measure_all(store, spectrum_request())
+    store.merge()
+    path = store.folder / "matrices.parquet"
+    pd.read_parquet(path).drop(columns="hill_alpha").to_parquet(path)
+    assert "hill_alpha" not in read_run(store.folder).matrices
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
