@@ -158,7 +158,7 @@ def write_documents(docs: Path) -> None:
     files = [read_lines(path) for path in (RESULTS, CONTROLS, RIVALS, MOMENTS)]
     docs.mkdir(parents=True, exist_ok=True)
     (docs / "ranks_tables.md").write_text(document(*files), encoding="utf-8")
-    for path in [docs / "ranks_tables.md", *draw(*files[:2], docs / "figures")]:
+    for path in [docs / "ranks_tables.md", *draw(*files[:3], docs / "figures")]:
         print(path)
 
 

@@ -1,5 +1,5 @@
-"""The three figures of `docs/ranks.md`, drawn from the committed lines: gain by budget, parameters for equal loss, and
-the controls."""
+"""The figures of `docs/ranks.md`, drawn from the committed lines: gain by budget, parameters for equal loss, the
+controls, and gain by steps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,10 +39,23 @@ CONTROLS = {
     "uniform-on-preconditioned-modules": "  uniform ranks, its modules",
     "cut-16-continued": "rank 16, cut, 60 steps more",
 }
+# Label, color, and (steps of the pilots and of the training, arm) along a line.
+BY_STEPS = (
+    ("uniform ranks", "#7f7f7f", ((240, "uniform"), (260, "uniform-short-pilot-longer"),
+     (320, "uniform-one-pilot-longer"), (480, "uniform-longer"), (560, "uniform-longer-and-one-pilot"))),
+    ("plain delta-W, 240 steps", "#1f77b4", ((260, "delta-threshold-short-pilot"), (320, "delta-threshold-one-pilot"),
+     (480, "delta-threshold"))),
+    ("plain delta-W, 480 steps", "#17becf", ((560, "delta-threshold-one-pilot-longer"),
+     (720, "delta-threshold-longer"))),
+    ("AdamW's metric, 240 steps", "#d62728", ((260, "delta-preconditioned-short-pilot"),
+     (320, "delta-preconditioned-one-pilot"), (480, "delta-preconditioned"))),
+    ("AdamW's metric, 480 steps", "#ff7f0e", ((560, "delta-preconditioned-one-pilot-longer"),
+     (720, "delta-preconditioned-longer"))),
+)  # fmt: skip
 
 
-def draw(lines: Sequence[dict], control_lines: Sequence[dict], folder: Path) -> list[Path]:
-    """Write gain.svg, equal_loss.svg and controls.svg into the folder, and return their paths."""
+def draw(lines: Sequence[dict], control_lines: Sequence[dict], rival_lines: Sequence[dict], folder: Path) -> list[Path]:
+    """Write gain.svg, equal_loss.svg, controls.svg and steps.svg into the folder, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     style = {"svg.hashsalt": "ranks", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with plt.rc_context(style):
@@ -50,6 +63,7 @@ def draw(lines: Sequence[dict], control_lines: Sequence[dict], folder: Path) -> 
             _gain(table.rows(lines), control_table.rows(control_lines), folder / "gain.svg"),
             _equal_loss(table.rows(lines), folder / "equal_loss.svg"),
             _controls(control_table.rows(control_lines), folder / "controls.svg"),
+            _steps(control_table.rows(rival_lines), folder / "steps.svg"),
         ]
     plt.close("all")
     return found
@@ -122,6 +136,27 @@ def _controls(rows: Sequence[control_table.Row], path: Path) -> Path:
     axes[0].tick_params(axis="y", pad=210, length=0)
     axes[0].invert_yaxis()
     figure.tight_layout()
+    return _save(path)
+
+
+def _steps(rows: Sequence[control_table.Row], path: Path) -> Path:
+    """Loss less that of uniform after 240 steps, over all steps that were taken, the pilots' too, at r 4."""
+    gaps = {(row.base, row.arm): row.gap for row in rows if row.task == "medical" and row.budget == 4}
+    settings = [setting for setting in NAMES if setting[1] == "medical" and (setting[0], "uniform-longer") in gaps]
+    figure, axes = plt.subplots(1, max(1, len(settings)), figsize=(12, 3.4), squeeze=False)
+    for axis, (base, task) in zip(axes[0], settings, strict=False):
+        for label, color, places in BY_STEPS:
+            found = [(steps, gaps[base, arm]) for steps, arm in places if (base, arm) in gaps]
+            x, y = [steps for steps, _ in found], [gap.mean for _, gap in found]
+            spread = [[gap.mean - gap.low for _, gap in found], [gap.high - gap.mean for _, gap in found]]
+            if label == "uniform ranks":
+                x, y, spread = [240, *x], [0.0, *y], [[0.0, *side] for side in spread]
+            axis.errorbar(x, y, spread, fmt="o-", ms=4, lw=1, capsize=2, color=color, label=label)
+        axis.set(title=f"{NAMES[base, task]}, r 4", xlabel="steps, the pilots' too")
+        axis.title.set_fontsize(9)
+    axes[0, 0].set_ylabel("loss - uniform's at 240, nats a token")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=5, frameon=False)
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
     return _save(path)
 
 
