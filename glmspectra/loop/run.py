@@ -29,7 +29,7 @@ def run_loop(
         state = LoopState.open(options, fresh)
         results: Results = {stage: state.result(stage) for stage in STAGES if state.finished(stage)}
         for number, (stage, work) in enumerate(STAGES.items(), start=1):
-            place = f"[{number}/{len(STAGES)}] {stage}"
+            place = f"[{number}/{len(STAGES)}] {text(f'loop-stage-{stage}')}"
             if state.finished(stage):
                 say(text("loop-stage-finished", stage=place))
                 continue

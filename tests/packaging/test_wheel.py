@@ -61,5 +61,7 @@ def test_the_wheel_alone_measures_and_writes_its_presets(unpacked, tmp_path):
     assert Path(told.stdout.strip()).is_relative_to(unpacked), "the checkout is not used"
     run("init")
     assert (tmp_path / "args_file" / "train_args.json").is_file()
+    assert "next: glmspectra train" in run("init", "--help"), "the example of a command's help"
+    assert run("chat", "头晕怎么办？", "--temperature", "0", "--max-new-tokens", "8", "--device", "cpu").strip()
     run("svd", "--layers", "0", "--quiet")
     assert list((tmp_path / "reports").glob("*/index.html"))

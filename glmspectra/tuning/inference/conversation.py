@@ -158,9 +158,9 @@ def _obey(conversation: Conversation, command: str) -> str:
     """Carry out a command of `talk`; what is said to it."""
     if command == "/clear":
         conversation.clear()
-        return "a new conversation."
+        return text("chat-cleared")
     if command == "/undo":
-        return "the last round is taken back." if conversation.undo() else "there is no round to take back."
+        return text("chat-undone" if conversation.undo() else "chat-nothing-to-undo")
     if command == "/history":
         system = [f"(system) {conversation.system}"] if conversation.system else []
         rounds = [f"> {query}\n{answer}" for query, answer in conversation.rounds]
@@ -179,5 +179,5 @@ def _answer(conversation: Conversation, query: str, write: Callable[[str], None]
     except RequestError as error:
         write(str(error))
     except KeyboardInterrupt:
-        write("\n(stopped; the question and this answer are not kept)")
+        write("\n" + text("chat-stopped"))
     return False
