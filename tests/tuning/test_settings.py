@@ -11,6 +11,7 @@ import torch
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION as FUNCTIONS
 from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS
 
+from glmspectra.embedded import EMBEDDED_MODEL
 from glmspectra.errors import ConfigError
 from glmspectra.tuning.settings.checks import OPTIMIZER_OPTIONS, SCHEDULE_OPTIONS
 from glmspectra.tuning.settings.explain import trainer_keys_page
@@ -70,6 +71,18 @@ def fault(path: Path, *overrides: str, ranks: Path | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
         load_settings(path, list(overrides), ranks)
     return str(caught.value)
+
+
+def test_the_rate_of_the_embedded_model_is_noted_where_another_is_trained(folder, tmp_path):
+    def noted(model: str, rate: float, *overrides: str) -> bool:
+        path = folder(finetune={"model_path": model}, train={"learning_rate": rate})
+        return any("--find-lr" in note for note in load_settings(path, list(overrides)).notes)
+
+    assert noted(str(tmp_path), 1e-2)
+    assert not noted("nano", 1e-2)
+    assert not noted(str(EMBEDDED_MODEL), 1e-2)
+    assert not noted(str(tmp_path), 2e-4)
+    assert not noted(str(tmp_path), 1e-2, "train.learning_rate=1e-2"), "asked for"
 
 
 def test_every_key_of_the_study_keeps_its_value(folder):

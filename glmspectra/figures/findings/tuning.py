@@ -171,7 +171,9 @@ def best_run(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
 
 def wrong_perplexity(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """Logs whose perplexity is not exp of their loss."""
-    wrong = [run.name for run in evidence.training if run.perplexity_disagrees]
+    wrong = [run for run in evidence.training if run.perplexity_disagrees]
     if len(wrong) >= rule.threshold:
-        names = Words(", ".join(wrong), "、".join(wrong))
-        yield rule.says("exp", float(len(wrong)), "#training", runs=names)
+        names = Words(*(mark.join(run.name for run in wrong) for mark in (", ", "、")))
+        last = wrong[0].history.dropna(subset=["eval_perplexity", "logged_perplexity"]).iloc[-1]
+        value = f"{number(float(last['logged_perplexity']))} ≠ {number(float(last['eval_perplexity']))}"
+        yield rule.says(value, float(len(wrong)), "#training", runs=names)

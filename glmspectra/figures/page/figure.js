@@ -89,7 +89,7 @@ const ticksPlain = (value) => digits(value, 4);
 // Ticks of one axis are all written alike: 2e−5 beside 1e−4, not beside 0.0001.
 function ticksAlike(ticks) {
   if (!ticks.some((value) => digits(value).includes("e"))) return ticksPlain;
-  return (value) => (value === 0 ? "0" : Number(value.toPrecision(4)).toExponential().replace("e+", "e").replaceAll("-", MINUS));
+  return (value) => (value === 0 || (Math.abs(value) >= 1 && Math.abs(value) < 1e4) ? ticksPlain(value) : Number(value.toPrecision(4)).toExponential().replace("e+", "e").replaceAll("-", MINUS));
 }
 const counted = (value) => (value < 1e6 ? value.toLocaleString("en") : `${digits(value / 1e6)}M`);
 

@@ -8,6 +8,7 @@ settings-adafactor = { $place }: adafactor is taken as optim adafactor.
 settings-adafactor-off = { $place }: adafactor is taken as optim, which stays as it is.
 settings-optimizer = { $place }: optim "{ $old }" is gone from transformers and is taken as "{ $new }".
 settings-gives-way = { $place }: { $key } is set aside, since { $other } is given.
+settings-rate-of-nano = { $place }: learning_rate { $rate } is what the embedded model learns at, and far too high for most others: `glmspectra train --find-lr` says which fits.
 settings-aside = { $place }: { $key } is set aside: { $why }.
 settings-long = { $beginning }... ({ $count } entries)
 settings-idle = { $place }: { $key } has no effect here. { $why }.

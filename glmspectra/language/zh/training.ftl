@@ -8,6 +8,7 @@ settings-adafactor = { $place }：adafactor 按 optim adafactor 处理。
 settings-adafactor-off = { $place }：adafactor 按 optim 处理，其值不变。
 settings-optimizer = { $place }：transformers 已没有 optim "{ $old }"，按 "{ $new }" 处理。
 settings-gives-way = { $place }：已给出 { $other }，{ $key } 不用。
+settings-rate-of-nano = { $place }：learning_rate { $rate } 是内置模型所用的，对多数其他模型过高：`glmspectra train --find-lr` 会给出合适的值。
 settings-aside = { $place }：{ $key } 不用（{ $why }）。
 settings-long = { $beginning }……（共 { $count } 项）
 settings-idle = { $place }：{ $key } 在此没有作用（{ $why }）。

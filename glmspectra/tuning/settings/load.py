@@ -215,7 +215,22 @@ def load_settings(
     faults.raise_any(str(folder))
     settings = Settings(finetune=built["finetune"], lora=built["lora"], train=built["train"], notes=notes)
     _check_base_of_ranks(settings)
+    if "learning_rate" not in options["train"].values and _rate_of_nano(settings):
+        place = sections["train"].place("learning_rate")
+        settings.notes.append(text("settings-rate-of-nano", place=place, rate=f"{settings.train.learning_rate:g}"))
     return settings
+
+
+HIGH_RATE = 5e-3  # what nano of a million parameters learns at; others are commonly tuned at 1e-5 to 1e-3
+
+
+def _rate_of_nano(settings: Settings) -> bool:
+    """Whether the presets' rate for the embedded model is about to train another one."""
+    from glmspectra.embedded import EMBEDDED_MODEL, EMBEDDED_NAME
+
+    path = settings.finetune.model_path
+    embedded = path == EMBEDDED_NAME or Path(path).expanduser().resolve() == EMBEDDED_MODEL
+    return not embedded and settings.train.learning_rate >= HIGH_RATE
 
 
 def _check_base_of_ranks(settings: Settings) -> None:
