@@ -96,7 +96,8 @@ def main() -> None:
         predicted = rows[0]["seconds"] * row["share"] / rows[0]["share"]
         print(
             f"{count} processes: {row['seconds']:.1f} s of sweep (predicted {predicted:.1f}), {row['wall']:.1f} s of "
-            f"command, {row['own_gib']:.2f} GiB of its own, speed-up {rows[0]['seconds'] / row['seconds']:.2f}",
+            f"command, {row['own_gib']:.2f} GiB of its own, {row['device_gib']:.2f} on the device, "
+            f"speed-up {rows[0]['seconds'] / row['seconds']:.2f}",
             flush=True,
         )
     rate = rows[0]["share"] / rows[0]["seconds"]
@@ -149,7 +150,12 @@ def measure(model: Path, count: int, options: argparse.Namespace) -> dict[str, A
         arguments = ["svd", "--layers", "all", "--model", str(model), "--out", out, "--device", options.device]
         started = time.perf_counter()
         answer, own = run_command(arguments, count)
-        return {"seconds": answer["seconds"], "wall": time.perf_counter() - started, "own_gib": own / 2**30}
+        return {
+            "seconds": answer["seconds"],
+            "wall": time.perf_counter() - started,
+            "own_gib": own / 2**30,
+            "device_gib": (answer["device_memory"] or 0) / 2**30,
+        }
 
 
 def run_command(arguments: list[str], count: int = 1) -> tuple[dict[str, Any], int]:

@@ -9,6 +9,8 @@ from glmspectra.cli.selection_options import Exclude, Include, Layers, Matrices,
 from glmspectra.language import both, current, text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.table import Table
 
     from glmspectra.checkpoint import Checkpoint
@@ -52,7 +54,7 @@ def inspect(
         records = list(checkpoint.tensors.values())
         chosen = select(checkpoint, layers, matrices, include or (), exclude or ())
         where, available = _available_memory(device)
-        cost = selection_cost(chosen, parts, where)
+        cost = selection_cost(chosen, parts, where, _solved_together(where))
         listing = _tensor_table(checkpoint) if tensors else _kind_table(checkpoint)
         result: dict[str, Any] = {
             "checkpoint": checkpoint.name,
@@ -217,6 +219,17 @@ def _bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError("unreachable")
+
+
+def _solved_together(device: str) -> "Callable[[int, int], int]":
+    """How many matrices of an order, each of so many bytes, `svd` solves together on the device."""
+    if device == "cpu":
+        return lambda order, nbytes: 1
+    import torch
+
+    from glmspectra.spectra.batched_eigenvalues import batch_limit
+
+    return lambda order, nbytes: batch_limit(order, nbytes, torch.device(device))
 
 
 def _available_memory(wanted: str) -> tuple[str, int | None]:

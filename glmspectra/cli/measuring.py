@@ -117,12 +117,22 @@ def _tell(
         "seconds": round(result.seconds, 3),
         "device": result.device,
         "processes": result.processes,
+        "device_memory": _device_memory(result.device) if result.measured else None,
     }
     if following and not (result.nonfinite or result.unreadable or run.manifest["checkpoint"]["form"] == "adapter"):
         facts["next"] = following
     if not as_json:
         show_table(text("terminal-medians", run=run.name), summary_table(run, summary_columns))
     finish(facts, _lines(facts, result), as_json)
+
+
+def _device_memory(device: str) -> int | None:
+    """The most bytes that this process held on its CUDA device; None on a CPU."""
+    if device == "cpu":
+        return None
+    import torch
+
+    return torch.cuda.max_memory_reserved(torch.device(device))
 
 
 def draw_page(run_folder: Path, reports: Path, svg: bool = False, quiet: bool = False) -> Path:

@@ -1,6 +1,7 @@
 """What measuring costs: operations and bytes, known beforehand, to share matrices out and to say the time left."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ def value_cost(shapes: Iterable[tuple[int, int]]) -> float:
 FLOAT64 = 8  # bytes
 # On CUDA: the Gram matrix, the copy that the eigensolver overwrites, and cuSOLVER's workspace of about the same size.
 GRAM_COPIES_CUDA = 3
+# The same for one of a batch, as `spectra/batched_eigenvalues.py` has it, which loads torch; a test holds both.
+WORKSPACE_CUDA = 4.0
 # On a CPU LAPACK's one-stage solver works on a copy; from this order on the two stages work in place, beside panels of
 # this width. As `spectra/eigenvalues.py` has it, which loads torch; a test holds both.
 TWO_STAGE_FROM, BANDWIDTH = 3000, 64
@@ -54,7 +57,7 @@ class SelectionCost:
         spectra: matrices and the parts of them that are asked for.
         nbytes: stored bytes to read.
         flops: floating point operations of the exact method, float64.
-        memory: bytes beside the mapped file at the largest matrix.
+        memory: bytes beside the mapped file at the largest matrix, or the largest batch of them.
         largest: name of that matrix.
     """
 
@@ -98,11 +101,41 @@ def spectrum_memory(record: "TensorRecord", split: "Split" = "no", device: str =
     return working + FLOAT64 * grams + dequantised
 
 
-def selection_cost(records: Iterable["TensorRecord"], split: "Split" = "no", device: str = "cpu") -> SelectionCost:
-    """Add up what the exact spectra of these matrices cost on a device; one that cannot be read costs nothing."""
+def batch_memory(records: Sequence["TensorRecord"], limit: int) -> int:
+    """Bytes on a CUDA device while one batch of these matrices, all of one order, is solved and the next one is made.
+
+    A batch: weights, Gram matrices, their copies side by side and the solver's workspace; the next one: weights and
+    Gram matrices. limit: how many a batch may hold.
+    """
+    matrices = sum(max(1, record.experts) for record in records)
+    batches = max(1, math.ceil(matrices / limit))
+    count = math.ceil(matrices / batches)
+    gram = FLOAT64 * min(records[0].rows, records[0].columns) ** 2
+    weight = sum(record.nbytes for record in records) / matrices
+    solved = count * (gram * (2 + WORKSPACE_CUDA) + weight)
+    return int(solved + (count * (gram + weight) if batches > 1 else 0))
+
+
+def selection_cost(
+    records: Iterable["TensorRecord"],
+    split: "Split" = "no",
+    device: str = "cpu",
+    at_once: Callable[[int, int], int] = lambda order, nbytes: 1,
+) -> SelectionCost:
+    """Add up what the exact spectra of these matrices cost on a device; one that cannot be read costs nothing.
+
+    at_once: how many matrices of an order and of so many bytes are solved together there; 1 on a CPU.
+    """
     records = [record for record in records if record.fault is None]
     shapes = [(part.row_stop - part.row_start, r.columns) for r in records for part in r.parts(split)]
     memory = {record.name: spectrum_memory(record, split, device) for record in records}
+    by_order: dict[int, list[TensorRecord]] = {}
+    for record in records:
+        by_order.setdefault(min(record.rows, record.columns), []).append(record)
+    for order, alike in by_order.items():
+        limit = at_once(order, max(record.nbytes // max(1, record.experts) for record in alike))
+        if limit > 1:
+            memory[alike[0].name] = max(memory[alike[0].name], batch_memory(alike, limit))
     largest = max(memory, key=lambda name: memory[name], default="")
     return SelectionCost(
         matrices=sum(max(1, record.experts) for record in records),

@@ -9,7 +9,7 @@ import torch
 
 from glmspectra.checkpoint import open_checkpoint, select
 from glmspectra.checkpoint.inventory import kinds, layer_ranges
-from glmspectra.spectra import blocks, eigenvalues
+from glmspectra.spectra import batched_eigenvalues, blocks, eigenvalues
 from glmspectra.sweep import cost
 from glmspectra.sweep.cost import selection_cost, spectrum_flops
 from tests.checkpoint.made_checkpoints import CONFIG, chatglm2_tensors, run_command, write
@@ -57,6 +57,17 @@ def test_parts_add_to_the_cost(model):
 def test_two_stages_begin_where_the_estimate_says():
     assert (cost.TWO_STAGE_FROM, cost.BANDWIDTH) == (eigenvalues.TWO_STAGE_FROM, eigenvalues.BANDWIDTH)
     assert cost.ROW_BLOCK == blocks.BLOCK_BYTES
+    assert cost.WORKSPACE_CUDA == batched_eigenvalues.WORKSPACE_RATIO
+
+
+def test_a_device_holds_one_batch_that_is_solved_and_one_that_is_made(model):
+    with open_checkpoint(model) as checkpoint:
+        records = select(checkpoint, "all", "dense")  # three of 32 x 32, float16
+        told = {limit: selection_cost(records, "no", "cuda:0", lambda order, nbytes, n=limit: n) for limit in (1, 2, 3)}
+    gram, weight = 8 * 32 * 32, 2 * 32 * 32
+    assert told[3].memory == 3 * (6 * gram + weight)  # one batch: nothing is made beside it
+    assert told[2].memory == 2 * (6 * gram + weight) + 2 * (gram + weight)
+    assert told[1].memory == cost.spectrum_memory(records[0], "no", "cuda:0")
 
 
 def test_json_is_one_object(model, capsys, tmp_path):
