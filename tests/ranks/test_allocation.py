@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmspectra.errors import RequestError
-from glmspectra.ranks.allocation import Limits, allocate_by_gains, allocate_by_scores, allocate_by_threshold
+from glmspectra.ranks.allocation import (
+    Limits,
+    allocate_by_gains,
+    allocate_by_scores,
+    allocate_by_threshold,
+    round_ranks,
+)
 from glmspectra.ranks.evidence import Target
 
 
@@ -30,6 +36,13 @@ def test_a_remainder_is_spread_over_the_layers():
     more = [i for i, t in enumerate(EQUAL) if allocation.ranks[t.name] == 5]
     assert len(more) == 3
     assert max(more) - min(more) > 4, "not the first three layers"
+
+
+def test_what_is_left_goes_to_the_largest_remainders_first():
+    real = {t.name: 4 + share for t, share in zip(EQUAL[:4], (0.2, 0.6, 0.7, 0.5), strict=True)}
+    cost = EQUAL[0].cost
+    found = round_ranks(EQUAL[:4], real, cost * (4 * 4 + 2), Limits()).ranks
+    assert [found[t.name] for t in EQUAL[:4]] == [4, 5, 5, 4]
 
 
 def test_scores_are_followed_in_proportion():

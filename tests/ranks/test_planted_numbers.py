@@ -3,18 +3,22 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from glmspectra.errors import RequestError
 from glmspectra.ranks import CRITERIA, Limits, allocate, between_runs, budget_curve, gather, parse_budget, suggest
 from glmspectra.ranks.budget import Budget
+from glmspectra.ranks.criteria import rank_for_share
 from glmspectra.ranks.evidence import QUANTILES
 from glmspectra.ranks.peft_form import DEFAULT_SCALE, scale_of
-from glmspectra.ranks.report import disagreement, lines, summary_rows
+from glmspectra.ranks.report import disagreement, facts, lines, summary_rows, write_suggestion
+from glmspectra.ranks.request import RankRequest
 from glmspectra.ranks.stability import PILOTS, STEPS, Stability, between_steps
-from glmspectra.ranks.suggest import kept_energy
+from glmspectra.ranks.suggest import kept_energy, moved_share
 from tests.ranks.made_evidence import BASE, base_run, delta_run, make_run, weight_names, with_metrics
 
 NAMES = weight_names(1)  # 64 x 48, 48 x 48, 160 x 48 and 48 x 80: 112, 96, 208 and 128 parameters a direction
@@ -97,8 +101,6 @@ def test_the_tempered_metric_is_the_eighth_root_of_the_clipped_moment():
 
 def test_steps_of_a_pilot_are_those_that_hold_what_the_criterion_reads():
     """One step has no second moments, such as one whose optimizer was not saved."""
-    import pandas as pd
-
     runs = [with_metrics(delta_run(2, step=step), delta_run(2, seed=step, step=step)) for step in (10, 20)]
     runs.append(delta_run(2, step=30))
     frames = [
@@ -203,3 +205,49 @@ def test_which_criteria_disagree_most_and_least():
 def test_the_scale_of_the_users_own_alpha(tmp_path, written, scale):
     (tmp_path / "lora_args.json").write_text(json.dumps(written))
     assert scale_of(tmp_path) == scale
+
+
+def test_a_share_that_the_known_values_do_not_hold_is_reached_by_the_last_of_them():
+    """3 and 2 of energies 9 and 4 are known of 21: the last two thirds take two more of 4 each."""
+    assert rank_for_share(np.array([3.0, 2.0]), 21.0, 1.0) == pytest.approx(4)
+    delta = make_run("delta", {name: np.array([3.0, 1.0]) for name in NAMES}, 5, checkpoint={"details": {"base": BASE}})
+    found = CRITERIA["delta-rank"].measure(gather(base_run(1), [delta]), "0.95")
+    assert found == dict.fromkeys(NAMES, 2.0)
+
+
+def test_how_much_two_sets_of_ranks_differ():
+    targets = one_layer().targets  # 112, 96, 208 and 128 parameters a direction
+    first, second = (dict(zip(NAMES, ranks, strict=True)) for ranks in ((6, 3, 2, 1), (3, 6, 2, 1)))
+    total = 6 * 112 + 3 * 96 + 2 * 208 + 128
+    assert moved_share(first, second, targets) == pytest.approx((3 * 112 + 3 * 96) / 2 / total)
+    assert moved_share(dict.fromkeys(NAMES, 0), dict.fromkeys(NAMES, 0), targets) == 0
+
+
+def test_a_change_that_is_not_finite_is_refused_at_its_own_step():
+    run = delta_run(1, step=10)
+    matrices = run.matrices.copy()
+    matrices.loc[0, "status"] = "nonfinite"
+    with pytest.raises(RequestError, match=f"NaN or infinity in the change of {NAMES[0]}"):
+        gather(base_run(1), [replace(run, matrices=matrices)])
+    matrices["quantity"] = "merged"
+    both = pd.concat([delta_run(1, step=10).matrices, matrices], ignore_index=True)
+    assert gather(base_run(1), [replace(run, matrices=both)]).deltas == 1
+
+
+def test_what_is_written_beside_the_ranks(tmp_path):
+    evidence = gather(base_run(1), [delta_run(1)])
+    found = suggest(evidence, "delta-threshold", parse_budget("like:r=4", evidence))
+    files = write_suggestion(found, tmp_path / "args" / "ranks.json", tmp_path / "tables", RankRequest())
+    assert json.loads((tmp_path / "args" / "ranks.json").read_text())["ranks"]
+    table = pd.read_csv(files["table"])
+    assert dict(zip(table["name"], table["uniform"], strict=True)) == found.allocations["uniform"].ranks
+    assert set(pd.read_parquet(files["ranks_parquet"])["criterion"]) == set(found.allocations)
+    curve = pd.read_parquet(files["budget_curve"])
+    np.testing.assert_allclose(curve["value"], found.curve["energy"])
+    assert json.loads(Path(files["summary"]).read_text())["lines"] == lines(found)
+    assert all(
+        Path(files[key]).parent == tmp_path / "tables" for key in ("table", "ranks_parquet", "budget_curve", "summary")
+    )
+    chosen, by_matrix = found.chosen.ranks, facts(found)["by_matrix"]
+    for target in evidence.targets:  # one layer, so each kind is one matrix
+        assert by_matrix[target.matrix] == dict.fromkeys(("mean", "min", "max"), chosen[target.name])

@@ -48,6 +48,8 @@ def test_every_number_against_numpy_and_scipy(kind, dtype):
     # Bins of float32 values are up to 0.8 % wide; 16-bit values are known one by one.
     tolerance = 1e-3 if dtype == torch.float32 else 1e-9
     assert columns["normal_ks"] == pytest.approx(scipy.stats.kstest(standard, "norm").statistic, abs=tolerance)
+    laplace = (np.median(values), np.abs(values - np.median(values)).mean())
+    assert columns["laplace_ks"] == pytest.approx(scipy.stats.kstest(values, "laplace", laplace).statistic, abs=2e-3)
     grid = scipy.stats.norm.ppf((np.arange(100_000) + 0.5) / 100_000)
     expected = scipy.stats.wasserstein_distance(standard, grid)
     assert columns["normal_wasserstein"] == pytest.approx(expected, abs=1e-3 if dtype == torch.float32 else 5e-5)
