@@ -51,12 +51,7 @@ def tables(name: str, model: Path | None, work: Path) -> Path:
     """The stored run of a model, measured unless it is there."""
     root = work / name
     root.mkdir(parents=True, exist_ok=True)
-    chosen: list[object] = []
-    if model is not None:  # pages are named after the folder or file that is measured
-        link = root / (name if model.is_dir() else f"{name}{model.suffix}")
-        link.unlink(missing_ok=True)
-        link.symlink_to(model)
-        chosen = ["--model", link]
+    chosen = ["--model", model] if model is not None else []
     glmspectra("svd", *chosen, "--out", root, "--no-report", work=root)
     return next((root / "param_matrix").glob("*/manifest.json")).parent
 

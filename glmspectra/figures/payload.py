@@ -295,7 +295,7 @@ def training_of(run: TrainingRun) -> Json:
         if len(rows):
             keep = np.unique(np.round(np.linspace(0, len(rows) - 1, min(len(rows), 600))).astype(int))
             curves[name] = {"x": numbers(rows["step"].iloc[keep]), "y": numbers(rows[name].iloc[keep])}
-    training: Json = {"name": run.name, "curves": curves}
+    training: Json = {"name": run.name, "label": (run.title.en, run.title.zh), "curves": curves}
     if len(run.ranks):
         steps = np.array(sorted(set(run.ranks["step"])))
         keep = steps[np.unique(np.linspace(0, len(steps) - 1, min(40, len(steps))).round().astype(int))]

@@ -21,7 +21,7 @@ from glmspectra.figures.rank_tables import RANK_TABLE, budget_of, check_columns
 from glmspectra.figures.tables import RunTables, Tables, has, in_layers, layers_of, pick, whole_matrices
 from glmspectra.figures.training_log import TrainingRun, read_runs, read_samples
 from glmspectra.figures.words import number
-from glmspectra.figures.writing import Grid, Page, plain, write_page
+from glmspectra.figures.writing import Cell, Grid, Page, plain, write_page
 from glmspectra.language import Words, both, text
 from glmspectra.store.columns import COLUMNS, REAL, WHOLE
 
@@ -264,7 +264,7 @@ def runs_grid(runs: Sequence[TrainingRun]) -> Grid:
     for run in runs:
         losses, evaluated = run.history["loss"].dropna(), run.history.dropna(subset=["eval_loss"])
         steps = number(float(run.history["step"].max())) if len(run.history) else ""
-        row = [plain(run.name), plain(steps, number=True)]
+        row = [Cell(run.title), plain(steps, number=True)]
         row.append(plain(number(float(losses.tail(5).mean()), 4) if len(losses) else "", number=True))
         best = evaluated.loc[evaluated["eval_loss"].idxmin()] if len(evaluated) else None
         for column in ("eval_loss", "step", "eval_perplexity"):

@@ -14,6 +14,7 @@ import pandas as pd
 
 from glmspectra.errors import RequestError
 from glmspectra.figures.tables import place
+from glmspectra.language import Words
 from glmspectra.store.trainer_state import LogEntry, read_rank_lines, read_sample_lines, read_trainer_state
 
 SAMPLES_FILE = "eval_samples.jsonl"
@@ -36,6 +37,7 @@ class TrainingRun:
         tokens_per_second, logged_perplexity; NaN where an entry does not hold one. Losses are natural-log, per token;
         eval_perplexity is exp(eval_loss), whatever the log says.
     ranks: columns step, module, layer, matrix, rank; empty but for AdaLoRA.
+    label: what a page calls it where its name is no name that somebody chose.
     broken: measure (loss, eval_loss, grad_norm) -> steps at which NaN or an infinity was logged, ascending.
     """
 
@@ -44,6 +46,12 @@ class TrainingRun:
     history: pd.DataFrame
     ranks: pd.DataFrame
     broken: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    label: Words | None = None
+
+    @property
+    def title(self) -> Words:
+        """What it is called in each language: `label`, or its name, which is the same in both."""
+        return self.label or Words.same(self.name)
 
     def has(self, column: str) -> bool:
         return bool(self.history[column].notna().any())

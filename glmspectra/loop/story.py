@@ -1,5 +1,6 @@
 """The page of a loop: what was measured, which ranks followed, what training with them gave, and what that is worth."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ def write_loop_page(options: LoopOptions, results: Results, out: Path) -> Path:
         read_run(Path(results["final-delta"]["tables"])),
         pd.read_parquet(tables / "ranks.parquet"),
         read_further(tables / "budget_curve.parquet"),
-        [read_training(options.out / "training" / name, name) for name in names],
+        [
+            replace(read_training(options.out / "training" / name, name), label=both(f"ui-model-{name}"))
+            for name in names
+        ],
         _facts(options, results),
         _warnings(results),
         _whereabouts(options, results),

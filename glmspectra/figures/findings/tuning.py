@@ -1,6 +1,7 @@
 """Rules on training runs and on what they were worth."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,7 +81,7 @@ def nonfinite_loss(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         if first is not None:
             label = both(f"ui-curve-{first[1].replace('_', '-')}")
             measure = Words(label.en.lower(), label.zh)
-            yield rule.says("NaN", np.inf, "#training", run=run.name, measure=measure, step=str(first[0]))
+            yield rule.says("NaN", np.inf, "#training", run=run.title, measure=measure, step=str(first[0]))
 
 
 def overfitting(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
@@ -92,7 +93,11 @@ def overfitting(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         best, last = rows.loc[rows["eval_loss"].idxmin()], rows.iloc[-1]
         rise = float(last["eval_loss"] / best["eval_loss"]) - 1 if best["eval_loss"] > 0 else 0.0
         if rise >= rule.threshold:
-            values = {"run": run.name, "best": number(float(best["eval_loss"]), 4), "step": str(int(best["step"]))}
+            values: dict[str, Any] = {
+                "run": run.title,
+                "best": number(float(best["eval_loss"]), 4),
+                "step": str(int(best["step"])),
+            }
             values |= {"last": number(float(last["eval_loss"]), 4), "rise": percent(rise, 2)}
             yield rule.says(f"+{percent(rise, 2)}", rise / rule.threshold, "#training", **values)
 
@@ -106,7 +111,11 @@ def still_falling(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         before, last = rows.iloc[-2], rows.iloc[-1]
         fall = 1 - float(last["eval_loss"] / before["eval_loss"])
         if fall >= rule.threshold:
-            values = {"run": run.name, "fall": percent(fall, 2), "steps": str(int(last["step"] - before["step"]))}
+            values: dict[str, Any] = {
+                "run": run.title,
+                "fall": percent(fall, 2),
+                "steps": str(int(last["step"] - before["step"])),
+            }
             yield rule.says(f"{signed(-100 * fall, 1)} %", fall / rule.threshold, "#training", **values)
 
 
@@ -121,7 +130,7 @@ def gradient_spikes(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         worst = rows.loc[rows["grad_norm"].idxmax()]
         times = float(worst["grad_norm"]) / usual if usual > 0 else 0.0
         if times >= rule.threshold:
-            values = {"run": run.name, "times": number(times, 2), "step": str(int(worst["step"]))}
+            values: dict[str, Any] = {"run": run.title, "times": number(times, 2), "step": str(int(worst["step"]))}
             yield rule.says(f"× {number(times, 2)}", times / rule.threshold, "#training", **values)
 
 
@@ -133,7 +142,7 @@ def divergence(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
             continue
         first, last = float(losses.head(3).mean()), float(losses.tail(3).mean())
         if first > 0 and last / first >= rule.threshold:
-            values = {"run": run.name, "first": number(first, 3), "last": number(last, 3)}
+            values: dict[str, Any] = {"run": run.title, "first": number(first, 3), "last": number(last, 3)}
             yield rule.says(number(last, 3), 10 * last / first / rule.threshold, "#training", **values)
 
 
@@ -146,13 +155,16 @@ def rates_apart(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     low, high = min(peaks, key=lambda name: peaks[name]), max(peaks, key=lambda name: peaks[name])
     times = peaks[high] / peaks[low]
     if times >= rule.threshold:
-        values = {"high": high, "low": low, "times": number(times, 2)}
+        titles = {run.name: run.title for run in evidence.training}
+        values: dict[str, Any] = {"high": titles[high], "low": titles[low], "times": number(times, 2)}
         rates = {"peak": number(peaks[high]), "least": number(peaks[low])}
         yield rule.says(f"× {number(times, 2)}", times / rule.threshold, "#training", **values, **rates)
 
 
 def best_run(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
-    """Which of several runs reached the lowest evaluation loss."""
+    """Which of several runs reached the lowest evaluation loss; silent where a comparison row by row says more."""
+    if evidence.scores.differences:
+        return
     lowest = {run.name: float(_finite(run, "eval_loss")["eval_loss"].min()) for run in evidence.training}
     lowest = {name: loss for name, loss in lowest.items() if np.isfinite(loss)}
     if len(lowest) < 2:
@@ -160,9 +172,10 @@ def best_run(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     first, second = sorted(lowest, key=lambda name: lowest[name])[:2]
     gap = lowest[second] / lowest[first] - 1 if lowest[first] > 0 else 0.0
     if gap >= rule.threshold:
-        values = {
-            "first": first,
-            "second": second,
+        titles = {run.name: run.title for run in evidence.training}
+        values: dict[str, Any] = {
+            "first": titles[first],
+            "second": titles[second],
             "loss": number(lowest[first], 4),
             "other": number(lowest[second], 4),
         }
@@ -173,7 +186,7 @@ def wrong_perplexity(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """Logs whose perplexity is not exp of their loss."""
     wrong = [run for run in evidence.training if run.perplexity_disagrees]
     if len(wrong) >= rule.threshold:
-        names = Words(*(mark.join(run.name for run in wrong) for mark in (", ", "、")))
+        names = Words(", ".join(run.title.en for run in wrong), "、".join(run.title.zh for run in wrong))
         last = wrong[0].history.dropna(subset=["eval_perplexity", "logged_perplexity"]).iloc[-1]
         value = f"{number(float(last['logged_perplexity']))} ≠ {number(float(last['eval_perplexity']))}"
         yield rule.says(value, float(len(wrong)), "#training", runs=names)

@@ -9,6 +9,7 @@ function smoothed(points, span) {
     return { ...point, y: total / weight };
   });
 }
+const titleOf = (run) => inLanguage(run.label);
 function drawTraining(host) {
   const runs = data.training, off = new Set();
   const longest = d3.max(runs, (run) => d3.max(Object.values(run.curves), (curve) => d3.max(curve.x) - d3.min(curve.x))) || 1;
@@ -21,16 +22,16 @@ function drawTraining(host) {
   state.log.grad_norm = true;
   const build = () => {
     let drawn = [];
-    const names = runs.map((run) => run.name);
+    const names = runs.map((run) => titleOf(run));
     const key = legend(names, names.map((_, place) => look(place)), () => redraw(drawn), off);
     const span = (longest * state.span) / 100;
     const told = CURVES.filter((name) => runs.some((run) => run.curves[name]));
     const boxes = told.map((name) => {
       const one = figure(t(`ui-curve-${name.replaceAll("_", "-")}`), (width) => {
         const log = Boolean(state.log[name]), raw = ["loss", "grad_norm", "tokens_per_second"].includes(name) && span > 0;
-        const on = runs.map((run, place) => ({ run, style: look(place) })).filter(({ run }) => run.curves[name] && key.on(run.name)).map(({ run, style }) => {
-          const logged = run.curves[name].x.map((x, at) => ({ x, y: run.curves[name].y[at], series: run.name })).filter((p) => p.y !== null && (!log || p.y > 0));
-          return { name: run.name, style, logged, points: raw ? smoothed(logged, span) : logged };
+        const on = runs.map((run, place) => ({ run, style: look(place) })).filter(({ run }) => run.curves[name] && key.on(titleOf(run))).map(({ run, style }) => {
+          const logged = run.curves[name].x.map((x, at) => ({ x, y: run.curves[name].y[at], series: titleOf(run) })).filter((p) => p.y !== null && (!log || p.y > 0));
+          return { name: titleOf(run), style, logged, points: raw ? smoothed(logged, span) : logged };
         });
         const points = on.flatMap((series) => series.points), every = on.flatMap((series) => series.logged.map((p) => p.y)).sort(d3.ascending);
         let [low, high] = around(every, log, { zero: ["learning_rate", "tokens_per_second"].includes(name) });
@@ -61,7 +62,7 @@ function rankHistory(run) {
   const cells = values.flatMap((line, row) => line.map((rank, at) => ({ step: steps[at], rank, name: `${layer[row] ?? "–"} ${matrix[row]}`, order: `${matrix[row]} ${String(layer[row] ?? 0).padStart(4, "0")}` })));
   const names = unique([...cells].sort((a, b) => d3.ascending(a.order, b.order)).map((cell) => cell.name));
   const high = d3.max(cells, (cell) => cell.rank) || 1, total = steps.map((step) => ({ x: step, y: d3.sum(cells.filter((cell) => cell.step === step), (cell) => cell.rank) }));
-  const map = figure(t("ui-rank-history", { run: run.name }), (width) => Plot.plot({
+  const map = figure(t("ui-rank-history", { run: titleOf(run) }), (width) => Plot.plot({
     width, height: 60 + (names.length > 24 ? 9 : 16) * names.length, marginLeft: 150, marginBottom: 36, style: { background: "transparent", color: "currentColor", fontSize: "11px" },
     x: { type: "band", domain: steps, label: t("ui-step"), labelArrow: "none", ticks: steps.filter((_, at) => at % Math.ceil(steps.length / (width / 60)) === 0) }, y: { type: "band", domain: names, label: null, ticks: names.filter((_, at) => names.length <= 24 || at % 2 === 0) },
     marks: [Plot.cell(cells, { x: "step", y: "name", fill: (cell) => (cell.rank === null ? "var(--empty)" : d3.interpolateCividis(cell.rank / high)) }), tip(cells, { x: "step", y: "name", title: (cell) => `${cell.name}, ${t("ui-step")} ${cell.step}: ${digits(cell.rank)}` })],
