@@ -79,6 +79,7 @@ def main() -> None:
     options.out = options.out or (RIVALS if options.rivals else CONTROLS if options.controls else RESULTS)
     stages = rivals.STAGES if options.rivals else controls.STAGES
     lines = read_lines(options.out)
+    known = rivals.tuned_before(read_lines(CONTROLS)) if options.rivals else []
     if options.print and options.docs is not None:
         write_documents(options.docs)
         return
@@ -87,12 +88,12 @@ def main() -> None:
         if options.controls:
             told = [control_table.markdown(lines), agreement.markdown(read_lines(RESULTS), lines)]
         elif options.rivals:
-            told = [rival_table.markdown(lines)]
+            told = [rival_table.markdown(lines, known)]
         print("\n\n".join(told))
         return
     if options.plan:
         more = options.controls or options.rivals
-        print(controls.plan(lines, stages) if more else plan(lines, options.steps))
+        print(controls.plan([*known, *lines], stages) if more else plan(lines, options.steps))
         return
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     devices = options.devices or gpus or ["cpu"]
@@ -124,7 +125,7 @@ def main() -> None:
         if options.rivals:
             stages = tuple(one for one in stages if (one in rivals.BY_PEFT) == options.peft)
         sizes = rivals.SIDE_BY_SIDE if options.rivals else SIDE_BY_SIDE
-        errors = run_controls(options.out, devices, settings, options.minutes, stages, options.base, sizes)
+        errors = run_controls(options.out, devices, settings, options.minutes, stages, options.base, sizes, known)
         if errors:
             raise SystemExit("\n\n".join(errors))
         return

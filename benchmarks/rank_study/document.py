@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rank_study import agreement, control_table, moments, rival_table, table
+from rank_study import agreement, control_table, moments, rival_table, rivals, table
 
 
 def document(
@@ -23,7 +23,7 @@ def document(
     if rival_lines:
         pieces += [
             "## Equal compute, rivals, answers: `benchmarks/results/rivals.jsonl`",
-            rival_table.markdown(rival_lines),
+            rival_table.markdown(rival_lines, rivals.tuned_before(control_lines)),
         ]
     if moment_lines:
         pieces += [

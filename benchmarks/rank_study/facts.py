@@ -144,14 +144,17 @@ class Facts:
         ]
 
     def consensus(self, seed: int) -> BySigma:
-        """Singular values of the mean delta-W of a seed's pilots, run once more from one start of A for all of them."""
-        own = pilot_seeds_of(seed)
+        """Singular values of the mean delta-W of a seed's pilots, run once more from one start of A for all of them;
+        those of a few seeds together, as `pilots`."""
+        first = seed - seed % OWN_TOGETHER
+        asked = [other for other in range(first, first + OWN_TOGETHER) if other in self.own_pilots] or [seed]
 
-        def run() -> dict:
-            return consensus_of(self.base, self.rows, self.rank, self.rate, PILOT, self.batch, own)
+        def run() -> list[dict]:
+            seeds = [pilot_seeds_of(other) for other in asked]
+            return consensus_of(self.base, self.rows, self.rank, self.rate, PILOT, self.batch, seeds)
 
-        kept = self._kept(f"consensus-{self.base.name}-{self.task}-{PILOT}-of-{seed}", run)
-        return {name: np.array(value) for name, value in kept.items()}
+        kept = self._kept(f"consensus-{self.base.name}-{self.task}-{PILOT}-of-{asked[0]}", run)
+        return {name: np.array(value) for name, value in kept[asked.index(seed)].items()}
 
     def _kept(self, name: str, measure: Callable[[], Any]) -> Any:
         """What `measure` gives, from its file if there; two processes never measure the same thing side by side."""
@@ -324,20 +327,25 @@ def second_order_sizes(adapters: ManyAdapters, rows: Rows) -> list[dict[str, np.
 
 
 def consensus_of(
-    base: Base, rows: Rows, rank: int, rate: float, steps: int, batch: int, seeds: Sequence[int]
-) -> dict[str, np.ndarray]:
-    """Module -> singular values of the mean delta-W of pilots that share the start of A, each with rows of its own.
+    base: Base, rows: Rows, rank: int, rate: float, steps: int, batch: int, groups: Sequence[Sequence[int]]
+) -> list[dict[str, np.ndarray]]:
+    """Of each group of seeds: module -> singular values of the mean delta-W of its pilots, which share the start of A
+    and have rows of their own each.
 
     Without that the mean of delta-W, not of its singular values, would only tell how far the starts are apart."""
-    ranks = [dict.fromkeys(base.modules, rank)] * len(seeds)
-    adapters = ManyAdapters(base.model, base.modules, ranks, [rate] * len(seeds), [seeds[0]] * len(seeds))
-    train_further(adapters, rows, list(seeds), steps, batch)
+    starts = [seeds[0] for seeds in groups for _ in seeds]
+    ranks = [dict.fromkeys(base.modules, rank)] * len(starts)
+    adapters = ManyAdapters(base.model, base.modules, ranks, [rate] * len(starts), starts)
+    train_further(adapters, rows, [seed for seeds in groups for seed in seeds], steps, batch)
+    found: list[dict[str, np.ndarray]] = [{} for _ in groups]
     try:
-        found = {}
         for name, up, down in adapters.factors():
-            left = torch.linalg.qr(torch.cat(list(up.double() / len(seeds)), dim=1), mode="r").R
-            right = torch.linalg.qr(torch.cat(list(down.double()), dim=0).T, mode="r").R
-            found[name] = torch.linalg.svdvals(left @ right.T).cpu().numpy()
+            ends = np.cumsum([len(seeds) for seeds in groups])
+            for own, end, seeds in zip(found, ends, groups, strict=True):
+                jobs = slice(int(end) - len(seeds), int(end))
+                left = torch.linalg.qr(torch.cat(list(up[jobs].double() / len(seeds)), dim=1), mode="r").R
+                right = torch.linalg.qr(torch.cat(list(down[jobs].double()), dim=0).T, mode="r").R
+                own[name] = torch.linalg.svdvals(left @ right.T).cpu().numpy()
     finally:
         adapters.remove()
     return found

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from rank_study import control_table, table
+from rank_study import control_table, rivals, table
 
 NAMES = {
     ("smollm2", "medical"): "SmolLM2 135M, medical answers",
@@ -63,7 +63,7 @@ def draw(lines: Sequence[dict], control_lines: Sequence[dict], rival_lines: Sequ
             _gain(table.rows(lines), control_table.rows(control_lines), folder / "gain.svg"),
             _equal_loss(table.rows(lines), folder / "equal_loss.svg"),
             _controls(control_table.rows(control_lines), folder / "controls.svg"),
-            _steps(control_table.rows(rival_lines), folder / "steps.svg"),
+            _steps(control_table.rows([*rivals.tuned_before(control_lines), *rival_lines]), folder / "steps.svg"),
         ]
     plt.close("all")
     return found

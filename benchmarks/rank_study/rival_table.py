@@ -105,9 +105,10 @@ def answered(lines: Sequence[dict]) -> list[str]:
     ]
 
 
-def markdown(lines: Sequence[dict]) -> str:
-    """The tables that `--print --rivals` shows."""
-    text = [facts_of(lines), "", *control_table.loss_table(rows(lines))]
+def markdown(own: Sequence[dict], known: Sequence[dict]) -> str:
+    """The tables that `--print --rivals` shows. known: lines of `rivals.tuned_before`."""
+    lines = [*known, *own]
+    text = [facts_of(own), "", *control_table.loss_table(rows(lines))]
     text += ["", "| base, task | budget | one | other | loss - the other's (95 %) | seeds | p (Holm) |"]
     text += ["|---|---|---|---|---|---|---|", *duels(lines)]
     text += [

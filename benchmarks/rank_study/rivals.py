@@ -6,7 +6,7 @@ file; equal compute; rivals at equal parameters, each with a rate of its own; an
 loss, on every run of the test part (`beyond`). Rates and grids as in `controls`; ten seeds that no other part has seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rank_study.control_arms import BY_KIND, DELTA, METRIC, PEFT_ARMS
 from rank_study.controls import (
@@ -51,15 +51,24 @@ def _stages() -> Iterator[Stage]:
     yield stage("neox", "medical", ("delta-threshold-longer", *RIVALS), 4, 5)
     yield stage("neox", "medical", (BY_KIND, *PLACED, *CRITERIA), 4, 5)
     yield stage("neox", "python", STEP_SIZE, 4, 6)
-    yield stage("smollm2", "medical", (*EQUAL_COMPUTE, ONE_PILOT, *SHORT_PILOT, METRIC), 4, 1)
+    short = ("uniform-short-pilot-longer", "delta-threshold-short-pilot")
+    yield stage("smollm2", "medical", ("uniform", DELTA, LONG[0], *short, LONG[1], ONE_PILOT), 4, 1)
     yield stage("smollm2", "medical", STEP_SIZE, 2, 2)
     yield stage("smollm2", "python", STEP_SIZE, 4, 2)
     yield stage("smollm2", "python", ("uniform-longer",), 4, 3)
     yield stage("smollm2", "medical", ("uniform-longer",), 2, 3)
     yield stage("smollm2", "medical", RIVALS, 4, 4)
+    yield stage("smollm2", "medical", (METRIC, "delta-preconditioned-short-pilot", "delta-threshold-longer"), 4, 4)
     yield stage("smollm2", "medical", (BY_KIND, *PLACED, *CRITERIA), 4, 4)
     yield stage("smollm2", "medical", COMPARED, 8, 5)
 
 
 STAGES = tuple(_stages())
+
+
+def tuned_before(control_lines: Sequence[dict]) -> list[dict]:
+    """Runs of `controls` that tune rates on weights which are the same there and here: those that a package carries."""
+    return [line for line in control_lines if line["base"] == "smollm2" and line["part"] == "development"]
+
+
 BY_PEFT = tuple(stage for stage in STAGES if stage.arms == PEFT_ARMS)  # one by one: many processes may share a device

@@ -305,9 +305,11 @@ def run_controls(
     stages: Sequence[controls.Stage] = controls.STAGES,
     only: str | None = None,
     sizes: Mapping[str, int] = SIDE_BY_SIDE,
+    known: Sequence[dict] = (),
 ) -> list[str]:
     """The same for the jobs of `controls`, or of other stages; a base that is not there yet is pre-trained by the first
-    free device. only: this base, where it is given. sizes: of the groups, by base."""
+    free device. only: this base, where it is given. sizes: of the groups, by base. known: lines that
+    stand elsewhere."""
 
     def choose(lines: Sequence[dict], running: Sequence[Work], failed: set[Job]) -> Work:
         bases = {base for base in PRETRAINED if (settings.work / base).is_dir()}
@@ -318,7 +320,7 @@ def run_controls(
             bases.add("smollm2")
         groups = [work for work in running if not isinstance(work, str)]
         wanted = bases & {only} if only else bases
-        return controls.next_group(wanted, lines, groups, failed, sizes, stages)
+        return controls.next_group(wanted, [*known, *lines], groups, failed, sizes, stages)
 
     return dispatch(choose, out, devices, settings, minutes)
 
