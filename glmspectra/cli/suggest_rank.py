@@ -8,7 +8,7 @@ import typer
 from glmspectra.cli.console import finish, note, stderr
 from glmspectra.cli.options import Device, Json, Model, Quiet
 from glmspectra.cli.selection_options import NoReport, OutRoot
-from glmspectra.cli.train import ArgsFolder
+from glmspectra.cli.train import ArgsFolder, settings_options
 from glmspectra.language import text
 
 if TYPE_CHECKING:
@@ -143,6 +143,11 @@ def suggest_rank(
         raise RequestError("--pilot-seeds counts pilots, and none is asked for: give --pilot STEPS too.")
     if step is not None and not delta:
         raise RequestError("--step says which checkpoint-N of --delta is taken: give --delta too.")
+    if pilot is not None:  # a fault in the settings is said before anything is measured
+        from glmspectra.tuning.settings.load import load_settings
+
+        for line in load_settings(args, settings_options(choose_model(model), None, None, None, None)).notes:
+            note(line, quiet)
     root = out or Path()
     own_scale, own_rslora = scale_of(args)
     request = RankRequest(

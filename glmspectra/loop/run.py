@@ -7,7 +7,7 @@ from typing import Any
 from glmspectra.files import exclusive
 from glmspectra.language import text
 from glmspectra.loop.options import LoopOptions
-from glmspectra.loop.stages import STAGES, Results
+from glmspectra.loop.stages import STAGES, Results, model_override
 from glmspectra.loop.state import LoopState
 from glmspectra.tuning.settings.load import load_settings
 
@@ -24,7 +24,9 @@ def run_loop(
     Raises RequestError where the folder holds another loop, ConfigError where the settings of training cannot be, and
     what the stages raise.
     """
-    load_settings(options.args, list(options.overrides))  # a fault in them is said before anything is measured
+    # A fault in them is said before anything is measured.
+    for line in load_settings(options.args, [*options.overrides, *model_override(options)]).notes:
+        say(line)
     with exclusive(options.out, "loop"):
         state = LoopState.open(options, fresh)
         results: Results = {stage: state.result(stage) for stage in STAGES if state.finished(stage)}

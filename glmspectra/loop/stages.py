@@ -94,7 +94,7 @@ def evaluate_both(options: LoopOptions, results: Results) -> dict[str, Any]:
     from glmspectra.tuning.inference.evaluation import evaluate, paired_interval, write_evaluation
     from glmspectra.tuning.settings.load import load_settings
 
-    settings = load_settings(options.args, [*options.overrides, *_model(options)])
+    settings = load_settings(options.args, [*options.overrides, *model_override(options)])
     found: dict[str, Any] = {}
     rows, answers = {}, {}
     for name, stage in (("suggested", "train"), ("uniform", "control")):
@@ -172,7 +172,8 @@ def _base(results: Results) -> Run:
     return read_run(Path(results["svd"]["tables"]))
 
 
-def _model(options: LoopOptions) -> list[str]:
+def model_override(options: LoopOptions) -> list[str]:
+    """The model of the loop in place of the one that the settings name."""
     return as_overrides({"finetune.model_path": str(options.model)})
 
 
@@ -200,4 +201,6 @@ def _ranks_of(path: Path) -> dict[str, int]:
 def _train(options: LoopOptions, ranks: Path, name: str) -> dict[str, Any]:
     folder = options.out / "training" / name
     own = as_overrides({"train.output_dir": str(folder), "finetune.final_model_path": str(folder / "final_adapter")})
-    return train_once(options.args, [*options.overrides, *_model(options), *own], ranks, options.device, options.quiet)
+    return train_once(
+        options.args, [*options.overrides, *model_override(options), *own], ranks, options.device, options.quiet
+    )
