@@ -12,6 +12,7 @@ import torch
 from glmspectra.checkpoint import Checkpoint, TensorRecord, open_checkpoint, select
 from glmspectra.checkpoint.adapter.run_folder import tuned_checkpoints
 from glmspectra.checkpoint.fingerprint import fingerprint_file, fingerprint_set
+from glmspectra.checkpoint.names import natural_order
 from glmspectra.checkpoint.selection import left_out_facts, left_out_sentence, parse_layers
 from glmspectra.embedded import locate_model
 from glmspectra.errors import CheckpointError, RequestError
@@ -205,6 +206,8 @@ def _match(plan: DeltaPlan) -> None:
         if state.checkpoint is not None:
             plan.notes += _match_checkpoint(state, state.checkpoint, base, chosen)
     changed = {name for state in states for name in state.names}
+    if options.matrices is None and (outside := sorted(changed - chosen.keys(), key=natural_order)):
+        plan.notes.append(text("delta-outside", count=len(outside), names=listed(outside[:3])))
     plan.matrices = [record for name, record in there.tensors.items() if name in changed and name in chosen]
     plan.positions = {name: position for position, name in enumerate(there.tensors)}
     if not plan.matrices:

@@ -114,3 +114,21 @@ def test_a_second_file_of_weights_is_told(tmp_path):
     ]
     save_file(OTHER, folder / "unrelated.safetensors")
     assert len(open_adapter(folder).changes(BASE).notes) == 1
+
+
+def test_a_trained_output_layer_that_the_selection_leaves_out_is_told(tmp_path):
+    from glmspectra.sweep.delta_plan import DeltaOptions, plan_delta
+
+    weights = {name: torch.ones(shape) for name, shape in BASE.shapes.items()}
+    (tmp_path / "base").mkdir()
+    save_file(weights, tmp_path / "base" / "model.safetensors")
+    head = {
+        "base_model.model.lm_head.lora_A.weight": torch.ones(2, 6),
+        "base_model.model.lm_head.lora_B.weight": torch.ones(9, 2),
+    }
+    folder = write(tmp_path / "tuned", CONFIG | {"target_modules": ["q", "lm_head"]}, PLAIN | head)
+    for matrices, told in ((None, True), ("all", False)):
+        plan = plan_delta(tmp_path / "base", folder, DeltaOptions(device="cpu", quiet=True, matrices=matrices))
+        plan.close()
+        assert any("lm_head.weight; --matrices all" in note for note in plan.notes) == told
+        assert ("lm_head.weight" in [record.name for record in plan.matrices]) != told

@@ -82,6 +82,11 @@ delta-title = { $run }: median over { $layers }
 delta-title-step = { $run } at step { $step }: median over { $layers }
 delta-measured = { $matrices } ({ $kinds }), in { $seconds } s on { $device }.
 delta-measured-states = { $matrices } in { $states } states ({ $kinds }), in { $seconds } s on { $device }.
+delta-outside =
+    { $count ->
+        [one] 1 matrix that was trained is not among those selected, { $names }; --matrices all measures it too.
+       *[other] { $count } matrices that were trained are not among those selected, { $names }; --matrices all measures them too.
+    }
 delta-nonfinite =
     { $count ->
         [one] 1 of them holds NaN, infinity or numbers beyond float32, in the base or after training: { $names }

@@ -54,6 +54,7 @@ delta-title = { $run }：{ $layers }的中位数
 delta-title-step = { $run } 第 { $step } 步：{ $layers }的中位数
 delta-measured = { $matrices }（{ $kinds }），用时 { $seconds } 秒（{ $device }）。
 delta-measured-states = { $matrices }，{ $states } 个状态（{ $kinds }），用时 { $seconds } 秒（{ $device }）。
+delta-outside = 有 { $count } 个训练过的矩阵不在所选之中：{ $names }；加 --matrices all 一并测量。
 delta-nonfinite = 其中 { $count } 个在基座中或训练后含 NaN、无穷或超出 float32 范围的数：{ $names }
 delta-similarity = 与另一适配器的相似度：余弦 { $least } 至 { $most }。
 delta-cost = { $matrices }，{ $states } 个状态：读取 { $size } GB，最大分解 { $side } x { $side }；在 { $device } 上约需 { $time }。
