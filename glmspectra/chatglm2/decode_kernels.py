@@ -12,8 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
+from glmspectra.chatglm2.early_start import early, wait_for_earlier
 from glmspectra.chatglm2.kernels import launching_on
-from glmspectra.chatglm2.layer_kernels import _turn
+from glmspectra.chatglm2.layer_kernels import _add_norm_kernel, _turn
 
 POSITIONS = 64  # of the cache that an attention program takes at a time
 PARTS = 32  # at most, into which the cache is cut
@@ -22,12 +23,13 @@ PARTS = 32  # at most, into which the cache is cut
 @triton.jit
 def _store_kernel(
     mixed, cos, sin, query, keys, values, count, query_heads, groups, positions,
-    cache_batch, cache_head, cache_token, SIZE: tl.constexpr, HEADS: tl.constexpr,
+    cache_batch, cache_head, cache_token, SIZE: tl.constexpr, HEADS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Turn queries and keys of one token a row; queries go to `query` (b, H, SIZE), keys and values into the cache.
 
     mixed (b, H + 2 G, SIZE), cos and sin (positions: 1 or b, SIZE), keys and values (b, G, cached, SIZE) at `count`.
     """
+    wait_for_earlier(EARLY)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     heads = query_heads + 2 * groups
@@ -51,13 +53,14 @@ def _attend_kernel(
     query, keys, values, seen, sums, peaks, totals, groups, cached, scaling,
     cache_batch, cache_head, cache_token, seen_batch,
     EACH: tl.constexpr, REPEATS: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, STEP: tl.constexpr,
-    PARTS: tl.constexpr,
+    PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One group's query heads over EACH cached positions: sums of exp(score - peak) v, the peak, and the total of exp.
 
     query (b, G, REPEATS, SIZE), keys and values (b, G, cached, SIZE), seen (b, cached) bool. Out, float32: sums
     (b G, PARTS, ROWS, SIZE), peaks and totals (b G, PARTS, ROWS); ROWS is REPEATS or 16, of which the rest is idle.
     """
+    wait_for_earlier(EARLY)
     pair = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     batch, group = pair // groups, pair % groups
@@ -91,9 +94,10 @@ def _attend_kernel(
 @triton.jit
 def _join_kernel(
     sums, peaks, totals, out, count,
-    REPEATS: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, PARTS: tl.constexpr,
+    REPEATS: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr, PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """`out` (b G REPEATS, SIZE): the parts' mixtures joined. The first program counts the token that was stored."""
+    wait_for_earlier(EARLY)
     head = tl.program_id(0).to(tl.int64)
     pair, r = head // REPEATS, head % REPEATS
     p, d = tl.arange(0, PARTS), tl.arange(0, SIZE)
@@ -137,38 +141,21 @@ def attend_to_cache(
     peaks = torch.empty(2, batch * groups, parts, rows, dtype=torch.float32, device=mixed.device)
     out = mixed.new_empty(batch, 1, query_heads, size)
     block = min(16, triton.next_power_of_2(heads))
-    strides = keys.stride()[:3]
+    strides, start = keys.stride()[:3], early(mixed.device)
     seen = seen.contiguous().view(torch.uint8)
     with launching_on(mixed.device):
         _store_kernel[batch, triton.cdiv(heads, block)](
             mixed, cos, sin, query, keys, values, count, query_heads, groups, cos.numel() // size, *strides,
-            SIZE=size, HEADS=block,
+            SIZE=size, HEADS=block, **start,
         )  # fmt: skip
         _attend_kernel[batch * groups, parts](
             query, keys, values, seen, sums, peaks[0], peaks[1], groups, cached, scaling, *strides,
-            seen.stride(0), EACH=each, REPEATS=repeats, ROWS=rows, SIZE=size, STEP=POSITIONS, PARTS=parts,
+            seen.stride(0), EACH=each, REPEATS=repeats, ROWS=rows, SIZE=size, STEP=POSITIONS, PARTS=parts, **start,
         )  # fmt: skip
         _join_kernel[(batch * query_heads,)](
-            sums, peaks[0], peaks[1], out, count, REPEATS=repeats, ROWS=rows, SIZE=size, PARTS=parts
+            sums, peaks[0], peaks[1], out, count, REPEATS=repeats, ROWS=rows, SIZE=size, PARTS=parts, **start
         )
     return out
-
-
-@triton.jit
-def _add_norm_kernel(x, y, weight, total, normed, size, eps, BLOCK: tl.constexpr):
-    """`total` = x + y, rounded; `normed` = total / rms(total) * weight. All (rows, size), but weight (size,)."""
-    row = tl.program_id(0).to(tl.int64)
-    c = tl.arange(0, BLOCK)
-    inside = c < size
-    here = row * size + c
-    kind = total.dtype.element_ty
-    left = tl.load(x + here, mask=inside, other=0).to(tl.float32)
-    added = (left + tl.load(y + here, mask=inside, other=0).to(tl.float32)).to(kind)
-    tl.store(total + here, added, mask=inside)
-    wide = added.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / size + eps)
-    factor = tl.load(weight + c, mask=inside, other=0).to(tl.float32)
-    tl.store(normed + here, (wide * scale * factor).to(kind), mask=inside)
 
 
 def add_and_norm(
@@ -180,6 +167,7 @@ def add_and_norm(
     size = x.shape[-1]
     with launching_on(x.device):
         _add_norm_kernel[(x.numel() // size,)](
-            x, y, weight, total, normed, size, eps, BLOCK=triton.next_power_of_2(size), num_warps=8
-        )
+            x, y, weight, total, normed, size, eps, BLOCK=triton.next_power_of_2(size), num_warps=8,
+            **early(x.device),
+        )  # fmt: skip
     return total, normed

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from glmspectra.chatglm2.early_start import wait_for_earlier
 from glmspectra.chatglm2.kernels import launching_on
 
 COLUMNS = 1024  # of a row that one program works on
@@ -184,3 +185,80 @@ def split_rotated(
     `cos` and signed `sin` [b or 1, s, 1, d] as of `RotaryEmbedding`; d a power of two.
     """
     return _SplitRotated.apply(mixed, cos, sin, query_heads, groups)
+
+
+@triton.jit
+def _add_norm_kernel(x, y, weight, total, normed, size, eps, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    """`total` = x + y, rounded; `normed` = total / rms(total) * weight. All (rows, size), but weight (size,)."""
+    wait_for_earlier(EARLY)
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK)
+    inside = c < size
+    here = row * size + c
+    kind = total.dtype.element_ty
+    left = tl.load(x + here, mask=inside, other=0).to(tl.float32)
+    added = (left + tl.load(y + here, mask=inside, other=0).to(tl.float32)).to(kind)
+    tl.store(total + here, added, mask=inside)
+    wide = added.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / size + eps)
+    factor = tl.load(weight + c, mask=inside, other=0).to(tl.float32)
+    tl.store(normed + here, (wide * scale * factor).to(kind), mask=inside)
+
+
+@triton.jit
+def _add_norm_backward_kernel(total, weight, of_total, of_normed, of_x, size, eps, BLOCK: tl.constexpr):
+    """Gradient of x, and of y, from those of the sum and its norm; all (rows, size), but weight (size,).
+
+    With s = 1 / rms(total), n = total s: of_total + s (w g - n mean(w g n)) for the gradient g of the norm.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK)
+    inside = c < size
+    here = row * size + c
+    wide = tl.load(total + here, mask=inside, other=0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / size + eps)
+    factor = tl.load(weight + c, mask=inside, other=0).to(tl.float32)
+    given = tl.load(of_normed + here, mask=inside, other=0).to(tl.float32) * factor
+    unit = wide * scale
+    through = scale * (given - unit * (tl.sum(given * unit, axis=0) / size))
+    found = tl.load(of_total + here, mask=inside, other=0).to(tl.float32) + through
+    tl.store(of_x + here, found.to(of_x.dtype.element_ty), mask=inside)
+
+
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = x.contiguous(), y.contiguous()
+        total, normed = torch.empty_like(x), torch.empty_like(x)
+        size = x.shape[-1]
+        with launching_on(x.device):
+            _add_norm_kernel[(x.numel() // size,)](
+                x, y, weight, total, normed, size, eps,
+                BLOCK=triton.next_power_of_2(size), EARLY=False, num_warps=8,
+            )  # fmt: skip
+        ctx.save_for_backward(total, weight)
+        ctx.eps = eps
+        return total, normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        total, weight = ctx.saved_tensors
+        of_total, of_normed = (gradient.contiguous() for gradient in gradients)
+        found = torch.empty_like(total)
+        size = total.shape[-1]
+        with launching_on(found.device):
+            _add_norm_backward_kernel[(total.numel() // size,)](
+                total, weight, of_total, of_normed, found, size, ctx.eps,
+                BLOCK=triton.next_power_of_2(size), num_warps=8,
+            )  # fmt: skip
+        return found, found, None, None
+
+
+def add_and_norm(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum x + y and its RMSNorm, both [..., e] of x's dtype; `weight` is a constant."""
+    return _AddNorm.apply(x, y, weight, eps)

@@ -87,12 +87,19 @@ def is_power_of_two(size: int) -> bool:
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, [..., e] to [..., e]; in float32 and rounded once, as in the published code."""
 
+    # A sum and its norm, where the block that made the sum has made both by one kernel.
+    made: tuple[torch.Tensor, torch.Tensor] | None = None
+
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.made is not None:
+            (total, normed), self.made = self.made, None
+            if total is hidden_states:
+                return normed
         if hidden_states.dtype == self.weight.dtype:  # one kernel, float32 inside
             return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
         normed = F.rms_norm(hidden_states.float(), self.weight.shape, self.weight.float(), self.eps)
@@ -100,9 +107,10 @@ class RMSNorm(nn.Module):
 
     def after_adding(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The sum x + y and its norm, both [..., e]."""
-        kernels = decode_kernels(x) if x.dtype == y.dtype == self.weight.dtype and not y.requires_grad else None
-        if kernels is not None:
-            return kernels.add_and_norm(x, y, self.weight, self.eps)
+        if x.dtype == y.dtype == self.weight.dtype and not (self.weight.requires_grad and torch.is_grad_enabled()):
+            kernels = decode_kernels(x) if not y.requires_grad else layer_kernels(x)
+            if kernels is not None:
+                return kernels.add_and_norm(x, y, self.weight, self.eps)
         total = x + y
         return total, self(total)
 

@@ -157,11 +157,14 @@ class MLP(nn.Module):
         self.dense_4h_to_h = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dense_4h_to_h(swiglu(self.dense_h_to_4h(hidden_states)))
+        gated = vars(self.dense_h_to_4h).get("gated")  # product and SwiGLU by one kernel (`one_token`)
+        return self.dense_4h_to_h(swiglu(self.dense_h_to_4h(hidden_states)) if gated is None else gated(hidden_states))
 
 
 class GLMBlock(GradientCheckpointingLayer):
     """One layer of the stack: attention and MLP, each with RMSNorm before it and a residual connection around it."""
+
+    following: RMSNorm | None = None  # the norm of what this block gives, while `one_token` has it made here
 
     def __init__(self, config: ChatGLMConfig, layer_idx: int):
         super().__init__()
@@ -184,8 +187,11 @@ class GLMBlock(GradientCheckpointingLayer):
         )
         attended = F.dropout(attended, self.hidden_dropout, self.training)
         hidden_states, normed = self.post_attention_layernorm.after_adding(hidden_states, attended)
-        fed = self.mlp(normed)
-        return hidden_states + F.dropout(fed, self.hidden_dropout, self.training)
+        fed = F.dropout(self.mlp(normed), self.hidden_dropout, self.training)
+        if self.following is None:
+            return hidden_states + fed
+        self.following.made = self.following.after_adding(hidden_states, fed)
+        return self.following.made[0]
 
 
 class Embedding(nn.Module):

@@ -14,8 +14,13 @@ import torch
 from torch import nn
 
 from glmspectra.chatglm2.kernels import one_token_kernels
+from glmspectra.chatglm2.layers import swiglu
+from glmspectra.chatglm2.nf4_cuda import nf4_kernels
 
+# ChatGLM2's names of the layer whose product SwiGLU takes, and of the norm after the last block.
+GATED, LAST_NORM = "dense_h_to_4h", "final_layernorm"
 SMALLEST = 1 << 20  # numbers in a weight; an adapter's factors are not worth a kernel of their own
+Way = Callable[..., torch.Tensor]
 
 
 class OneTokenProducts:
@@ -26,25 +31,32 @@ class OneTokenProducts:
     """
 
     def __init__(self, model: nn.Module):
-        self._ways: list[tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]] = []
-        for module in model.modules():
+        self._ways: list[tuple[nn.Module, str, Any]] = []  # a module, an attribute, its value while a step is recorded
+        for name, module in model.named_modules():
             way = _way(module)
             if way is not None and "forward" not in vars(module):
-                self._ways.append((module, way))
+                self._ways.append((module, "forward", way))
+                if name.endswith(GATED):
+                    self._ways.append((module, "gated", partial(way, gated=True)))
+        blocks = [module for module in model.modules() if hasattr(type(module), "following")]
+        norms = [block.input_layernorm for block in blocks[1:]]
+        norms += [module for name, module in model.named_modules() if name.endswith(LAST_NORM)]
+        if len(norms) == len(blocks):
+            self._ways += [(block, "following", norm) for block, norm in zip(blocks, norms, strict=True)]
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """Inside, these layers compute one token's product by the kernels, and all else as ever."""
-        for module, way in self._ways:
-            module.forward = way
+        for module, attribute, value in self._ways:
+            vars(module)[attribute] = value  # not by setattr, which would make a norm a part of the block before it
         try:
             yield
         finally:
-            for module, _ in self._ways:
-                del module.forward
+            for module, attribute, _ in self._ways:
+                del vars(module)[attribute]
 
 
-def _way(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def _way(module: nn.Module) -> Way | None:
     """What computes this layer for one token; None where the kernels do not know its weight."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or not weight.is_cuda:
@@ -71,15 +83,25 @@ def nf4_scales(module: Any) -> torch.Tensor | None:
     return (dequantize_blockwise(state.absmax, state.state2) + state.offset).float()
 
 
-def _plain(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+def _plain(module: nn.Linear, x: torch.Tensor, gated: bool = False) -> torch.Tensor:
     kernels = one_token_kernels(x, module.in_features) if x.dtype == module.weight.dtype else None
     if kernels is None:
-        return type(module).forward(module, x)
-    return kernels.plain_product(x, module.weight, module.bias)
+        return _apart(module, x, gated)
+    return (kernels.gated_product if gated else kernels.plain_product)(x, module.weight, module.bias)
 
 
-def _nf4(module: Any, scales: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _nf4(module: Any, scales: torch.Tensor, x: torch.Tensor, gated: bool = False) -> torch.Tensor:
     kernels = one_token_kernels(x, module.in_features)
     if kernels is None or x.dtype != torch.bfloat16 or module.compute_dtype not in (None, torch.bfloat16):
-        return type(module).forward(module, x)
-    return kernels.nf4_product(x, module.weight.data, scales, module.out_features, module.bias)
+        return _apart(module, x, gated)
+    compiled = nf4_kernels(x.device)
+    if compiled is not None:
+        return compiled.product(x, module.weight.data, scales, module.out_features, module.bias, gated)
+    y = kernels.nf4_product(x, module.weight.data, scales, module.out_features, module.bias)
+    return swiglu(y) if gated else y
+
+
+def _apart(module: nn.Module, x: torch.Tensor, gated: bool) -> torch.Tensor:
+    """What the layer computes by itself."""
+    y = type(module).forward(module, x)
+    return swiglu(y) if gated else y

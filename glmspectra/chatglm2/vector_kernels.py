@@ -13,11 +13,13 @@ import torch
 import triton
 import triton.language as tl
 
+from glmspectra.chatglm2.early_start import early, wait_for_earlier
 from glmspectra.chatglm2.kernels import INTERPRETED, launching_on
 
 # Rows a program, numbers or packed words of a row a step, warps. Tuned for each shape of weight when it is first met;
 # the interpreter has no clock to tune by.
 _PLAIN = [(2, 2048, 2), (2, 1024, 4), (4, 2048, 4)]
+_GATED = [(1, 2048, 2), (1, 1024, 4), (2, 2048, 4)]  # of the gate, and as many of the other half
 _PACKED = [(4, 256, 2), (8, 256, 2), (8, 128, 1), (4, 128, 1), (16, 128, 2)]
 
 NF4_CODES = [
@@ -91,9 +93,11 @@ def _finish(total, y, bias, r, in_rows, BIAS: tl.constexpr):
 @_tuned(_PLAIN, ["rows", "columns"])
 @triton.jit
 def _plain_kernel(
-    x, weight, bias, y, rows, columns, BIAS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr
+    x, weight, bias, y, rows, columns,
+    BIAS: tl.constexpr, EARLY: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Computes y = W x + b: x (columns,), weight (rows, columns), y (rows,)."""
+    wait_for_earlier(EARLY)
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_rows = r < rows
     base = weight + r.to(tl.int64)[:, None] * columns
@@ -104,6 +108,36 @@ def _plain_kernel(
         w = tl.load(base + c[None, :], mask=in_rows[:, None] & inside[None, :], other=0, eviction_policy="evict_first")
         total += w.to(tl.float32) * tl.load(x + c, mask=inside, other=0).to(tl.float32)[None, :]
     _finish(tl.sum(total, axis=1), y, bias, r, in_rows, BIAS)
+
+
+@_tuned(_GATED, ["rows", "columns"])
+@triton.jit
+def _gated_kernel(
+    x, weight, bias, y, rows, columns,
+    BIAS: tl.constexpr, EARLY: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """Computes y = silu(G x + g) (U x + u): x (columns,), weight (2 rows, columns) of G and U, y (rows,)."""
+    wait_for_earlier(EARLY)
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    in_rows = r < rows
+    base = weight + r.to(tl.int64)[:, None] * columns
+    other = tl.cast(rows, tl.int64) * columns
+    gate = tl.zeros((ROWS, STEP), dtype=tl.float32)
+    up = tl.zeros((ROWS, STEP), dtype=tl.float32)
+    for start in range(0, columns, STEP):
+        c = start + tl.arange(0, STEP)
+        inside = c < columns
+        mask = in_rows[:, None] & inside[None, :]
+        token = tl.load(x + c, mask=inside, other=0).to(tl.float32)[None, :]
+        gate += tl.load(base + c[None, :], mask=mask, other=0, eviction_policy="evict_first").to(tl.float32) * token
+        up += (
+            tl.load(base + other + c[None, :], mask=mask, other=0, eviction_policy="evict_first").to(tl.float32) * token
+        )
+    g, u = tl.sum(gate, axis=1), tl.sum(up, axis=1)
+    if BIAS:
+        g += tl.load(bias + r, mask=in_rows, other=0).to(tl.float32)
+        u += tl.load(bias + rows + r, mask=in_rows, other=0).to(tl.float32)
+    tl.store(y + r, (g * tl.sigmoid(g) * u).to(y.dtype.element_ty), mask=in_rows)
 
 
 @triton.jit
@@ -201,8 +235,21 @@ def plain_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     y = x.new_empty(*x.shape[:-1], rows)
     with launching_on(x.device):
         _plain_kernel[_grid(rows)](
-            x.contiguous(), weight, y if bias is None else bias, y, rows, columns, BIAS=bias is not None
-        )
+            x.contiguous(), weight, y if bias is None else bias, y, rows, columns,
+            BIAS=bias is not None, **early(x.device),
+        )  # fmt: skip
+    return y
+
+
+def gated_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """SwiGLU of `plain_product`: silu(G x + g) * (U x + u), (..., rows / 2), of a weight with G's rows before U's."""
+    rows, columns = weight.shape[0] // 2, weight.shape[1]
+    y = x.new_empty(*x.shape[:-1], rows)
+    with launching_on(x.device):
+        _gated_kernel[_grid(rows)](
+            x.contiguous(), weight, y if bias is None else bias, y, rows, columns,
+            BIAS=bias is not None, **early(x.device),
+        )  # fmt: skip
     return y
 
 

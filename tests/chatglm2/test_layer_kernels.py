@@ -100,6 +100,26 @@ def test_adding_before_a_norm(dtype, size):
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [24, 300])
+def test_the_gradient_of_adding_and_the_norm_of_the_sum(dtype, size):
+    from glmspectra.chatglm2 import layer_kernels
+
+    x, y = (drawn(3, 2, size, dtype=dtype, seed=seed, requires_grad=True) for seed in (0, 1))
+    weight = drawn(size, dtype=dtype, seed=2)
+    given = [drawn(3, 2, size, dtype=dtype, seed=seed) for seed in (3, 4)]
+    total, normed = layer_kernels.add_and_norm(x, y, weight, 1e-5)
+    assert torch.equal(total, x + y)
+    found = torch.autograd.grad([total, normed], [x, y], given)
+    twin = total.detach().double().requires_grad_()
+    due = F.rms_norm(twin, (size,), weight.double(), 1e-5)
+    assert_near(normed, due, dtype)
+    (of_due,) = torch.autograd.grad([twin * 1, due], twin, [part.double() for part in given])
+    for gradient in found:
+        assert_near(gradient, of_due, dtype)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "groups"), [(8, 2), (40, 2)])
 @pytest.mark.parametrize(("cached", "count"), [(9, 0), (70, 69), (300, 130)])
 def test_attention_of_one_token_over_a_static_cache(dtype, heads, groups, cached, count):
@@ -148,6 +168,19 @@ def test_the_product_of_one_token(dtype, rows, columns, bias):
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_gated_product_of_one_token(dtype, bias):
+    from glmspectra.chatglm2 import vector_kernels
+
+    x, weight = drawn(1, 1, 136, dtype=dtype), drawn(2 * 37, 136, dtype=dtype, seed=1)
+    offset = drawn(2 * 37, dtype=dtype, seed=2) if bias else None
+    found = vector_kernels.gated_product(x, weight, offset)
+    assert found.shape == (1, 1, 37)
+    assert_near(found, exact_swiglu(F.linear(x.double(), weight.double(), offset.double() if bias else None)), dtype)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("rows", "columns"), [(5, 24), (37, 2080)])
 def test_the_product_of_one_token_with_whole_numbers(dtype, bits, rows, columns):
@@ -164,13 +197,25 @@ def test_the_product_of_one_token_with_whole_numbers(dtype, bits, rows, columns)
 @pytest.mark.parametrize(("rows", "columns"), [(37, 64), (300, 4096), (64, 13696)])
 def test_the_product_of_one_token_with_nf4_is_bitsandbytes(rows, columns):
     functional = pytest.importorskip("bitsandbytes.functional")
-    from glmspectra.chatglm2 import vector_kernels
+    from glmspectra.chatglm2 import nf4_cuda, vector_kernels
 
     x, weight = (drawn(count, columns, dtype=torch.bfloat16, seed=count) for count in (1, rows))
     packed, state = functional.quantize_4bit(weight, quant_type="nf4", blocksize=64)
     found = vector_kernels.nf4_product(x, packed, state.absmax, rows)
     # The codes are rounded to bfloat16, as in bitsandbytes' own product.
-    assert_near(found, F.linear(x.double(), functional.dequantize_4bit(packed, state).double()), torch.bfloat16)
+    due = F.linear(x.double(), functional.dequantize_4bit(packed, state).double())
+    assert_near(found, due, torch.bfloat16)
+    kernels = nf4_cuda.nf4_kernels(x.device)
+    if kernels is not None:  # cuda.core is there
+        assert_near(kernels.product(x, packed, state.absmax, rows), due, torch.bfloat16)
+        bias = drawn(rows, dtype=torch.bfloat16, seed=7)
+        due = due + bias.double()
+        assert_near(kernels.product(x, packed, state.absmax, rows, bias), due, torch.bfloat16)
+        if rows % 2 == 0:
+            found = kernels.product(x, packed, state.absmax, rows, bias, gated=True)
+            assert_near(found, exact_swiglu(due), torch.bfloat16)
+        due = functional.dequantize_4bit(packed, state)
+        assert torch.equal(kernels.widened(packed, state.absmax, (rows, columns)), due)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -191,6 +236,30 @@ def test_nf4_scales_are_those_that_bitsandbytes_widens_by(nested):
     other.load_state_dict({"weight": drawn(48, 128).cpu()}, strict=False)
     assert nf4_scales(other.to(DEVICE)) is None
     assert nf4_scales(torch.nn.Linear(128, 48)) is None
+
+
+def test_a_block_leaves_the_norm_of_its_sum_to_the_next(tmp_path):
+    """As a step of decoding is recorded: the same numbers, and no trace afterwards."""
+    from glmspectra.chatglm2.modeling import ChatGLMForConditionalGeneration
+    from glmspectra.chatglm2.one_token import OneTokenProducts
+
+    config = ChatGLMConfig(
+        num_layers=3, hidden_size=64, ffn_hidden_size=96, kv_channels=16, num_attention_heads=4, padded_vocab_size=50
+    )
+    model = ChatGLMForConditionalGeneration(config).eval()
+    ids = torch.arange(5)[None]
+    parts = [name for name, _ in model.named_modules()]
+    with torch.no_grad():
+        due = model(ids).logits
+        products = OneTokenProducts(model)
+        with products.used():
+            norms = [block.following for block in model.transformer.encoder.layers]
+            found = model(ids).logits
+            assert [name for name, _ in model.named_modules()] == parts
+    assert norms[-1] is model.transformer.encoder.final_layernorm
+    assert torch.equal(found, due)
+    assert all(block.following is None for block in model.transformer.encoder.layers)
+    assert all(norm.made is None for norm in norms)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""FSDP over two GPUs, and over two CPU processes: LoRA and QLoRA, against one process with twice the batch."""
+"""Two GPUs or two CPU processes, sharded (FSDP) or not: LoRA and QLoRA, against one process with twice the batch."""
 
 import json
 from pathlib import Path
@@ -50,3 +50,20 @@ def test_a_sharded_run_gives_the_losses_of_one_process(tmp_path, device, method)
         torch.testing.assert_close(weights[1][name], value, atol=tolerance, rtol=0)
     parts = (tmp_path / "two/run/checkpoint-3").rglob("*")
     assert {"pytorch_model_fsdp.bin", "optimizer.bin", "adapter_model.safetensors"} <= {path.name for path in parts}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_two_gpus_give_the_losses_of_one(tmp_path, method):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    model, data = write_model(tmp_path / "model", "chatglm"), write_data(tmp_path / "data")
+    finetune, lora, common = {"method": method, "dtype": "float32"}, {"lora_dropout": 0.0}, {"max_steps": 6}
+    one = make_run(tmp_path / "one", model, data, finetune, lora, common | {"per_device_train_batch_size": 8})
+    train(one)
+    args = write_args(tmp_path / "two" / "args", model, data, finetune, lora, common)
+    train_on_two_processes(tmp_path, args, "cuda", "--quiet")
+    history = json.loads((tmp_path / "two/run/trainer_state.json").read_text())["log_history"]
+    found = [entry["loss"] for entry in history if "loss" in entry]
+    assert len(found) == 6
+    assert found == pytest.approx([e["loss"] for e in one.trainer.state.log_history if "loss" in e], abs=2e-3)

@@ -280,7 +280,12 @@ def _loss(
 
         def losses(hidden: torch.Tensor) -> torch.Tensor:
             with tracker.labelled("logits and loss"):
-                return linear_cross_entropy(hidden[rows, positions], head.weight, head.bias, targets)[0][None, :, None]
+                chosen = hidden[rows, positions]
+                half = torch.is_autocast_enabled("cuda") or head.weight.dtype != torch.float32
+                # Half-precision logits are worked on in their place by a kernel, which allocates nothing.
+                in_place = (lambda *_: None) if half else None
+                nll, _ = linear_cross_entropy(chosen, head.weight, head.bias, targets, in_place)
+                return nll[None, :, None]
 
         head.forward = losses
         try:

@@ -23,6 +23,7 @@ from glmspectra.language import text
 from glmspectra.tuning.data.batching import TrainingCollator
 from glmspectra.tuning.model.adapter import add_adapter, trainable_by_type
 from glmspectra.tuning.model.adapter_products import follow_input_dtype
+from glmspectra.tuning.model.four_bit_products import widen_by_kernel
 from glmspectra.tuning.model.loading import load_for_settings
 from glmspectra.tuning.model.precision import Precision, choose_precision
 from glmspectra.tuning.model.recomputation import enable_checkpointing
@@ -241,6 +242,8 @@ def _adapted(inputs: Inputs, base: PreTrainedModel, arguments: TrainingArguments
         set_seed(settings.finetune.seed)
     if precision.autocast is None and precision.weights is not torch.float32:
         follow_input_dtype(model, settings.lora.adapter_name)
+    if settings.quantized:
+        widen_by_kernel(model)
     if settings.train.gradient_checkpointing:
         enable_checkpointing(base, settings.train.gradient_checkpointing_kwargs)
     return model

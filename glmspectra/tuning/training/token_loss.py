@@ -11,6 +11,7 @@ inside the model's forward, so that data-parallel and sharding wrappers and auto
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from torch.nn import functional as F
 
 from glmspectra.tuning.data import IGNORED
 
+# (logits [c, V], targets [c], nll [c], correct [c], whether the gradient is wanted): `loss_kernels.losses_in_place`.
+InPlace = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, bool], None]
 CHUNK_BYTES = 1 << 28  # float32 logits of one chunk; 1,032 tokens of ChatGLM2's vocabulary
 
 
@@ -51,6 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,  # [V, h]
         bias: torch.Tensor | None,  # [V]
         targets: torch.Tensor,  # [n]
+        in_place: InPlace | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         n, vocabulary = hidden.shape[0], weight.shape[0]
         rows_at_once = max(1, CHUNK_BYTES // (4 * vocabulary))
@@ -60,7 +64,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if wants_gradient else None
         for start in range(0, n, rows_at_once):
             chunk = slice(start, start + rows_at_once)
-            logits = F.linear(hidden[chunk], weight, bias).float()  # [c, V]
+            logits = F.linear(hidden[chunk], weight, bias)  # [c, V]
+            if in_place is not None:
+                in_place(logits, targets[chunk], nll[chunk], correct[chunk], wants_gradient)
+                if gradient is not None:
+                    gradient[chunk] = logits @ weight
+                del logits  # before the next chunk's are made
+                continue
+            logits = logits.float()
             target = targets[chunk, None]
             correct[chunk] = logits.argmax(-1) == targets[chunk]
             normaliser = logits.logsumexp(-1, keepdim=True)  # [c, 1]
@@ -74,26 +85,42 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return nll, correct
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradients[0][:, None] * gradient.float()).to(gradient.dtype), None, None, None
+        return (gradients[0][:, None] * gradient.float()).to(gradient.dtype), None, None, None, None
+
+
+def kernel_for(dtype: torch.dtype, device: torch.device) -> InPlace | None:
+    """The Triton kernel for logits of this type there; None where torch code computes the loss."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    try:
+        from glmspectra.tuning.training.loss_kernels import losses_in_place
+    except ImportError:  # no Triton: slower, and the same numbers
+        return None
+    return losses_in_place
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    in_place: InPlace | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each row and whether its target was the most likely token.
 
     hidden [n, h], weight [V, h] (frozen), bias [V] or None, targets int64 [n] -> nll float32 [n], correct
     bool [n]. Products run in autocast's dtype where autocast is on, else in the weight's; softmax always in
-    float32.
+    float32. `in_place`: what computes it in the place of the logits; None: the kernel where there is one.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     with torch.autocast(device, enabled=False):
         frozen = weight.detach().to(dtype)
         offset = None if bias is None else bias.detach().to(dtype)
-        return _LinearCrossEntropy.apply(hidden.to(dtype), frozen, offset, targets)
+        in_place = in_place or kernel_for(dtype, weight.device)
+        return _LinearCrossEntropy.apply(hidden.to(dtype), frozen, offset, targets, in_place)
 
 
 class TokenLoss:
