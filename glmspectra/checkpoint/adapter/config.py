@@ -88,7 +88,7 @@ REFUSED = {
     "enable_lora": "LoRA of single parts of a fused weight (loralib's MergedLinear) is not read",
     "layer_replication": "it repeats layers of the base under new numbers",
     "megatron_config": "Megatron's parallel layers hold their parts of each factor",
-    "use_qalora": "QALoRA averages the inputs in groups",
+    "use_qalora": "QALoRA averages the inputs of GPTQ layers in groups, and PEFT itself merges none",
 }
 
 
