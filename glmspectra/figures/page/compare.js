@@ -56,7 +56,7 @@ function differenceMap(runs, measure, column) {
   const by = column.log ? Math.log1p : (value) => value, back = column.log ? (value) => Number(Math.expm1(value).toPrecision(3)) : (value) => value;
   const scale = coloursOf({ ...told, signed: 1 }, [-1e-12, ...rows.map((row) => (values[row] === null ? null : by(values[row])))]);
   const colours = { ...scale, of: (value) => scale.of(by(value)), low: back(scale.low), high: back(scale.high) };
-  const title = t(column.log ? "ui-difference-percent" : "ui-difference", { measure: inLanguage(column.label), one: inLanguage(one.label), two: inLanguage(two.label) });
+  const title = t(column.log ? "ui-difference-percent" : "ui-difference", { measure: capital(inLanguage(column.label)), one: inLanguage(one.label), two: inLanguage(two.label) });
   const drawn = figure(title, (width) => {
     const svg = mapSvg(width, one, rows, values, told, colours, new Set());
     for (const cell of svg.querySelectorAll('[role="button"]')) for (const name of ["role", "tabindex", "aria-label"]) cell.removeAttribute(name);
