@@ -127,12 +127,12 @@ def _tell(
 
 
 def _device_memory(device: str) -> int | None:
-    """The most bytes that this process held on its CUDA device; None on a CPU."""
+    """The most bytes that this process had in use on its CUDA device; None on a CPU."""
     if device == "cpu":
         return None
     import torch
 
-    return torch.cuda.max_memory_reserved(torch.device(device))
+    return torch.cuda.max_memory_allocated(torch.device(device))
 
 
 def draw_page(run_folder: Path, reports: Path, svg: bool = False, quiet: bool = False) -> Path:

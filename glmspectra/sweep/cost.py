@@ -101,19 +101,25 @@ def spectrum_memory(record: "TensorRecord", split: "Split" = "no", device: str =
     return working + FLOAT64 * grams + dequantised
 
 
-def batch_memory(records: Sequence["TensorRecord"], limit: int) -> int:
-    """Bytes on a CUDA device while one batch of these matrices, all of one order, is solved and the next one is made.
+def batch_memory(records: Sequence["TensorRecord"], at_once: Callable[[int, int], int]) -> int:
+    """Bytes on a CUDA device while one batch of these matrices is solved and the next one is made.
 
-    A batch: weights, Gram matrices, their copies side by side and the solver's workspace; the next one: weights and
-    Gram matrices. limit: how many a batch may hold.
+    A batch: weights and Gram matrices, and for those of one order at a time copies side by side and the solver's
+    workspace; the next one: weights and Gram matrices. at_once: as of `selection_cost`. 0 where any is solved alone.
     """
-    matrices = sum(max(1, record.experts) for record in records)
-    batches = max(1, math.ceil(matrices / limit))
-    count = math.ceil(matrices / batches)
-    gram = FLOAT64 * min(records[0].rows, records[0].columns) ** 2
-    weight = sum(record.nbytes for record in records) / matrices
-    solved = count * (gram * (2 + WORKSPACE_CUDA) + weight)
-    return int(solved + (count * (gram + weight) if batches > 1 else 0))
+    counts: dict[int, int] = {}
+    batches, held = 0.0, 0.0
+    for record in records:
+        count, order = max(1, record.experts), min(record.rows, record.columns)
+        limit = at_once(order, record.nbytes // count)
+        if limit == 1:
+            return 0
+        batches += count / limit
+        held += count * FLOAT64 * order**2 + record.nbytes
+        counts[order] = counts.get(order, 0) + count
+    number = max(1, math.ceil(batches))
+    solving = max(math.ceil(count / number) * FLOAT64 * order**2 for order, count in counts.items())
+    return int(solving * (1 + WORKSPACE_CUDA) + held / number * (2 if number > 1 else 1))
 
 
 def selection_cost(
@@ -129,19 +135,12 @@ def selection_cost(
     records = [record for record in records if record.fault is None]
     shapes = [(part.row_stop - part.row_start, r.columns) for r in records for part in r.parts(split)]
     memory = {record.name: spectrum_memory(record, split, device) for record in records}
-    by_order: dict[int, list[TensorRecord]] = {}
-    for record in records:
-        by_order.setdefault(min(record.rows, record.columns), []).append(record)
-    for order, alike in by_order.items():
-        limit = at_once(order, max(record.nbytes // max(1, record.experts) for record in alike))
-        if limit > 1:
-            memory[alike[0].name] = max(memory[alike[0].name], batch_memory(alike, limit))
     largest = max(memory, key=lambda name: memory[name], default="")
     return SelectionCost(
         matrices=sum(max(1, record.experts) for record in records),
         spectra=len(shapes),
         nbytes=sum(record.nbytes for record in records),
         flops=spectrum_flops(shapes),
-        memory=memory.get(largest, 0),
+        memory=max(memory.get(largest, 0), batch_memory(records, at_once) if records else 0),
         largest=largest,
     )
