@@ -10,6 +10,7 @@ from glmspectra.checkpoint.formats.reparametrized import REFUSED_PARTS, REMADE
 from glmspectra.checkpoint.formats.settings import BESIDE, STATED
 from glmspectra.checkpoint.locate import INDEXES, NOT_WEIGHTS, SUFFIXES
 from glmspectra.checkpoint.reader import Checkpoint
+from glmspectra.checkpoint.writing.casting import cast
 from glmspectra.checkpoint.writing.folder import PROGRESS, Tensors, Written, write_checkpoint
 from glmspectra.checkpoint.writing.shards import SHARD_BYTES, Planned
 from glmspectra.errors import CheckpointError, RequestError
@@ -37,7 +38,7 @@ def convert(
 
     Raises:
         RequestError: `out` holds something, another process writes it, or the form cannot be converted.
-        CheckpointError: A tensor cannot be read, or was not written as it is, or its file changed meanwhile.
+        CheckpointError: A tensor cannot be read, does not fit `dtype`, or was not written as it is, or its file changed meanwhile.
         StoreError: The file system refuses; finished shards are kept.
     """
     _check_request(checkpoint, out, dtype)
@@ -75,7 +76,7 @@ def _sources(checkpoint: Checkpoint, dtype: str | None) -> Tensors:
 
     def read(name: str) -> torch.Tensor:
         tensor = checkpoint.read(name)
-        return tensor.to(wanted) if checkpoint.tensors[name].floating else tensor
+        return cast(tensor, wanted, name) if checkpoint.tensors[name].floating else tensor
 
     planned = []
     for record in checkpoint.tensors.values():

@@ -27,6 +27,7 @@ from glmspectra.checkpoint.formats.settings import BESIDE, STATED
 from glmspectra.checkpoint.names import OUTPUT, place_of
 from glmspectra.checkpoint.reader import Checkpoint, open_checkpoint
 from glmspectra.checkpoint.writing.agreement import INPUTS, Agreement, agreement, same_bits
+from glmspectra.checkpoint.writing.casting import cast
 from glmspectra.checkpoint.writing.folder import Tensors, write_checkpoint
 from glmspectra.checkpoint.writing.shards import SHARD_BYTES, Planned
 from glmspectra.device import dtype_name
@@ -226,13 +227,13 @@ class _Merge:
         stored = self.checkpoint.read(self._source(name))
         change = self.changes.get(name)
         if change is None:
-            return stored.to(types[name])
+            return cast(stored, types[name], name)
         exact = change.merged(stored)
         if not torch.isfinite(exact).all():
             raise CheckpointError(
                 f"{name}: base and adapter together give values that are not finite; the adapter is broken."
             )
-        result = exact.to(types[name])
+        result = cast(exact, types[name], name)
         if change.all_factors:
             before = stored if change.replaced is None else change.replaced
             size = float(torch.linalg.vector_norm(exact - before.float()))
