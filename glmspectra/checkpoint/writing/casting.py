@@ -18,13 +18,12 @@ def cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
         return converted
     low, high = (float(end) for end in torch.aminmax(converted))  # without a copy; NaN where one is
     largest = float(torch.finfo(dtype).max)
-    if not (math.isfinite(low) and math.isfinite(high)) and bool(
-        (torch.isinf(converted) & torch.isfinite(tensor)).any()
-    ):
+    sound = math.isfinite(low) and math.isfinite(high)
+    if not sound and bool((torch.isinf(converted) & torch.isfinite(tensor)).any()):
         most = float(tensor[torch.isfinite(tensor)].abs().max())
         raise CheckpointError(
-            f"{name}: holds {most:.3g}, and {_said(dtype)} ends at {largest:.3g}: it would be written as infinity; take "
-            "bfloat16 or float32, or leave --dtype out."
+            f"{name}: holds {most:.3g}, and {_said(dtype)} ends at {largest:.3g}: it would be written as infinity; "
+            "take bfloat16 or float32, or leave --dtype out."
         )
     if low == high == 0 and bool(tensor.any()):
         most = float(tensor.abs().max())

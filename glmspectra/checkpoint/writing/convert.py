@@ -38,7 +38,8 @@ def convert(
 
     Raises:
         RequestError: `out` holds something, another process writes it, or the form cannot be converted.
-        CheckpointError: A tensor cannot be read, does not fit `dtype`, or was not written as it is, or its file changed meanwhile.
+        CheckpointError: A tensor cannot be read, does not fit `dtype`, or was not written as it is, or its file changed
+            meanwhile.
         StoreError: The file system refuses; finished shards are kept.
     """
     _check_request(checkpoint, out, dtype)
