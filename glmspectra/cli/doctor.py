@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import metadata, util
+from importlib.util import find_spec
 from pathlib import Path
 
 import typer
@@ -45,6 +45,8 @@ def doctor(as_json: Json = False) -> None:
 
 def packages() -> list[Check]:
     """Python and each requirement of the project beside what is installed; extras that are missing are WEAK."""
+    from importlib import metadata
+
     from packaging.requirements import Requirement
 
     found = [Check("Python", GOOD, sys.version.split()[0])]
@@ -90,7 +92,7 @@ def accelerator() -> list[Check]:
 
 def _works(package: str, without: str, use: Callable[[], None]) -> Check:
     """Whether a package is there and `use` runs; `without` names the message of what is missed else."""
-    if util.find_spec(package) is None:
+    if find_spec(package) is None:
         return Check(package, WEAK, text(without))
     try:
         use()
