@@ -77,7 +77,7 @@ def answered(lines: Sequence[dict]) -> list[str]:
     the table."""
     found, told = Found(lines), []
     by_job = {
-        (line["base"], line["task"], line["arm"], line["budget"], line["rate"], line["seed"]): line
+        (line["base"], line["task"], line["arm"].partition(":")[0], line["budget"], line["rate"], line["seed"]): line
         for line in lines
         if line["part"] == "test"
     }
