@@ -76,8 +76,13 @@ def nf4_scales(module: Any) -> torch.Tensor | None:
         return None
     if tuple(state.shape) != (module.out_features, module.in_features):
         return None
+    return block_scales(state) if state.nested or state.absmax.dtype == torch.float32 else None
+
+
+def block_scales(state: Any) -> torch.Tensor:
+    """float32 scales of the blocks of a bitsandbytes quantisation state, made anew where they are quantised too."""
     if not state.nested:
-        return state.absmax if state.absmax.dtype == torch.float32 else None
+        return state.absmax
     from bitsandbytes.functional import dequantize_blockwise
 
     return (dequantize_blockwise(state.absmax, state.state2) + state.offset).float()

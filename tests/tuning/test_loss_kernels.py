@@ -70,3 +70,35 @@ def test_on_a_cpu_four_bit_layers_compute_as_bitsandbytes_has_them():
     before = layer(x)
     assert widen_by_kernel(layer) == 1
     assert torch.equal(layer(x), before)
+
+
+class WidenedByTable:
+    """Stands for the compiled kernels on a CPU."""
+
+    def widened(self, packed, scales, shape):
+        from bitsandbytes.functional import get_4bit_type
+
+        codes = torch.stack([packed.view(-1) >> 4, packed.view(-1) & 15], 1).view(-1, 64).long()
+        return (get_4bit_type("nf4", device="cpu")[codes] * scales[:, None]).view(shape).bfloat16()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_product_and_its_gradient_are_bitsandbytes_though_the_weight_was_put_elsewhere(monkeypatch, nested):
+    bnb = pytest.importorskip("bitsandbytes")
+    from glmspectra.tuning.model import four_bit_products as products
+
+    monkeypatch.setattr(products, "nf4_kernels", lambda device: WidenedByTable())
+    layer = bnb.nn.Linear4bit(
+        128, 64, quant_type="nf4", compress_statistics=nested, compute_dtype=torch.bfloat16, bias=False
+    )
+    layer.load_state_dict({"weight": torch.randn(64, 128)}, strict=False)
+    layer = layer.to("cpu")
+    x = torch.randn(3, 100, 128).bfloat16().requires_grad_()
+    given = torch.randn(3, 100, 64).bfloat16()
+    due = layer(x)
+    found = products._FrozenProduct.apply(x, layer, products.nf4_scales(layer))
+    assert torch.equal(found, due)
+    (of_due,) = torch.autograd.grad(due, x, given)
+    layer.weight = torch.nn.Parameter(layer.weight.data, requires_grad=False)  # as sharding does
+    (of_found,) = torch.autograd.grad(found, x, given)
+    assert torch.equal(of_found, of_due)

@@ -15,7 +15,7 @@ from torch.autograd.function import Function
 from torch.nn import functional as F
 
 from glmspectra.chatglm2.nf4_cuda import nf4_kernels
-from glmspectra.chatglm2.one_token import nf4_scales
+from glmspectra.chatglm2.one_token import block_scales, nf4_scales
 from glmspectra.tuning.model.four_bit import four_bit_modules
 
 FEWEST_TOKENS = 256  # below, bitsandbytes multiplies without widening the whole weight
@@ -50,14 +50,13 @@ def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
 class _FrozenProduct(Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Any, scales: torch.Tensor) -> torch.Tensor:
-        ctx.layer = layer  # whose weight is frozen; the widened one is thrown away
+        # The weight is frozen, and the widened one is thrown away. Sharding may put another tensor in its place.
+        ctx.layer, ctx.state = layer, layer.weight.quant_state
         return F.linear(x, _widened(layer, scales), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        scales = nf4_scales(ctx.layer)  # made anew where they are quantised themselves
-        assert scales is not None  # as they were on the way forward
-        return gradients[0] @ _widened(ctx.layer, scales), None, None
+        return gradients[0] @ _widened(ctx.layer, block_scales(ctx.state)), None, None
 
 
 def _widened(layer: Any, scales: torch.Tensor) -> torch.Tensor:
