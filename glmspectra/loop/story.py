@@ -80,12 +80,12 @@ def _whereabouts(options: LoopOptions, results: Results) -> list[Words]:
     """Where everything lies, for the next step."""
     final = results["final-delta"]
     share = f"{final['moved_from_used']:.0%}"
-    # Where the budget is spent to the last direction, what was trained can only suggest the same ranks: no news.
-    following = [both("page-files-next", share=share, path=final["next_ranks_file"])] if share != "0%" else []
+    same = share == "0%"  # a threshold over all directions that were trained, with room for every one of them
+    following = both("page-files-next-same" if same else "page-files-next", share=share, path=final["next_ranks_file"])
     return [
         both("page-files-ranks", path=results["suggest"]["ranks_file"]),
         both("page-files-adapter", path=results["train"]["adapter"]),
         both("page-files-tables", path=str(options.out / "param_matrix")),
         both("page-files-reports", path=str(options.out / "reports")),
-        *following,
+        following,
     ]

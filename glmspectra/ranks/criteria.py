@@ -8,7 +8,7 @@ A criterion reads `Evidence` and answers for each target with one of three thing
 - 'threshold': an array, the size of each direction; all over one global size are kept;
 - 'score': one number; ranks are shared out in proportion to it.
 
-No rule from base weights beat uniform ranks on both models of our study (`study_gains`), and published ones
+No rule from base weights beat uniform ranks on both models that it was tried on (`study_gains`), and published ones
 contradict each other (some give more rank to what others give less); `suggest` therefore always has the
 controls beside.
 """

@@ -104,6 +104,7 @@ page-files-ranks = Ranks used: { $path }
 page-files-adapter = Adapter: { $path }
 page-files-tables = Tables: { $path }
 page-files-reports = Reports of every run: { $path }
+page-files-next-same = The training had only the directions that its ranks gave it and used all of them, so that what it changed suggests no other ranks at this budget. For the next turn take a pilot of a higher rank, or a smaller budget.
 page-files-next = What the training itself changed would suggest other ranks for { $share } of the parameters: { $path } holds them for the next turn of the loop.
 
 page-reading-one = A weight matrix W turns the ball of all inputs of length 1 into an ellipsoid. Its half-axes are the singular values σ₁ ≥ σ₂ ≥ …: how strongly W passes on each of its directions. All of them together are its spectrum.

@@ -100,6 +100,7 @@ page-files-ranks = 所用的秩：{ $path }
 page-files-adapter = 适配器：{ $path }
 page-files-tables = 数据表：{ $path }
 page-files-reports = 各次测量的报告：{ $path }
+page-files-next-same = 训练只有所分配的秩给它的方向，并且全部用上，因此在此预算下由它的改变得不出不同的秩。下一轮请用秩更高的试训，或减小预算。
 page-files-next = 训练本身的改变会为 { $share } 的参数建议不同的秩：{ $path } 保存了它们，供下一轮使用。
 
 page-reading-one = 权重矩阵 W 把所有长度为 1 的输入构成的球变成椭球。各半轴就是奇异值 σ₁ ≥ σ₂ ≥ …：W 传递每个方向的强度。全部奇异值合起来就是它的奇异值谱。
