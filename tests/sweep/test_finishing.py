@@ -1,7 +1,6 @@
 """Summaries and writing of one matrix while the next is computed: in order, one at a time, and nothing lost."""
 
 import itertools
-import sys
 import threading
 
 import numpy as np
@@ -12,12 +11,10 @@ from safetensors.torch import load_file, save_file
 from glmspectra.checkpoint import open_checkpoint, select
 from glmspectra.errors import CheckpointError, StoreError
 from glmspectra.store import RunStore, read_run
-from glmspectra.sweep import SweepOptions, source_of, sweep
+from glmspectra.sweep import SweepOptions, share, source_of, sweep
 from glmspectra.sweep.pipeline import batches
 from tests.sweep.small_checkpoint import matrix, write_small_checkpoint
 
-# By name: the package offers the function under the module's name.
-SWEEP = "glmspectra.sweep.share"
 NAMES = [matrix(layer, name) for layer in (0, 1) for name in ("query_key_value", "dense", "dense_h_to_4h")]
 
 
@@ -39,8 +36,7 @@ class Watch:
 
     def __init__(self, monkeypatch, before_write=lambda name: None, before_compute=lambda name: None):
         self.computed, self.written, self.threads = [], [], set()
-        module = sys.modules[SWEEP]
-        begin, write = module.begin_spectrum, RunStore.write
+        begin, write = share.begin_spectrum, RunStore.write
 
         def watched_begin(weight, record, *arguments):
             before_compute(record.name)
@@ -53,7 +49,7 @@ class Watch:
             write(store, request, measurement, *arguments)
             self.written.append(measurement.name)
 
-        monkeypatch.setattr(module, "begin_spectrum", watched_begin)
+        monkeypatch.setattr(share, "begin_spectrum", watched_begin)
         monkeypatch.setattr(RunStore, "write", watched_write)
 
 
@@ -146,8 +142,7 @@ def test_a_fused_matrix_has_an_edge_of_its_parts_with_and_without_split(tmp_path
 def test_matrices_solved_together_are_measured_as_each_by_itself(model, tmp_path, monkeypatch):
     """The way of a CUDA device, on a processor: batches of two, solved in a thread of their own."""
     alone = run_sweep(model, tmp_path / "alone", values=True)
-    module = sys.modules[SWEEP]
-    monkeypatch.setattr(module, "_share_of_batch", lambda *_: 0.45)
+    monkeypatch.setattr(share, "_share_of_batch", lambda *_: 0.45)
     together = run_sweep(model, tmp_path / "together", values=True)
     assert together.complete
     columns = [name for name in alone.matrices if name != "seconds"]
@@ -156,18 +151,17 @@ def test_matrices_solved_together_are_measured_as_each_by_itself(model, tmp_path
 
 
 def test_what_was_begun_before_a_file_that_cannot_be_read_is_measured(model, tmp_path, monkeypatch):
-    module = sys.modules[SWEEP]
-    monkeypatch.setattr(module, "_share_of_batch", lambda *_: 0.2)  # one batch of all
-    read = module.read_ahead
+    monkeypatch.setattr(share, "_share_of_batch", lambda *_: 0.2)  # one batch of all
+    read = share.read_ahead
 
     def broken(*arguments):
         yield from itertools.islice(read(*arguments), 2)
         raise CheckpointError("the file is cut off.")
 
-    monkeypatch.setattr(module, "read_ahead", broken)
+    monkeypatch.setattr(share, "read_ahead", broken)
     with pytest.raises(CheckpointError, match="cut off"):
         run_sweep(model, tmp_path)
-    monkeypatch.setattr(module, "read_ahead", read)
+    monkeypatch.setattr(share, "read_ahead", read)
     watch = Watch(monkeypatch)
     run_sweep(model, tmp_path)
     assert watch.written == NAMES[2:]
