@@ -12,7 +12,7 @@ demo: $(STAMP)
 # Two processes of one thread each: on two cores more threads would only wait for each other. When one of them dies the
 # run ends with the test's name: pytest-xdist can wait for ever for the one that takes its place.
 PYTEST_OPTIONS ?=
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(PYTEST_OPTIONS)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(PYTEST_OPTIONS)
 
 # The tables and the page under param_matrix/example/ and reports/example/.
 example: $(STAMP)

@@ -42,6 +42,7 @@ def chinese(monkeypatch):
     monkeypatch.setattr(catalogue, "_chosen", "zh")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(words.chinese_font() is None, reason="no font here holds Chinese")
 def test_figures_speak_chinese(chinese, tmp_path):
     with style.styled():

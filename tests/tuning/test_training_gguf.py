@@ -21,11 +21,8 @@ def smollm2() -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "adalora"])
-def test_smollm2_trains(tmp_path, smollm2, method, capsys):
-    lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
-    if method == "adalora":
-        lora = {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2, "lora_alpha": 8, "lora_dropout": 0.0}
+def test_smollm2_trains(tmp_path, smollm2, capsys):
+    lora = {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2, "lora_alpha": 8, "lora_dropout": 0.0}
     data = tmp_path / "rows.jsonl"
     pairs = [("What helps against a headache?", " Rest."), ("What helps against fever?", " Water and rest.")]
     data.write_text("".join(json.dumps({"context": c, "target": t}) + "\n" for c, t in pairs))
@@ -33,7 +30,7 @@ def test_smollm2_trains(tmp_path, smollm2, method, capsys):
         tmp_path / "args",
         smollm2,
         data,
-        {"method": method, "max_length": 32, "template": "plain"},
+        {"method": "adalora", "max_length": 32, "template": "plain"},
         lora,
         {"max_steps": 5, "per_device_train_batch_size": 2, "learning_rate": 3e-3, "save_strategy": "no"},
     )
@@ -48,5 +45,4 @@ def test_smollm2_trains(tmp_path, smollm2, method, capsys):
     assert losses[-1] < losses[0]  # the same two rows at each step, no dropout
     with safe_open(tmp_path / "run/final_adapter/adapter_model.safetensors", "pt") as file:
         assert sum("lora_A" in name for name in file.keys()) == 90  # noqa: SIM118 - q, k and v of 30 layers
-    if method == "adalora":
-        assert sum(result["ranks"].values()) == 2 * 90
+    assert sum(result["ranks"].values()) == 2 * 90
