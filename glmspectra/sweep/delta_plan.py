@@ -273,11 +273,11 @@ def _refuse_quantized(base: Checkpoint, tuned: Checkpoint, names: dict[str, str]
     """A difference with a quantised weight holds the error of quantisation, which is larger than most changes."""
     for name, there in names.items():
         for checkpoint, tensor in ((base, name), (tuned, there)):
-            form = checkpoint.tensors[tensor].quantization
-            if form:
+            quantization = checkpoint.tensors[tensor].quantization
+            if quantization:
                 raise CheckpointError(
-                    f"{checkpoint.path}: {tensor} is stored as {form}, and a difference would hold its error; give the "
-                    "adapter itself, or checkpoints in their original precision."
+                    f"{checkpoint.path}: {tensor} is stored as {quantization}, and a difference would hold its error; give "
+                    "the adapter itself, or checkpoints in their original precision."
                 )
 
 

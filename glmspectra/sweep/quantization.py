@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from glmspectra.checkpoint import Checkpoint, TensorRecord
-from glmspectra.checkpoint.formats.round_trip import FORMS, quantized_copy
+from glmspectra.checkpoint.formats.round_trip import QUANTIZATIONS, quantized_copy
 from glmspectra.device import choose_device
 from glmspectra.errors import RequestError
 from glmspectra.spectra import spectra_of, summarize_spectrum
@@ -23,7 +23,7 @@ from glmspectra.sweep.readahead import read_ahead
 def sweep_quantization_error(
     checkpoint: Checkpoint,
     records: Sequence[TensorRecord],
-    form: str,
+    quantization: str,
     store: RunStore,
     top_k: int = 64,
     device: str = "auto",
@@ -31,11 +31,11 @@ def sweep_quantization_error(
 ) -> dict[str, Any]:
     """The top_k singular values of W - Q(W) of each matrix into `store` (the run of the checkpoint itself).
 
-    form: 'nf4', 'fp4', 'int8' or 'int4' (see `checkpoint.round_trip`). What is finished is reused. Returns
-    the manifest. Raises RequestError for an unknown form or a base that is quantised already.
+    quantization: 'nf4', 'fp4', 'int8' or 'int4' (see `checkpoint.round_trip`). What is finished is reused. Returns
+    the manifest. Raises RequestError for an unknown one or a base that is quantised already.
     """
-    if form not in FORMS:
-        raise RequestError(f"--quantized {form}: choose one of {', '.join(FORMS)}.")
+    if quantization not in QUANTIZATIONS:
+        raise RequestError(f"--quantized {quantization}: choose one of {', '.join(QUANTIZATIONS)}.")
     records = [record for record in records if not record.experts]  # a rank is chosen for a layer, not for an expert
     stored_so = [record.name for record in records if record.quantization]
     if stored_so:
@@ -43,19 +43,21 @@ def sweep_quantization_error(
             f"{checkpoint.path}: {stored_so[0]} is stored quantised already; what that left out cannot be told from it."
         )
     names = tuple(record.name for record in records)
-    request = Request("spectrum", names, {"form": form, "method": "topk", "top_k": top_k}, "quant_error")
+    request = Request("spectrum", names, {"form": quantization, "method": "topk", "top_k": top_k}, "quant_error")
     where = str(choose_device(device))
     todo = set(store.begin([request], lambda: where)[request.key])
     work = [record for record in records if record.name in todo]
     positions = {name: position for position, name in enumerate(checkpoint.tensors)}
     identity = Identity(checkpoint.name, checkpoint.fingerprint, positions)
     costs = {record.name: spectrum_cost([(record.rows, record.columns)]) / 10 for record in work}
-    with SweepProgress(len(work), sum(costs.values()), quiet, f"W - {form}(W)") as progress:
+    with SweepProgress(len(work), sum(costs.values()), quiet, f"W - {quantization}(W)") as progress:
         gathering = Gathering(store, checkpoint.check_unchanged)
         for record, matrix, weight in read_ahead(checkpoint, work):
             start = time.perf_counter()
-            error = weight.float() - quantized_copy(weight, form)
-            gathering.take(request, _measurement(identity, record, matrix.name, error, form, top_k, where, start))
+            error = weight.float() - quantized_copy(weight, quantization)
+            gathering.take(
+                request, _measurement(identity, record, matrix.name, error, quantization, top_k, where, start)
+            )
             if matrix == record.matrix_parts[-1]:
                 gathering.write(record.name)
                 progress.advance(record.nbytes, costs[record.name])
@@ -67,7 +69,7 @@ def _measurement(
     record: TensorRecord,
     part: str,
     error: torch.Tensor,
-    form: str,
+    quantization: str,
     top_k: int,
     device: str,
     start: float,
@@ -75,7 +77,7 @@ def _measurement(
     spectrum = spectra_of(error, method="topk", k=min(top_k, record.rows, record.columns), device=device)["whole"]
     seconds = time.perf_counter() - start
     row = identity.row(record, part, record.rows, seconds, spectrum.status, "quant_error")
-    row |= {"dtype": form, "method": spectrum.method}
+    row |= {"dtype": quantization, "method": spectrum.method}
     position = identity.positions[record.name]
     if spectrum.status != "ok":
         return Measurement("spectrum", "quant_error", None, record.name, position, [row])

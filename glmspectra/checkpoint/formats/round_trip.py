@@ -8,24 +8,24 @@ from glmspectra.checkpoint.formats.chatglm_int import dequantize_rows, quantize_
 from glmspectra.errors import MissingExtraError, RequestError
 
 NF4_BLOCK = 64  # bitsandbytes' and QLoRA's block size
-FORMS = ("nf4", "fp4", "int8", "int4")
+QUANTIZATIONS = ("nf4", "fp4", "int8", "int4")
 
 
-def quantized_copy(weight: torch.Tensor, form: str) -> torch.Tensor:
-    """Q(W): the weight as it is computed with after storing it as `form`; float32, the shape of weight (rows, cols).
+def quantized_copy(weight: torch.Tensor, quantization: str) -> torch.Tensor:
+    """Q(W): the weight as it is computed with after it was stored so; float32, the shape of weight (rows, cols).
 
     nf4, fp4: bitsandbytes, blocks of 64 along the rows, scales not compressed (QLoRA, Dettmers et al. 2023).
     int8, int4: ChatGLM's own format, one scale a row, in the weight's own dtype: the numbers that `chatglm_int` stores.
     A weight that holds NaN or infinity comes back as NaN.
-    Raises RequestError for another form, MissingExtraError without bitsandbytes for nf4 and fp4.
+    Raises RequestError for another one, MissingExtraError without bitsandbytes for nf4 and fp4.
     """
-    if form not in FORMS:
-        raise RequestError(f"{form!r} is no quantised form known here: choose one of {', '.join(FORMS)}.")
-    if form in ("nf4", "fp4"):
-        return _through_bitsandbytes(weight.to(torch.float32), form)
+    if quantization not in QUANTIZATIONS:
+        raise RequestError(f"{quantization!r} is not known here: choose one of {', '.join(QUANTIZATIONS)}.")
+    if quantization in ("nf4", "fp4"):
+        return _through_bitsandbytes(weight.to(torch.float32), quantization)
     if not bool(torch.isfinite(weight).all()):
         return torch.full(weight.shape, float("nan"), device=weight.device)
-    bits, columns = (8 if form == "int8" else 4), weight.shape[1]
+    bits, columns = (8 if quantization == "int8" else 4), weight.shape[1]
     even = torch.nn.functional.pad(weight, (0, columns % 2))  # int4 pairs columns; a zero changes no row's scale
     packed, scale = quantize_rows(even, bits)
     return dequantize_rows(packed, scale.float(), bits)[:, :columns]
@@ -39,18 +39,18 @@ def _int8_rows(weight: torch.Tensor) -> torch.Tensor:
     return restored.to(torch.float32)
 
 
-def _bitsandbytes(form: str) -> ModuleType:
+def _bitsandbytes(quantization: str) -> ModuleType:
     try:
         from bitsandbytes import functional
     except ImportError:
-        raise MissingExtraError("bitsandbytes", f"quantizing to {form}") from None
+        raise MissingExtraError("bitsandbytes", f"quantizing to {quantization}") from None
     return functional
 
 
-def _through_bitsandbytes(weight: torch.Tensor, form: str) -> torch.Tensor:
-    functional = _bitsandbytes(form)
+def _through_bitsandbytes(weight: torch.Tensor, quantization: str) -> torch.Tensor:
+    functional = _bitsandbytes(quantization)
     packed, state = functional.quantize_4bit(
-        weight.contiguous(), blocksize=NF4_BLOCK, compress_statistics=False, quant_type=form
+        weight.contiguous(), blocksize=NF4_BLOCK, compress_statistics=False, quant_type=quantization
     )
     restored: torch.Tensor = functional.dequantize_4bit(packed, state)
     return restored.to(torch.float32).reshape(weight.shape)
