@@ -276,8 +276,8 @@ def _refuse_quantized(base: Checkpoint, tuned: Checkpoint, names: dict[str, str]
             quantization = checkpoint.tensors[tensor].quantization
             if quantization:
                 raise CheckpointError(
-                    f"{checkpoint.path}: {tensor} is stored as {quantization}, and a difference would hold its error; give "
-                    "the adapter itself, or checkpoints in their original precision."
+                    f"{checkpoint.path}: {tensor} is stored as {quantization}, and a difference would hold its error; "
+                    "give the adapter itself, or checkpoints in their original precision."
                 )
 
 
