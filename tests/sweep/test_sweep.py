@@ -164,7 +164,14 @@ def wait_for_parts(out, count, process):
 def test_an_interrupted_command_goes_on_and_ends_like_an_uninterrupted_one(tmp_path, how):
     model = write_small_checkpoint(tmp_path / "model", layers=24)
     command = [*COMMAND, "--model", str(model), "--out"]
-    process = subprocess.Popen([*command, str(tmp_path / "broken")], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "broken")],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs behind it with SIGINT ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for_parts(tmp_path / "broken", 5, process)
     process.send_signal(how)
     message = process.communicate(timeout=60)[1]
