@@ -53,20 +53,12 @@ def check_base(path: Path, config: AdapterConfig, stored: StoredAdapter, base: B
 
 def notes(path: Path, config: AdapterConfig, found: Mapping[str, TensorChange], base: BaseLayout) -> list[str]:
     """What a person is told: modules without factors, and a second file of weights that is not read."""
-    modules, files = _left_alone(config, found, base), beside(path)
+    modules = _left_alone(config, found, base)
+    files = [name for name in WEIGHT_FILES if (path / name).is_file()][1:]  # PEFT reads the first too
     said = [text("adapter-left-alone", count=len(modules), name=modules[0])] if modules else []
-    return [*said, beside_sentence(path)] if files else said
-
-
-def beside(path: Path) -> list[str]:
-    """Other files of an adapter's weights in its folder than the one that is read; PEFT reads the same one."""
-    return [name for name in WEIGHT_FILES if (path / name).is_file()][1:]
-
-
-def beside_sentence(path: Path) -> str:
-    """What is said of them."""
-    files = beside(path)
-    return text("checkpoint-beside", checkpoint=path.name, count=len(files), name=files[0])
+    if files:
+        said.append(text("checkpoint-beside", checkpoint=path.name, count=len(files), name=files[0]))
+    return said
 
 
 def _left_alone(config: AdapterConfig, found: Mapping[str, TensorChange], base: BaseLayout) -> list[str]:
