@@ -12,26 +12,20 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from rank_study import controls
-from rank_study.bases import EOS, Base, byte_tokens, layer_linears
 from rank_study.control_arms import CONTROLS, CUT, CUT_CONTINUED, DELTA, FLOOR, MENU
 from rank_study.cutting import keep_leading, ranks_over_threshold, singular_directions
 from rank_study.facts import Facts, train_jobs
 from rank_study.many_adapters import ManyAdapters
 from rank_study.plan import Job, line_of
 from rank_study.tasks import encode
-from rank_study.third_base import neox_config
 from rank_study.workers import run_cut, run_group, run_truncated
+
+from tests.benchmarks.tiny_bases import tiny_neox
 
 
 @pytest.fixture(scope="module")
 def base():
-    from transformers import GPTNeoXForCausalLM
-
-    torch.manual_seed(0)
-    config = neox_config()
-    config.update({"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48})
-    model = GPTNeoXForCausalLM(config).eval()
-    return Base("neox", model, byte_tokens, [1], EOS, layer_linears(model), 64, "tiny")
+    return tiny_neox()
 
 
 @pytest.fixture(scope="module")

@@ -12,27 +12,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from rank_study import beyond, controls, rivals
 from rank_study import facts as facts_module
-from rank_study.bases import EOS, Base, byte_text, byte_tokens, layer_linears
+from rank_study.bases import EOS, byte_text, byte_tokens
 from rank_study.control_arms import BY_KIND, CONTROLS, PEFT_ARMS
 from rank_study.facts import consensus_of, input_moments, output_sizes, second_order_sizes, train_jobs
 from rank_study.many_adapters import SideBySide
 from rank_study.peft_arms import run_peft
 from rank_study.plan import CONFIRM_SEEDS, CURVE_SEEDS, SCREEN_SEEDS, Job
 from rank_study.tasks import encode
-from rank_study.third_base import neox_config
+
+from tests.benchmarks.tiny_bases import tiny_neox
 
 PAIRS = [(f"{n}: {word}?", f"{word[::-1]} {n}.") for n, word in enumerate(("ache", "head", "rest", "tea") * 6)]
 
 
 @pytest.fixture(scope="module")
 def base():
-    from transformers import GPTNeoXForCausalLM
-
-    torch.manual_seed(0)
-    config = neox_config()
-    config.update({"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48})
-    model = GPTNeoXForCausalLM(config).eval()
-    return Base("neox", model, byte_tokens, [1], EOS, layer_linears(model), 64, "tiny")
+    return tiny_neox()
 
 
 @pytest.fixture(scope="module")
