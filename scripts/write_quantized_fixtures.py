@@ -5,6 +5,8 @@ Run once, with the libraries unpacked under LIBRARIES (none of them is needed by
     python -m pip download --no-deps compressed-tensors==0.20.0 hqq==0.2.8.post1 auto-gptq==0.7.1 autoawq==0.2.9 \
         optimum-quanto==0.2.7        # unpack all into LIBRARIES; loguru and termcolor must be importable too
     python scripts/write_quantized_fixtures.py LIBRARIES
+    python -m pip download --no-deps hqq==0.1.8     # its folder is OWN
+    python scripts/write_quantized_fixtures.py OWN hqq_own_file
 
 Each file NAME.safetensors holds the tensors as stored under `model.layers.0.mlp.up_proj.`, the library's own
 dequantised weight as `expected`, and in its metadata the quantization_config and the library with its version.
@@ -201,6 +203,38 @@ def hqq(libraries: Path) -> None:
             save(f"hqq_{bits}bit_axis{axis}", stored, expected, method, "hqq 0.2.8.post1")
 
 
+def hqq_own_file(library: Path) -> None:
+    """NAME.pt: `layers` as hqq before 0.2 writes them to qmodel.pt, with quantized scales and zero points."""
+    sys.path.insert(0, str(library))
+    from hqq.core.quantize import HQQLinear
+
+    torch.Tensor.pin_memory = lambda tensor: tensor  # on a machine without a GPU
+    eights = {"nbits": 8, "channel_wise": True, "group_size": 32, "optimize": False}
+    whole = {"nbits": 8, "channel_wise": False, "group_size": None, "optimize": False}
+    cases = {
+        "zero_4bit": (4, 0, None, whole, False, False),
+        "both_4bit": (4, 1, eights, whole, False, False),
+        "both_3bit": (3, 0, eights, eights, False, False),
+        "moved_2bit": (2, 1, eights, eights, True, False),
+        "moved_plain_4bit": (4, 1, None, None, True, False),
+        "viewed_4bit": (4, 0, eights, whole, False, True),
+    }
+    for name, (bits, axis, scales, zeros, offload, viewed) in cases.items():
+        source = torch.nn.Linear(COLUMNS, ROWS, bias=True)
+        source.weight.data = weight()
+        numbers = {"nbits": bits, "channel_wise": True, "group_size": 16, "optimize": False, "round_zero": bits == 4}
+        numbers |= {"axis": axis, "view_as_float": viewed}
+        config = {"weight_quant_params": numbers, "scale_quant_params": scales, "zero_quant_params": zeros}
+        layer = HQQLinear(
+            source, config | {"offload_meta": offload}, compute_dtype=torch.float32, device="cpu", del_orig=False
+        )
+        layers = {MODULE[:-1]: layer.state_dict(), "model.norm": {"weight": torch.ones(COLUMNS)}}
+        torch.save(
+            {"layers": layers, "expected": layer.dequantize(), "library": "hqq 0.1.8"}, OUT / f"hqq_own_{name}.pt"
+        )
+        print(name, {key: type(value).__name__ for key, value in layer.meta.items()})
+
+
 def quanto() -> None:
     from optimum.quanto import freeze, qfloat8, qint4, qint8, quantize
 
@@ -217,6 +251,8 @@ def quanto() -> None:
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
     OUT.mkdir(exist_ok=True)
+    if len(sys.argv) > 2:
+        sys.exit(globals()[sys.argv[2]](Path(sys.argv[1])))
     gptq(Path(sys.argv[1]))
     awq(Path(sys.argv[1]))
     compressed_tensors()

@@ -56,6 +56,27 @@ def test_a_weight_is_what_its_library_reads(written, tmp_path):
         assert float((found - expected).abs().max() / expected.abs().max()) <= ROUNDED.get(written, EXACT)
 
 
+@pytest.mark.parametrize("written", sorted(path.stem for path in WRITTEN.glob("hqq_own_*.pt")))
+def test_hqqs_own_file_with_quantized_scales_is_what_hqq_reads(written, tmp_path):
+    """qmodel.pt: a dictionary a layer; scales quantized in their turn, stacked on zero points, viewed as floats."""
+    content = torch.load(WRITTEN / f"{written}.pt", weights_only=True)
+    torch.save(content["layers"], tmp_path / "qmodel.pt")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert [record.name for record in select(checkpoint, matrices="all")] == [NAME]
+        found = checkpoint.read(NAME)
+        assert torch.allclose(found, content["expected"], rtol=1e-6, atol=1e-7)
+        assert sigma_difference(found, content["expected"]) <= EXACT
+        assert {"model.norm.weight", NAME.replace("weight", "bias")} < set(checkpoint.tensors)
+    layers = content["layers"]
+    meta = layers["model.layers.0.mlp.up_proj"]["meta"]
+    for key in [key for key, value in meta.items() if isinstance(value, torch.Tensor | dict)]:
+        changed = {inner: value for inner, value in meta.items() if inner != key}
+        spoilt = layers | {"model.layers.0.mlp.up_proj": layers["model.layers.0.mlp.up_proj"] | {"meta": changed}}
+        torch.save(spoilt, tmp_path / "qmodel.pt")
+        with open_checkpoint(tmp_path) as checkpoint, pytest.raises(CheckpointError, match="missing"):
+            checkpoint.read(NAME)
+
+
 @pytest.mark.parametrize("written", sorted(REFUSED))
 def test_what_is_not_read_is_refused_by_its_name(written, tmp_path):
     folder, _ = folder_of(written, tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from glmspectra.checkpoint.formats.hqq import flat, is_own_file
 from glmspectra.checkpoint.formats.pickle_bounds import check_pickles
 from glmspectra.checkpoint.formats.torch_kinds import stored_dtype
 from glmspectra.checkpoint.records import StoredTensor
@@ -115,6 +116,8 @@ def _tensors_of(path: Path, loaded: Any) -> tuple[dict[str, torch.Tensor], dict[
             )
             loaded = loaded[word]
             break
+    if is_own_file(loaded):
+        loaded = flat(loaded)
     tensors = {str(name): value.detach() for name, value in loaded.items() if isinstance(value, torch.Tensor)}
     if loaded and not tensors:
         raise CheckpointError(f"{path} holds no tensors: its entries are {', '.join(map(str, list(loaded)[:8]))}.")
