@@ -28,6 +28,8 @@ WORKSPACE_RATIO = 4.0
 OLDEST_CUSOLVER = 11701
 # Of the free memory that batches may take.
 _FREE_SHARE = 0.6
+# Device -> matrices and order of the batch solved there last.
+_last_batch: dict[torch.device, tuple[int, int]] = {}
 
 
 def batch_limit(order: int, weight_bytes: int, device: torch.device) -> int:
@@ -66,6 +68,7 @@ def _solve(matrices: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
     with torch.cuda.device(device):
         handle, params = solver.create(), solver.create_params()
         try:
+            _let_go_of_other_sizes(device, count, n)
             stacked = torch.stack(matrices)
             found = stacked.new_empty(count, n)
             info = torch.zeros(count, dtype=torch.int32, device=device)
@@ -87,6 +90,13 @@ def _solve(matrices: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
         finally:
             solver.destroy_params(params)
             solver.destroy(handle)
+
+
+def _let_go_of_other_sizes(device: torch.device, count: int, n: int) -> None:
+    """Give back what torch keeps of the last batch's workspace where this one's differs: it would fit nothing."""
+    if _last_batch.get(device, (count, n)) != (count, n):
+        torch.cuda.empty_cache()
+    _last_batch[device] = count, n
 
 
 @cache
