@@ -147,6 +147,8 @@ def plan_delta(base: Path | str | None, tuned: Path | str, options: DeltaOptions
     try:
         plan = DeltaPlan(opened, states, [], options, _source(opened, states, tuned), [])
         _match(plan)
+        if (last := states[-1].adapter) is not None and last.is_zero:
+            plan.notes.append(text("adapter-zero", path=str(last.path)))
         plan.notes += [text("delta-named-base", path=str(named))] if named is not None else []
         for state in states:
             plan.notes += attach_moments(state, opened)

@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from glmspectra.checkpoint.writing.merge import merge
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.figures.tables import similarity_table
+from glmspectra.language import text
 from glmspectra.store import read_run
 from glmspectra.sweep.delta import measure_delta
 from glmspectra.sweep.delta_plan import DeltaOptions, plan_delta
@@ -183,6 +186,31 @@ def test_a_start_that_was_kept_is_taken_off(tmp_path):
     other, _ = measured(tmp_path, None, plain)
     name = f"{next(iter(start))}.weight"
     np.testing.assert_allclose(sigma_of(other, name), sigma_of(run, name), rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["plain", "started", "dora"])
+def test_an_adapter_that_was_not_trained_is_told(tmp_path, kind):
+    """All B zero, or the product that training began with: `merge` and `delta` say so, and not of a trained one."""
+    base, factors = write_base(tmp_path / "base", layers=1), random_factors(1, 4, seed=6)
+    untrained = factors if kind == "started" else {name: (0 * b, a) for name, (b, a) in factors.items()}
+    said = {}
+    for name, found in (("untrained", untrained), ("trained", {m: (b + 0.01, a) for m, (b, a) in untrained.items()})):
+        adapter = write_adapter(tmp_path / name, found, use_dora=kind == "dora")
+        if kind == "started":
+            write_adapter(adapter / "initial_adapter", factors)
+        if kind == "dora":
+            weights, stored = base_weights(base), load_file(adapter / "adapter_model.safetensors")
+            for module in found:
+                norms = torch.linalg.vector_norm(weights[f"{module}.weight"], dim=1).float()
+                stored[f"base_model.model.{module}.lora_magnitude_vector"] = norms
+            save_file(stored, adapter / "adapter_model.safetensors")
+        lines = [] if kind == "started" else merge(base, adapter, tmp_path / f"{name}-merged").lines()
+        plan = plan_delta(base, adapter, DeltaOptions(**QUIET))
+        plan.close()
+        lines += [] if kind == "dora" else plan.notes
+        said[name] = [line for line in lines if line == text("adapter-zero", path=str(adapter))]
+    assert len(said["untrained"]) == (2 if kind == "plain" else 1)
+    assert said["trained"] == []
 
 
 def test_selection_and_names_that_do_not_fit(tmp_path):

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from glmspectra.cli.main import main
 from glmspectra.errors import CheckpointError, DataError, RequestError
+from glmspectra.language import text
 from glmspectra.tuning.data.read import read_questions
 from glmspectra.tuning.data.rows import Columns
 from glmspectra.tuning.inference.batch import infer, load_for_inference, prompt_ids
@@ -79,6 +81,9 @@ def test_evaluation_compares_with_and_without(tmp_path, model, data, adapter):
     write_evaluation(found, tmp_path / "out")
     assert json.loads((tmp_path / "out/evaluation.json").read_text())["tuned"] == found.tuned
     assert len((tmp_path / "out/samples.jsonl").read_text().splitlines()) == 3
+    same = text("evaluation-same")
+    assert same not in found.lines()
+    assert same in replace(found, row_losses=dict.fromkeys(("base", "tuned"), found.row_losses["base"])).lines()
     # Without the adapter's file form the message names where one is.
     with pytest.raises(RequestError, match=r"there is no adapter_config\.json; .* is one"):
         load_adapter(None, adapter.parent)

@@ -95,6 +95,11 @@ class Adapter:
         dora = any("lora_magnitude_vector" in parts for parts in self._stored.factors.values())
         return dora or self.config.kind in ("loftq", "kasa") or bool(self._stored.parameters)
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether its factors alone tell that it changes nothing, as before the first step of a training."""
+        return not (self.whole or self.needs_base) and all(self.change(name).is_zero for name in self.names)
+
     def change(self, name: str) -> Factors:
         """What training changed of one weight, the way round that the layer multiplies: B A, without its start.
 

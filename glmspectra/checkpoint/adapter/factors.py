@@ -82,6 +82,14 @@ class Factors:
         """Whether the change cannot be told without the base weight."""
         return self.magnitude is not None or self.rule is not None
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether the product is exactly zero: a factor is, or the start that is taken off is the same product."""
+        half = self.left.shape[1] // 2
+        same = self.left.shape[1] == 2 * half and torch.equal(self.left[:, :half], -self.left[:, half:])
+        same = same and torch.equal(self.right[:half], self.right[half:])
+        return same or not (self.left.any() and self.right.any())
+
     def product(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The product scale * left @ right, (rows, cols): the dense form, for merging and for checks."""
         return (self.scale * (self.left.to(dtype) @ self.right.to(dtype))).to(dtype)

@@ -38,6 +38,7 @@ from glmspectra.language import both, listed, text
 
 NOT_COPIED = (".safetensors", ".bin", ".gguf", ".index.json", ".pt", ".pth", ".h5", ".msgpack")
 VOCABULARY_KEYS = ("vocab_size", "padded_vocab_size")
+UNMOVED = 1e-6  # of a weight's norm: what float32 makes of a change that is none
 Progress = Callable[[int, int], None]
 
 
@@ -53,6 +54,7 @@ class Merged:
         dtype: Of the changed weights as written.
         dequantized: Weights of the base that were stored quantized.
         lost: Name and share of the weight whose change lost most to rounding in dtype, |stored - exact|_F / |change|_F.
+        moved: Of the weight that factors change most, |change|_F / |merged|_F.
         checked: Name and relative error of the changed tensor that is farthest from base and adapter on random inputs.
         vocabulary: Rows of the embedding before and after, where the adapter extended it.
         notes: What is said of modules that have no factors, and of files that are not read.
@@ -69,6 +71,7 @@ class Merged:
     dtype: str = ""
     dequantized: int = 0
     lost: tuple[str, float] = ("", 0.0)
+    moved: float = 0.0
     checked: tuple[str, float] = ("", 0.0)
     vocabulary: tuple[int, int] | None = None
     notes: list[str] = field(default_factory=list)
@@ -101,6 +104,8 @@ class Merged:
         ]
         if self.whole:
             lines.append(text("merge-whole", count=self.whole))
+        elif self.changed and self.moved < UNMOVED:
+            lines.append(text("adapter-zero", path=self.adapter))
         if self.untied:
             lines.append(text("merge-untied", names=listed(self.untied)))
         lines += self.notes
@@ -237,6 +242,8 @@ class _Merge:
         if change.all_factors:
             before = stored if change.replaced is None else change.replaced
             size = float(torch.linalg.vector_norm(exact - before.float()))
+            norm = float(torch.linalg.vector_norm(exact))
+            self.report.moved = max(self.report.moved, size / norm if norm > 0 else 0.0)
             lost = float(torch.linalg.vector_norm(result.float() - exact)) / size if size > 0 else 0.0
             self.report.lost = max(self.report.lost, (name, lost), key=lambda item: item[1])
             self.report.dtype = dtype_name(types[name])

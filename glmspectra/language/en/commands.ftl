@@ -42,6 +42,8 @@ adapter-left-alone =
        *[other] { $count } modules that target_modules names have no factors in the adapter, { $name } for one; they stay as in the base.
     }
 
+adapter-zero = { $path } changes no weight: all its products B A are zero, as before the first step of a training.
+
 convert-done =
     { $count ->
         [one] 1 safetensors file, { $size } GB, written to { $path } and compared; { $copied } other files copied.

@@ -122,6 +122,7 @@ evaluation-scores = { $name }: loss { $loss } nats a token (mean over { $tokens 
 evaluation-text-scores = { $scores }; ROUGE-L { $rouge }, BLEU { $bleu } by character
 evaluation-difference = with adapter minus without, row by row: { $mean } nats a token (mean over { $rows } rows, each counting alike; 95 % interval { $low } to { $high })
 evaluation-difference-one = with adapter minus without: { $mean } nats a token, on one row, which has no interval
+evaluation-same = every row has exactly the same loss with the adapter and without: it changes nothing here
 evaluation-written = written to { $path }
 evaluation-sample-context = context
 evaluation-sample-reference = reference

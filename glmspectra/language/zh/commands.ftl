@@ -26,6 +26,8 @@ checkpoint-is-adapter = { $name } 是适配器：这里逐个测量其因子；`
 
 adapter-left-alone = target_modules 所指的模块中有 { $count } 个在适配器里没有因子（如 { $name }），保持基座原样。
 
+adapter-zero = { $path } 不改变任何权重：所有乘积 B A 均为零，与训练第一步之前相同。
+
 convert-done = { $count } 个 safetensors 文件，共 { $size } GB，已写入 { $path } 并核对；另复制 { $copied } 个文件。
 convert-done-resumed = { $count } 个 safetensors 文件，其中 { $kept } 个先前已完成，共 { $size } GB，已写入 { $path } 并核对；另复制 { $copied } 个文件。
 convert-glm-tokenizer = tokenizer.json 在每段文本前加 [gMASK] sop，与模型训练时一致。

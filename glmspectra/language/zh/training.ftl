@@ -102,6 +102,7 @@ evaluation-scores = { $name }：损失 { $loss } 奈特每词元（{ $tokens } �
 evaluation-text-scores = { $scores }；按字符计 ROUGE-L { $rouge }，BLEU { $bleu }
 evaluation-difference = 加适配器减不加，逐行：{ $mean } 奈特每词元（{ $rows } 行的平均，每行同等计；95 % 区间 { $low } 至 { $high }）
 evaluation-difference-one = 加适配器减不加：{ $mean } 奈特每词元，只有一行，没有区间
+evaluation-same = 每一行加适配器与不加的损失完全相同：它在这里不改变任何东西
 evaluation-written = 已写入 { $path }
 evaluation-sample-context = 问题
 evaluation-sample-reference = 参考回答

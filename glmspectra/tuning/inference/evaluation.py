@@ -71,6 +71,9 @@ class Evaluation:
         elif self.difference is not None:
             interval = {key: f"{self.difference[key]:+.4f}" for key in ("mean", "low", "high")}
             lines.append(text("evaluation-difference", **interval, rows=int(self.difference["rows"])))
+        rows = self.row_losses
+        if self.tuned is not None and "tuned" in rows and np.array_equal(rows["base"], rows["tuned"]):
+            lines.append(text("evaluation-same"))
         return lines
 
 
