@@ -1,5 +1,6 @@
 """Fixtures that every package's tests share."""
 
+import gc
 import os
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched from a hub, in tests either
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["LC_ALL"] = "C.UTF-8"  # what is compared is English, on a Chinese machine too
+
+gc.disable()  # while the libraries are imported, which leaves no garbage; on again below
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -25,6 +28,12 @@ def pytest_collection_modifyitems(items):
     # Files with the most slow tests first, so that no process is left alone with one of them at the end.
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish():
+    """Keep the collector from walking through every imported library again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """The pages: one file each, and right in a browser at every width, in both languages, in the dark and on paper."""
 
+import itertools
 import json
 import re
 import shutil
@@ -21,6 +22,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
 WIDTHS = (390, 768, 1440)
 EVERY = (*KINDS, "overview")
+OPENED = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +41,30 @@ def browser():
         started.close()
 
 
-class Opened:
-    """A page in the browser with everything that the console and the network said."""
+@pytest.fixture(scope="module")
+def tab(browser):
+    """One tab for all: beginning another takes longer than loading a page."""
+    return browser.new_page()
 
-    def __init__(self, browser, path: Path, width: int = 1440, scheme: str = "light", address: str = "?lang=en"):
-        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+
+class Opened:
+    """A page loaded anew in the tab, with everything that the console and the network said."""
+
+    def __init__(self, tab, path: Path, width: int = 1440, scheme: str = "light", address: str = "?lang=en"):
+        self.page = tab
         self.said: list[str] = []
-        self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
-        self.page.on("request", self._request)
-        self.page.goto(f"{path.as_uri()}#{address}")
-        self.page.wait_for_selector("html[data-ready]")
+        self.listeners = {
+            "console": lambda message: self.said.append(f"{message.type}: {message.text}"),
+            "pageerror": lambda error: self.said.append(f"error: {error}"),
+            "request": self._request,
+        }
+        for event, listener in self.listeners.items():
+            tab.on(event, listener)
+        tab.set_viewport_size({"width": width, "height": 900})
+        tab.emulate_media(media="screen", color_scheme=scheme)
+        # Where only what follows the # differs the browser would not load the page again.
+        tab.goto(f"{path.as_uri()}?opened={next(OPENED)}#{address}")
+        tab.wait_for_selector("html[data-ready]")
 
     def _request(self, request) -> None:
         if not request.url.startswith(("file:", "data:", "blob:")):
@@ -59,7 +74,8 @@ class Opened:
         return self.page
 
     def __exit__(self, *_):
-        self.page.close()
+        for event, listener in self.listeners.items():
+            self.page.remove_listener(event, listener)
         assert self.said == []
 
 
@@ -95,47 +111,53 @@ def test_one_file_holds_the_page(pages, kind):
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_every_kind_of_page_in_a_browser(browser, pages, kind):
-    look_at(browser, pages[kind], 390, "dark", "zh")
+def test_every_kind_of_page_in_a_browser(tab, pages, kind):
+    look_at(tab, pages[kind], [390], "dark", "zh")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", EVERY)
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize(("scheme", "language"), [("light", "en"), ("dark", "zh")])
-def test_every_width_scheme_and_language(browser, pages, kind, width, scheme, language):
+@pytest.mark.parametrize(
+    ("scheme", "language", "widths"), [("light", "en", sorted(WIDTHS)), ("dark", "zh", sorted(WIDTHS, reverse=True))]
+)
+def test_every_width_scheme_and_language(tab, pages, kind, scheme, language, widths):
     """axe-core looks at the widest page in the light and at the narrowest in the dark."""
-    axe = (width, scheme) in ((max(WIDTHS), "light"), (min(WIDTHS), "dark"))
-    look_at(browser, pages[kind], width, scheme, language, axe)
-
-
-def look_at(browser, path: Path, width: int, scheme: str, language: str, axe: bool = False) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
-    with Opened(browser, path, width, scheme, f"?lang={language}") as page:
-        draw_all(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate(BEYOND) == []
-        assert page.evaluate(UNEXPLAINED) == []
-        assert page.evaluate("document.documentElement.lang") == language
-        hidden = "zh" if language == "en" else "en"
-        assert page.evaluate(f"[...document.querySelectorAll('.{hidden}')].every((e) => e.offsetParent === null)")
-        drawings = page.evaluate("[...document.querySelectorAll('figure .drawing')].map((d) => d.childElementCount)")
-        assert all(count == 1 for count in drawings)
-        chinese = page.evaluate("[...document.querySelectorAll('h2')].map((e) => e.innerText).join('')")
-        assert bool(re.search("[\u4e00-\u9fff]", chinese)) == (language == "zh")
-        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (sum(int(part) for part in re.findall(r"\d+", ground)[:3]) < 150) == (scheme == "dark")
-        if not axe:
-            return
-        found = Axe().run(page).response["violations"]
-        assert [
-            (one["id"], one["impact"], one["nodes"][0]["html"][:120]) for one in found if one["impact"] != "minor"
-        ] == []
+    look_at(tab, pages[kind], widths, scheme, language)
+    found = Axe().run(tab).response["violations"]
+    assert [
+        (one["id"], one["impact"], one["nodes"][0]["html"][:120]) for one in found if one["impact"] != "minor"
+    ] == []
 
 
-def test_numbers_of_the_table_are_sorted_filtered_and_sent_on_in_the_address(browser, pages):
-    with Opened(browser, pages["svd"]) as page:
+def look_at(tab, path: Path, widths: list[int], scheme: str, language: str) -> None:
+    """Load the page at the first width and have the window take the others in turn."""
+    with Opened(tab, path, widths[0], scheme, f"?lang={language}") as page:
+        for width in widths:
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_function(f"window.innerWidth === {width}")
+            check_layout(page, width, scheme, language)
+
+
+def check_layout(page, width: int, scheme: str, language: str) -> None:
+    draw_all(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(BEYOND) == []
+    assert page.evaluate(UNEXPLAINED) == []
+    assert page.evaluate("document.documentElement.lang") == language
+    hidden = "zh" if language == "en" else "en"
+    assert page.evaluate(f"[...document.querySelectorAll('.{hidden}')].every((e) => e.offsetParent === null)")
+    drawings = page.evaluate("[...document.querySelectorAll('figure .drawing')].map((d) => d.childElementCount)")
+    assert all(count == 1 for count in drawings)
+    chinese = page.evaluate("[...document.querySelectorAll('h2')].map((e) => e.innerText).join('')")
+    assert bool(re.search("[\u4e00-\u9fff]", chinese)) == (language == "zh")
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(int(part) for part in re.findall(r"\d+", ground)[:3]) < 150) == (scheme == "dark")
+
+
+def test_numbers_of_the_table_are_sorted_filtered_and_sent_on_in_the_address(tab, pages):
+    with Opened(tab, pages["svd"]) as page:
         table = page.locator("#table table.data")
         every = table.locator("tbody tr").count()
         head = table.locator('thead th[data-name="stable_rank"]')
@@ -162,13 +184,13 @@ def test_numbers_of_the_table_are_sorted_filtered_and_sent_on_in_the_address(bro
         with page.expect_download() as download:
             page.get_by_role("button", name="Save as CSV").click()
         assert download.value.path().read_text(encoding="utf-8").startswith("layer,matrix,part,name,")
-    with Opened(browser, pages["svd"], address=address.removeprefix("#")) as page:
+    with Opened(tab, pages["svd"], address=address.removeprefix("#")) as page:
         assert page.locator("#table input[type=search]").input_value() == "stable_rank > 2.5 dense"
         assert page.locator("#table table.data tbody tr").count() == left
 
 
-def test_a_matrix_has_an_address_and_opens_by_keyboard(browser, pages):
-    with Opened(browser, pages["svd"], address="L3/dense?lang=en&map=effective_rank") as page:
+def test_a_matrix_has_an_address_and_opens_by_keyboard(tab, pages):
+    with Opened(tab, pages["svd"], address="L3/dense?lang=en&map=effective_rank") as page:
         assert page.locator("#panel h3").first.inner_text() == "Layer 3, dense"
         assert page.locator("#map select").first.input_value() == "effective_rank"
         draw_all(page)
@@ -187,8 +209,8 @@ def test_a_matrix_has_an_address_and_opens_by_keyboard(browser, pages):
         assert page.locator("#panel h3").first.inner_text() == "Layer 2, dense"
 
 
-def test_hover_legend_scale_and_saving(browser, pages):
-    with Opened(browser, pages["training"]) as page:
+def test_hover_legend_scale_and_saving(tab, pages):
+    with Opened(tab, pages["training"]) as page:
         draw_all(page)
         drawing = page.locator("#training .drawing").nth(1)
         before = drawing.locator("path").count()
@@ -205,8 +227,8 @@ def test_hover_legend_scale_and_saving(browser, pages):
         assert "var(" not in saved
 
 
-def test_the_language_switches_on_the_page(browser, pages):
-    with Opened(browser, pages["svd"]) as page:
+def test_the_language_switches_on_the_page(tab, pages):
+    with Opened(tab, pages["svd"]) as page:
         assert page.locator("h1").inner_text() == "Spectra of made"
         page.get_by_role("button", name="中文").click()
         assert page.locator("h1").inner_text() == "made 的奇异值谱"
@@ -215,8 +237,8 @@ def test_the_language_switches_on_the_page(browser, pages):
 
 
 @pytest.mark.parametrize("kind", ["svd", "loop", "ranks"])
-def test_paper_has_every_row_within_its_width(browser, pages, kind):
-    with Opened(browser, pages[kind]) as page:
+def test_paper_has_every_row_within_its_width(tab, pages, kind):
+    with Opened(tab, pages[kind]) as page:
         page.emulate_media(media="print")
         page.set_viewport_size({"width": 703, "height": 1000})  # A4 at 96 dots an inch less 12 mm on each side
         draw_all(page)
@@ -229,9 +251,9 @@ def test_paper_has_every_row_within_its_width(browser, pages, kind):
             assert box["x"] + box["width"] <= 704, "a column beyond the edge of the sheet"
 
 
-def test_figures_are_drawn_for_the_width_of_a_sheet_and_back(browser, pages):
+def test_figures_are_drawn_for_the_width_of_a_sheet_and_back(tab, pages):
     """Scaled down from the screen's width, their words could not be read."""
-    with Opened(browser, pages["svd"]) as page:
+    with Opened(tab, pages["svd"]) as page:
         draw_all(page)
         wide = page.evaluate("document.querySelector('#map svg').clientWidth")
         page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
@@ -240,8 +262,8 @@ def test_figures_are_drawn_for_the_width_of_a_sheet_and_back(browser, pages):
         assert page.evaluate("document.querySelector('#map svg').viewBox.baseVal.width") == wide > 1000
 
 
-def test_a_head_leads_to_its_entry_in_the_glossary(browser, pages):
-    with Opened(browser, pages["ranks"]) as page:
+def test_a_head_leads_to_its_entry_in_the_glossary(tab, pages):
+    with Opened(tab, pages["ranks"]) as page:
         page.locator("#table .tools input[type=checkbox]").check()
         assert page.evaluate(UNEXPLAINED) == []
         page.locator('#table thead th[data-name="difference"] a').click()
