@@ -45,7 +45,7 @@ def locate(path: Path) -> Located:
     """Find the weights at a path: a folder, an index file, or one file of weights.
 
     Of several forms in one folder the first is taken of: an adapter (when adapter_config.json is there),
-    sharded safetensors, one model.safetensors, sharded .bin, one pytorch_model.bin, any other safetensors,
+    one model.safetensors, sharded safetensors, one pytorch_model.bin, sharded .bin, any other safetensors,
     .bin, GGUF; of these, a numbered set of shards before files without a number.
 
     Raises RequestError when there is nothing at the path, CheckpointError when what is there holds no weights
@@ -68,11 +68,11 @@ def locate(path: Path) -> Located:
         raise CheckpointError(
             f"{path} has an adapter_config.json and none of {', '.join(ADAPTERS)}: fetch or save it again."
         )
-    for (index, form), (single, _) in zip(INDEXES, SINGLE, strict=True):
+    for (index, form), (single, _) in zip(INDEXES, SINGLE, strict=True):  # in the order of transformers
+        if (path / single).is_file() and not _is_shard(path / index, single):
+            return Located(path, form, (path / single,))
         if (path / index).is_file():
             return _from_index(path / index, form)
-        if (path / single).is_file():
-            return Located(path, form, (path / single,))
     for suffix, form in SUFFIXES.items():
         files = sorted(p for p in path.glob(f"*{suffix}") if p.is_file() and not NOT_WEIGHTS.match(p.name))
         if files:
@@ -94,6 +94,10 @@ def refuse_pointer(path: Path) -> None:
             raise CheckpointError(
                 f"{path} is a pointer of Git LFS, not the weights: fetch them with `git lfs pull` in that folder."
             )
+
+
+def _is_shard(index: Path, name: str) -> bool:
+    return index.is_file() and name in read_index(index).values()
 
 
 def _from_index(index: Path, form: str) -> Located:

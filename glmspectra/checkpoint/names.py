@@ -10,6 +10,7 @@ still measured, under its own name.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,16 @@ ROWS: tuple[Row, ...] = (
     Row(r"post_mlp_layernorm|post_feedforward_layernorm|final_layer_norm|output_layer_norm"),
 )
 
+# First parts of the names of what trainers save beside a model, and last parts of an optimizer's state of a weight.
+OF_OPTIMIZERS = re.compile(
+    r"^(\w+\.)?(optim|optimizers?|optimizer_states?|optimizer_state_dict|(lr_)?schedulers?|(grad_)?scaler|rng_states?)\."
+    r"|^(exp_avg|exp_avg_sq|momentum_buffer)\."
+    r"|\.(exp_avg|exp_avg_sq|max_exp_avg_sq|exp_inf|square_avg|grad_avg|acc_delta|momentum_buffer|grad)$"
+)
+AVERAGES = re.compile(
+    r"^(ema|model_ema|ema_model|module_ema|ema_module|shadow|shadow_params|swa_model|averaged_model)\."
+)
+
 BEFORE_LAYERS, IN_LAYERS, AFTER_LAYERS, OUTPUT, UNKNOWN = range(5)
 
 # Outside the layers: (pattern for the end of the module path, zone).
@@ -148,6 +159,18 @@ class Place:
     order: tuple[Any, ...]
     fused: str | None
     recognised: bool
+
+
+def of_trainers(names: Collection[str]) -> dict[str, str]:
+    """Tensors that a trainer saved beside the model, and why they are none of its weights.
+
+    Averages of weights are left out where the weights stand beside them; alone they are the model.
+    """
+    found = {name: "it is an optimizer's state and no weight" for name in names if OF_OPTIMIZERS.search(name)}
+    averages = [name for name in names if AVERAGES.match(name) and name not in found]
+    if len(averages) + len(found) < len(names):
+        found |= dict.fromkeys(averages, "it is an average of a weight that stands beside it")
+    return found if len(found) < len(names) else {}
 
 
 def place_of(name: str) -> Place:

@@ -24,7 +24,7 @@ from glmspectra.checkpoint.formats.table import assemble, is_companion
 from glmspectra.checkpoint.geometry import geometry_of, outputs_first
 from glmspectra.checkpoint.heads import fused_parts, head_parts, heads_of
 from glmspectra.checkpoint.locate import Located, locate, refuse_pointer
-from glmspectra.checkpoint.names import IN_LAYERS, Place, place_of
+from glmspectra.checkpoint.names import IN_LAYERS, Place, of_trainers, place_of
 from glmspectra.checkpoint.records import FileRecord, StoredTensor, TensorRecord
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.files import readable
@@ -94,7 +94,9 @@ class Checkpoint:
     def _index(self, stored: dict[str, StoredTensor], config: dict[str, Any]) -> None:
         """Make the logical tensors and their records of what is stored."""
         self.stored, self.config = stored, config
-        self._logical = assemble(stored, config, self.read_stored, str(self._config_path))
+        self._of_trainers = of_trainers(stored)
+        weights = {name: entry for name, entry in stored.items() if name not in self._of_trainers}
+        self._logical = assemble(weights, config, self.read_stored, str(self._config_path))
         self.tensors = _records(self._logical, config)
 
     def __enter__(self) -> Checkpoint:
@@ -115,7 +117,7 @@ class Checkpoint:
     @cached_property
     def beside_weights(self) -> dict[str, str]:
         """What the files hold beside the weights and is not read, and why."""
-        found: dict[str, str] = {}
+        found = dict(self._of_trainers)
         for file in self._files.values():
             found |= getattr(file, "beside", {})
         return found

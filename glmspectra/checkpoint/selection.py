@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from glmspectra.checkpoint.locate import locate
 from glmspectra.checkpoint.records import TensorRecord
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.language import text
@@ -127,13 +128,36 @@ def left_out_facts(checkpoint: "Checkpoint") -> dict[str, Any]:
 
 def left_out_sentence(checkpoint: "Checkpoint") -> str | None:
     """One line on tensors that `left_out` names and files beside those that are read; None when there is nothing."""
+    return _sentence(checkpoint, left_out(checkpoint))
+
+
+def unread_sentence(checkpoint: "Checkpoint") -> str | None:
+    """The same for a command that takes every weight: what the files hold beside the weights, and files beside them."""
+    return _sentence(checkpoint, checkpoint.beside_weights)
+
+
+def _sentence(checkpoint: "Checkpoint", found: Mapping[str, str]) -> str | None:
     said = []
-    if found := left_out(checkpoint):
+    if found:
         name, reason = next(iter(found.items()))
         said.append(text("checkpoint-left-out", checkpoint=checkpoint.name, count=len(found), name=name, reason=reason))
     if files := checkpoint.beside:
-        said.append(text("checkpoint-beside", checkpoint=checkpoint.name, count=len(files), name=files[0]))
+        said.append(_beside(checkpoint.name, next(iter(checkpoint.file_sizes)), files))
     return " ".join(said) or None
+
+
+def beside_sentence(path: Path) -> str | None:
+    """One line on files of weights beside those that a model's folder is read from; None where there are none."""
+    try:
+        located = locate(path)
+    except (CheckpointError, RequestError):
+        return None  # whoever reads it says so
+    files = located.beside() if path.is_dir() else []
+    return _beside(path.name, located.files[0].name, files) if files else None
+
+
+def _beside(checkpoint: str, read: str, files: Sequence[str]) -> str:
+    return text("checkpoint-beside", checkpoint=checkpoint, count=len(files), name=files[0], read=read)
 
 
 def parse_layers(text: str, existing: set[int]) -> set[int] | None:

@@ -46,6 +46,8 @@ def chat(
     """Talk to a model: a conversation on a terminal, or one question and its answer."""
     import sys
 
+    from glmspectra.checkpoint.selection import beside_sentence
+    from glmspectra.cli.console import note
     from glmspectra.cli.libraries import hush, library_log
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.errors import RequestError
@@ -61,6 +63,7 @@ def chat(
     if query is None and as_json:
         raise RequestError("--json gives one object for one question: name the question, or leave --json out.")
     path = choose_model(model)
+    note(beside_sentence(path), quiet)
     if adapter is not None and not adapter.is_dir():  # said before minutes of loading
         raise RequestError(f"--adapter {adapter}: there is no such folder.")
     hush()

@@ -37,7 +37,8 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Loss, perplexity, token accuracy, and on request text scores and samples, without and with an adapter."""
-    from glmspectra.cli.console import finish
+    from glmspectra.checkpoint.selection import beside_sentence
+    from glmspectra.cli.console import finish, note
     from glmspectra.cli.evaluation_page import write_evaluation_page
     from glmspectra.cli.libraries import hush, library_log
     from glmspectra.cli.progress_line import counting
@@ -51,6 +52,7 @@ def evaluate(
     if data is not None:
         options += data_options(data, split)
     settings = load_settings(args, [*options, *(overrides or [])])
+    note(beside_sentence(Path(settings.finetune.model_path)), quiet)
     if out is not None:  # what cannot be written is said before minutes of work
         out.mkdir(parents=True, exist_ok=True)
     from glmspectra.tuning.inference import evaluation  # after the settings: its libraries take seconds

@@ -30,7 +30,8 @@ def infer(
     quiet: Quiet = False,
 ) -> None:
     """Answers to a file of questions, as a JSONL file in the same order, each beside the columns of its question."""
-    from glmspectra.cli.console import finish, stderr
+    from glmspectra.checkpoint.selection import beside_sentence
+    from glmspectra.cli.console import finish, note, stderr
     from glmspectra.cli.libraries import hush, library_log
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.cli.progress_line import counting
@@ -48,6 +49,7 @@ def infer(
     out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before minutes of work
     hush()
     place = choose_model(model)
+    note(beside_sentence(place), quiet)
     questions, recognized = read_questions(source, Columns.parse(columns) if columns else Columns())
     if not quiet:
         for line in recognized:

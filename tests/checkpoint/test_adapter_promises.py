@@ -110,7 +110,7 @@ def test_a_second_file_of_weights_is_told(tmp_path):
     assert open_adapter(folder).changes(BASE).notes == []
     torch.save(OTHER, folder / "adapter_model.bin")
     assert open_adapter(folder).changes(BASE).notes == [
-        "mine: adapter_model.bin lies beside the weights and is not read."
+        "mine: adapter_model.bin lies beside adapter_model.safetensors and is not read."
     ]
     save_file(OTHER, folder / "unrelated.safetensors")
     assert len(open_adapter(folder).changes(BASE).notes) == 1

@@ -1,14 +1,20 @@
 """What lies beside a weight in its module, or beside the model in its folder, and is not what it seems."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from glmspectra.checkpoint.reader import open_checkpoint
-from glmspectra.checkpoint.selection import left_out, left_out_facts, left_out_sentence, select
+from glmspectra.checkpoint.selection import beside_sentence, left_out, left_out_facts, left_out_sentence, select
 from glmspectra.errors import CheckpointError
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj.weight"
+TINY = {
+    "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+}  # fmt: skip
 GOOD = {DOWN: torch.ones(4, 6)}
 
 
@@ -72,7 +78,60 @@ def test_a_numbered_set_of_shards_is_the_model_and_what_lies_beside_it_is_told(t
     with open_checkpoint(tmp_path) as checkpoint:
         assert set(checkpoint.tensors) == {f"{Q}.weight", DOWN}
         assert left_out_facts(checkpoint) == {"files": ["consolidated.safetensors"], "file_count": 1}
-        assert "consolidated.safetensors lies beside the weights" in left_out_sentence(checkpoint)
+        said = left_out_sentence(checkpoint)
+        assert "consolidated.safetensors lies beside model-00001-of-00002.safetensors and is not read" in said
+        assert beside_sentence(tmp_path) == said
+
+
+def test_one_file_is_taken_before_an_index_as_transformers_takes_it(tmp_path):
+    """`model.safetensors` left in a folder of shards: what `train` loads is what `svd` measures, and it is said."""
+    model = LlamaForCausalLM(LlamaConfig(**TINY))
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    other = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+    save_file(other, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path).state_dict()
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert all(torch.equal(checkpoint.read(name), loaded[name]) for name in checkpoint.tensors)
+        assert len(checkpoint.beside) == len(set(index.values())) > 1
+    save_file({next(iter(index)): torch.ones(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {next(iter(index)): "model.safetensors"}})
+    )
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert list(checkpoint.tensors) == [next(iter(index))]
+
+
+OPTIMIZER = [
+    "optimizer.state.0.exp_avg", f"module.optimizer.{Q}.weight", f"{Q}.weight.exp_avg_sq", f"exp_avg.{Q}.weight",
+    f"optimizer_states.{Q}.weight.momentum_buffer", "lr_scheduler.table.weight",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIMIZER)
+def test_what_an_optimizer_left_is_no_matrix_of_the_model(tmp_path, name):
+    with opened(tmp_path, GOOD | {name: torch.ones(8, 8)}) as checkpoint:
+        assert [record.name for record in select(checkpoint, matrices="all")] == [DOWN]
+        assert left_out(checkpoint) == {name: "it is an optimizer's state and no weight"}
+
+
+@pytest.mark.parametrize("prefix", ["ema.", "model_ema.", "shadow_params."])
+def test_averages_of_weights_are_left_out_beside_the_weights_and_measured_alone(tmp_path, prefix):
+    averages = {f"{prefix}{DOWN}": torch.ones(8, 8), f"{prefix}{Q}.weight": torch.ones(8, 8)}
+    with opened(tmp_path, GOOD | averages) as checkpoint:
+        assert [record.name for record in select(checkpoint, matrices="all")] == [DOWN]
+        assert left_out(checkpoint).keys() == averages.keys()
+        assert "2 tensors are left out" in left_out_sentence(checkpoint)
+    with opened(tmp_path, averages) as checkpoint:
+        assert {record.name for record in select(checkpoint, matrices="all")} == averages.keys()
+
+
+@pytest.mark.parametrize("word", ["master", "mask", "fisher"])
+def test_what_stands_under_the_name_of_a_weight_is_a_part_of_it(tmp_path, word):
+    with opened(tmp_path, GOOD | {f"{DOWN}.{word}": torch.ones(8, 8)}) as checkpoint:
+        faults = {record.name: record.fault for record in select(checkpoint, matrices="all")}
+        assert faults[DOWN] is None
+        assert f"a part of {DOWN}" in faults[f"{DOWN}.{word}"]
 
 
 def test_two_sets_of_shards_are_not_mixed(tmp_path):

@@ -150,6 +150,8 @@ def test_weights_in_another_form_beside_those_that_are_read_are_named(tmp_path):
         assert left_out_sentence(checkpoint) is None
     torch.save({"transformer.encoder.final_layernorm.weight": torch.ones(8)}, model / "pytorch_model.bin")
     with open_checkpoint(model) as checkpoint:
-        assert left_out_sentence(checkpoint) == "model: pytorch_model.bin lies beside the weights and is not read."
+        assert (
+            left_out_sentence(checkpoint) == "model: pytorch_model.bin lies beside model.safetensors and is not read."
+        )
     with open_checkpoint(model / "model.safetensors") as checkpoint:
         assert left_out_sentence(checkpoint) is None, "one file was asked for"

@@ -217,10 +217,10 @@ def _fault(name: str, entry: StoredTensor, files: Files, modules: Collection[str
             "it is a factor of LoRA, and the files hold base and adapter side by side; save the adapter by "
             "save_pretrained, or the model after merge_and_unload"
         )
-    if entry.dtype.startswith(("float", "bfloat")) and (
-        PART_OF_A_WEIGHT.search(word) or (module in modules and word not in ("weight", "bias"))
-    ):
-        return f"by its name it is a part of {module}.weight, of no form that is known here, and no matrix of its own"
+    inside = word not in ("weight", "bias") and (module in files.stored or module in modules)
+    if entry.dtype.startswith(("float", "bfloat")) and (inside or PART_OF_A_WEIGHT.search(word)):
+        whole = module if module in files.stored else f"{module}.weight"
+        return f"by its name it is a part of {whole}, of no form that is known here, and no matrix of its own"
     weight = word == "weight" or (len(entry.shape) == 3 and EXPERTS.search(name))
     if weight and entry.dtype in PACKED:
         of = f" of {files.method}" if files.method else ""

@@ -26,6 +26,7 @@ from glmspectra.checkpoint.formats.reparametrized import REFUSED_PARTS, REMADE
 from glmspectra.checkpoint.formats.settings import BESIDE, STATED
 from glmspectra.checkpoint.names import OUTPUT, place_of
 from glmspectra.checkpoint.reader import Checkpoint, open_checkpoint
+from glmspectra.checkpoint.selection import unread_sentence
 from glmspectra.checkpoint.writing.agreement import INPUTS, Agreement, agreement, same_bits
 from glmspectra.checkpoint.writing.casting import cast
 from glmspectra.checkpoint.writing.folder import Tensors, write_checkpoint
@@ -156,6 +157,8 @@ def merge(
                 "from, or load and save it by transformers first."
             )
         work = _Merge(checkpoint, opened, dtype, Merged(str(out), str(place), str(adapter), opened.kind))
+        if unread := unread_sentence(checkpoint):
+            work.report.notes.append(unread)
         work.write(out, shard_bytes, lambda staging: _copy_rest(folder, Path(adapter), staging, work), progress)
     return work.report
 

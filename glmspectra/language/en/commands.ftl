@@ -26,8 +26,8 @@ inspect-scalar = scalar
 
 checkpoint-beside =
     { $count ->
-        [one] { $checkpoint }: { $name } lies beside the weights and is not read.
-       *[other] { $checkpoint }: { $count } other files of weights lie beside those that are read, { $name } for one.
+        [one] { $checkpoint }: { $name } lies beside { $read } and is not read.
+       *[other] { $checkpoint }: { $count } other files of weights lie beside { $read } and are not read, { $name } for one.
     }
 checkpoint-left-out =
     { $count ->

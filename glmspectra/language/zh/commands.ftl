@@ -20,7 +20,7 @@ inspect-head-flop = 浮点运算
 inspect-head-file = 文件
 inspect-scalar = 标量
 
-checkpoint-beside = { $checkpoint }：目录中另有 { $count } 个权重文件未读取，如 { $name }。
+checkpoint-beside = { $checkpoint }：读取 { $read }；目录中另有 { $count } 个权重文件未读取，如 { $name }。
 checkpoint-left-out = { $checkpoint }：有 { $count } 个张量不测量，如 { $name }（{ $reason }）。
 checkpoint-is-adapter = { $name } 是适配器：这里逐个测量其因子；`glmspectra delta` 给出它们合成的改变量的奇异值谱。
 

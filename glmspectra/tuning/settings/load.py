@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from glmspectra.checkpoint.selection import beside_sentence
 from glmspectra.errors import ConfigError, RequestError
 from glmspectra.json_files import write_json
 from glmspectra.language import text
@@ -218,6 +219,8 @@ def load_settings(
     if "learning_rate" not in options["train"].values and _rate_of_nano(settings):
         place = sections["train"].place("learning_rate")
         settings.notes.append(text("settings-rate-of-nano", place=place, rate=f"{settings.train.learning_rate:g}"))
+    if (beside := beside_sentence(Path(settings.finetune.model_path))) is not None:
+        settings.notes.append(beside)
     return settings
 
 
