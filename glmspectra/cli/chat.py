@@ -109,7 +109,7 @@ def _talk(conversation: "Conversation", path: Path, adapter: Path | None, quiet:
     import sys
     from contextlib import suppress
 
-    from glmspectra.cli.console import stderr
+    from glmspectra.cli.console import note
     from glmspectra.tuning.inference.conversation import talk
 
     with suppress(ImportError):  # with it, arrow keys bring back and edit what was asked before
@@ -117,7 +117,7 @@ def _talk(conversation: "Conversation", path: Path, adapter: Path | None, quiet:
     if not quiet:
         values: dict[str, Any] = {"model": path.name, "help": both("chat-help")}
         said = text("chat-who-adapter", **values, adapter=adapter.name) if adapter else text("chat-who", **values)
-        stderr.print(said, highlight=False, markup=False)
+        note(said)
 
     def show(piece: str) -> None:
         sys.stdout.write(piece)

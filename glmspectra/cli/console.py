@@ -6,13 +6,8 @@ terminal would obey are written out.
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.text import Text
-
-from glmspectra.json_files import json_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,21 +21,6 @@ def printable(text: str) -> str:
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-class PlainConsole(Console):
-    """A rich console that shows every text as it is: no markup, no emoji codes, no control characters."""
-
-    def __init__(self, **options: Any):
-        super().__init__(markup=False, emoji=False, highlight=False, **options)
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """The text for a cell, a title or a line."""
-        return super().render_str(printable(text), **options)
-
-
-stderr = PlainConsole(stderr=True)
-stdout = PlainConsole()
-
-
 def write_any_character() -> None:
     """Let stdout and stderr take every character: what their encoding lacks (ASCII, say) is written as an escape."""
     for stream in (sys.stdout, sys.stderr):
@@ -48,23 +28,34 @@ def write_any_character() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def finish(result: Mapping[str, Any], lines: str | list[str], as_json: bool) -> None:
-    """Print the result of a command: one JSON object under `--json`, else the lines a person reads."""
+def finish(result: Mapping[str, Any], lines: "str | Sequence[str | Table]", as_json: bool) -> None:
+    """Print the result of a command: one JSON object under `--json`, else the lines and tables a person reads."""
     if as_json:
+        from glmspectra.json_files import json_text
+
         encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
         sys.stdout.write(json_text(result, ascii_only=encoding != "utf8") + "\n")
         return
     for line in [lines] if isinstance(lines, str) else lines:
-        stdout.print(line, soft_wrap=True)
+        if isinstance(line, str):
+            print(printable(line))
+        else:
+            _draw(line)
 
 
 def show_table(title: str, table: "Table") -> None:
     """Print a table under its title, which rich would break to the width of the table were it the table's own."""
-    stdout.print(title, soft_wrap=True)
+    print(printable(title))
+    _draw(table)
+
+
+def _draw(table: "Table") -> None:
+    from glmspectra.cli.drawing import stdout
+
     stdout.print(table)
 
 
 def note(sentence: str | None, quiet: bool = False) -> None:
     """Print a sentence on stderr as it stands, where there is one and the command is not quiet."""
     if sentence and not quiet:
-        stderr.print(sentence, soft_wrap=True)
+        print(printable(sentence), file=sys.stderr)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glmspectra.cli.console import finish, show_table, stderr
+from glmspectra.cli.console import finish, note, show_table
 from glmspectra.cli.options import Device, Json, Quiet
 from glmspectra.cli.selection_options import Exclude, Fresh, Include, Layers, Matrices, NoReport, OutRoot, SvgFiles
 from glmspectra.language import both, listed, text
@@ -114,8 +114,7 @@ def _say_cost(plan: "DeltaPlan") -> None:
     from glmspectra.device import choose_device
 
     if plan.streams and read_launch().first:
-        sentence = plan.sentence(str(choose_device(plan.options.device)))
-        stderr.print(sentence, highlight=False, soft_wrap=True)
+        note(plan.sentence(str(choose_device(plan.options.device))))
 
 
 def _title(run: "Run") -> str:

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from glmspectra.errors import GlmspectraError, RequestError
-from glmspectra.files import as_os_error, explain
 from glmspectra.language import text
-from glmspectra.launch import lost_process, tells_of_lost_process
 
 INTERRUPTED = 130
 MOST_CHARACTERS = 2000  # of a sentence on the terminal
@@ -31,6 +29,9 @@ def sentence(error: Exception) -> tuple[str, int]:
     Libraries wrap what the file system and the memory say in errors of their own; these are found again. An error that
     no one foresaw is one sentence too.
     """
+    from glmspectra.files import as_os_error, explain
+    from glmspectra.launch import lost_process, tells_of_lost_process
+
     if isinstance(error, GlmspectraError):
         return _bounded(str(error)), error.exit_status
     if tells_of_lost_process(error):

@@ -31,7 +31,7 @@ def infer(
 ) -> None:
     """Answers to a file of questions, as a JSONL file in the same order, each beside the columns of its question."""
     from glmspectra.checkpoint.selection import beside_sentence
-    from glmspectra.cli.console import finish, note, stderr
+    from glmspectra.cli.console import finish, note
     from glmspectra.cli.libraries import hush, library_log
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.cli.progress_line import counting
@@ -51,9 +51,8 @@ def infer(
     place = choose_model(model)
     note(beside_sentence(place), quiet)
     questions, recognized = read_questions(source, Columns.parse(columns) if columns else Columns())
-    if not quiet:
-        for line in recognized:
-            stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+    for line in recognized:
+        note(line, quiet)
     conversations = any(not row.pair for _, row in questions)
     with library_log():
         loaded = inference.load_for_inference(place, adapter, device, template, max_length, four_bit, conversations)

@@ -1,75 +1,13 @@
-"""What the libraries underneath do and say by themselves: nothing is fetched, and nothing said that tells no one."""
+"""What the libraries underneath say by themselves: nothing on the terminal that tells no one."""
 
-import functools
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TextIO
-
-
-def fetch_no_kernels() -> None:
-    """Let no library bring compiled kernels from a hub; to be called before any of them is imported.
-
-    They do so through the package `kernels`, where it is installed: bitsandbytes at its import on some CPUs (and peft
-    imports it for every adapter, 4 bits or not), transformers for flash attention that is not installed. Without the
-    package bitsandbytes goes on with what it has, and advises to install it.
-    """
-    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]  # None: importing it fails
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
-
-COMPILED_AT_IMPORT = "bitsandbytes.backends.default.ops"
-
-
-def compile_when_called() -> None:
-    """Let bitsandbytes set up torch.compile at the first call of what it compiles, not at its import.
-
-    It decorates four functions, none of which a GPU ever calls, and setting up loads torch's compiler: 3 of the 13
-    seconds of processor time that `import peft` takes. To be called before either is imported.
-    """
-    if not any(isinstance(finder, _LaterCompilation) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _LaterCompilation())
-
-
-class _LaterCompilation(MetaPathFinder):
-    """Finds that one module as Python does, and has it executed with a torch.compile that waits."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != COMPILED_AT_IMPORT:
-            return None
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = functools.partial(_executed, spec.loader.exec_module)  # type: ignore[method-assign]
-        return spec
-
-
-def _executed(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
-    import torch
-
-    compile_now, torch.compile = torch.compile, _later  # type: ignore[assignment]
-    try:
-        execute(module)
-    finally:
-        torch.compile = compile_now  # type: ignore[assignment]
-
-
-def _later(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-    @functools.cache
-    def compiled() -> Callable[..., Any]:
-        import torch
-
-        return torch.compile(function, **settings)
-
-    return lambda *args, **kwargs: compiled()(*args, **kwargs)
+from typing import TextIO
 
 
 def hush() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from glmspectra.cli.console import finish, stderr
+from glmspectra.cli.console import finish, note
 from glmspectra.cli.options import Device, Json, Model, Quiet
 from glmspectra.cli.train import ArgsFolder, Overrides
 from glmspectra.language import both, text
@@ -95,8 +95,7 @@ def _run(options: Any, fresh: bool, as_json: bool) -> None:
     hush()
 
     def say(line: str) -> None:
-        if not options.quiet:
-            stderr.print(line, highlight=False, markup=False)
+        note(line, options.quiet)
 
     with library_log(options.out / "libraries.log"):
         results = run_loop(options, fresh, say)

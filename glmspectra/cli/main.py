@@ -1,45 +1,26 @@
 """Composes the commands and turns an error into one sentence and an exit status."""
 
-import functools
-import inspect as inspection
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from glmspectra import __version__
-from glmspectra.cli.chat import chat
+from glmspectra.cli.commands import CommandGroup
 from glmspectra.cli.console import printable, write_any_character
-from glmspectra.cli.convert import convert
-from glmspectra.cli.delta import delta
-from glmspectra.cli.doctor import doctor
-from glmspectra.cli.evaluate import evaluate
-from glmspectra.cli.example import CommandWithExample
 from glmspectra.cli.failures import INTERRUPTED, interruption, sentence
-from glmspectra.cli.infer import infer
-from glmspectra.cli.init import init
-from glmspectra.cli.inspect import inspect
-from glmspectra.cli.libraries import compile_when_called, fetch_no_kernels
-from glmspectra.cli.loop import demo, loop
-from glmspectra.cli.merge import merge
-from glmspectra.cli.report import report
-from glmspectra.cli.squeeze import squeeze
-from glmspectra.cli.suggest_rank import suggest_rank
-from glmspectra.cli.svd import svd
-from glmspectra.cli.train import train
-from glmspectra.cli.values import values
-from glmspectra.language import LANGUAGES, choose
-from glmspectra.language.catalogue import AUTO
+from glmspectra.cli.imports import prepare_imports
 from glmspectra.launch import read_launch
 
 app = typer.Typer(
     name="glmspectra",
+    cls=CommandGroup,
     help="Measures the weights of ChatGLM2-6B and trains it by what it measured.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # drawing help by rich takes as long as all else of it
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
 
@@ -54,56 +35,6 @@ def root(
         raise typer.Exit
 
 
-def flowing(text: str | None) -> str:
-    """A docstring with each paragraph on one line: Typer keeps line breaks, which a narrow terminal breaks again."""
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (text or "").split("\n\n"))
-
-
-Language = Annotated[
-    str, typer.Option(help=f"Language of words and pages: {', '.join(LANGUAGES)}, or {AUTO} for the locale's.")
-]
-
-
-def with_language(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with `--lang`, which all have: the language of what it says and of the pages it writes."""
-
-    @functools.wraps(command)
-    def speaking(*args: Any, lang: str = AUTO, **kwargs: Any) -> None:
-        choose(lang)
-        command(*args, **kwargs)
-
-    own = inspection.signature(command)
-    option = inspection.Parameter("lang", inspection.Parameter.KEYWORD_ONLY, default=AUTO, annotation=Language)
-    speaking.__signature__ = own.replace(parameters=[*own.parameters.values(), option])  # type: ignore[attr-defined]
-    speaking.__annotations__ = {**command.__annotations__, "lang": Language}
-    return speaking
-
-
-def add(command: Callable[..., None]) -> None:
-    """Register a command under its function's name: its docstring is the help, an example ends it, `--lang` joins."""
-    app.command(cls=CommandWithExample, help=flowing(command.__doc__))(with_language(command))
-
-
-# One line a command, in the order of the design page; each module holds one function of the command's name.
-add(init)
-add(doctor)
-add(inspect)
-add(convert)
-add(values)
-add(svd)
-add(delta)
-add(suggest_rank)
-add(train)
-add(evaluate)
-add(merge)
-add(squeeze)
-add(chat)
-add(infer)
-add(report)
-add(loop)
-add(demo)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit status: 0 done, 1 failed while working, 2 the request was wrong, 130 interrupted.
 
@@ -114,8 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     # `--debug` is taken anywhere on the line, so that it can be appended to a command that just failed.
     arguments = [argument for argument in arguments if argument != "--debug"]
     write_any_character()
-    fetch_no_kernels()
-    compile_when_called()
+    prepare_imports()
     try:
         read_launch()
         app(arguments, prog_name="glmspectra")

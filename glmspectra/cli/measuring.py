@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glmspectra.cli.console import finish, note, show_table, stderr
+from glmspectra.cli.console import finish, note, show_table
 from glmspectra.errors import GlmspectraError
 from glmspectra.language import both, current, text
 from glmspectra.launch import read_launch
@@ -147,6 +147,8 @@ def draw_page(run_folder: Path, reports: Path, svg: bool = False, quiet: bool = 
     if quiet:
         index = write_report(run_folder, out, svg=svg)
     else:
+        from glmspectra.cli.drawing import stderr
+
         with stderr.status(text("terminal-drawing")):
             index = write_report(run_folder, out, svg=svg)
     if svg:

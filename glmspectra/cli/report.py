@@ -60,7 +60,8 @@ def report(
     Two runs or more named on the line are also put side by side on a page of their own.
     """
     from glmspectra import figures
-    from glmspectra.cli.console import finish, stderr
+    from glmspectra.cli.console import finish
+    from glmspectra.cli.drawing import stderr
     from glmspectra.cli.measuring import note_language_of_figures
     from glmspectra.figures.report import REPORTS
     from glmspectra.language import text

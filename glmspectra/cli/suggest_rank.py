@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glmspectra.cli.console import finish, note, stderr
+from glmspectra.cli.console import finish, note
 from glmspectra.cli.options import Device, Json, Model, Quiet
 from glmspectra.cli.selection_options import NoReport, OutRoot
 from glmspectra.cli.train import ArgsFolder, settings_options
@@ -205,6 +205,7 @@ def _list(as_json: bool) -> None:
 def _print_table(allocations: "dict[str, Allocation]") -> None:
     from rich.table import Table
 
+    from glmspectra.cli.drawing import stderr
     from glmspectra.ranks.report import summary_rows
 
     table = Table(title=text("ranks-title"), title_justify="left")

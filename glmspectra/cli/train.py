@@ -80,7 +80,7 @@ def train(
     import os
 
     device = only_card(device)
-    from glmspectra.cli.console import finish, stderr
+    from glmspectra.cli.console import finish, note
     from glmspectra.cli.libraries import hush
     from glmspectra.tuning.settings.load import load_settings
 
@@ -90,9 +90,8 @@ def train(
     settings = load_settings(
         args, [*settings_options(model, out, resume, on_bad_data, columns), *(overrides or [])], ranks
     )
-    if not silent:
-        for note in settings.notes:
-            stderr.print(note, highlight=False, markup=False, soft_wrap=True)
+    for line in settings.notes:
+        note(line, silent)
     if dry_run:
         result, lines = _dry_run(settings, device)
     elif find_lr:
@@ -148,7 +147,7 @@ def _train(
     import os
     import shlex
 
-    from glmspectra.cli.console import stderr
+    from glmspectra.cli.console import note
     from glmspectra.cli.libraries import library_log
     from glmspectra.cli.measuring import note_language_of_figures
     from glmspectra.figures import write_overview, write_training_curves, write_training_report
@@ -157,8 +156,7 @@ def _train(
     main = os.environ.get("RANK", "0") == "0"
 
     def say(line: str) -> None:
-        if not silent:
-            stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+        note(line, silent)
 
     draw = write_training_curves if report else None
     if report:

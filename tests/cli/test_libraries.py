@@ -1,4 +1,4 @@
-"""Nothing is fetched from a hub by the libraries underneath, and no compiler is set up until it is called."""
+"""Libraries fetch nothing from a hub while they are imported, and load no compiler and no scipy that no one calls."""
 
 import subprocess
 import sys
@@ -14,6 +14,10 @@ except SystemExit:
 import peft, transformers.utils
 assert "bitsandbytes" in sys.modules
 assert not transformers.utils.is_kernels_available()
+assert "scipy" not in sys.modules, "the losses of object detection have loaded it"
+assert transformers.utils.is_scipy_available()
+import gc
+assert gc.isenabled()
 assert "torch._inductor.compile_fx" not in sys.modules, "bitsandbytes has set up torch's compiler"
 import torch
 from unittest.mock import patch

@@ -1,9 +1,12 @@
-"""`--help` answers at once: no torch, transformers or pandas on the way, in a fresh process."""
+"""`--help` answers at once: nothing heavy on the way, and of the commands only the one that is asked for."""
 
 import subprocess
 import sys
 
-HEAVY = ("torch", "transformers", "pandas", "pyarrow", "scipy", "numpy", "matplotlib", "seaborn", "datasets", "peft")
+HEAVY = (
+    *("torch", "transformers", "pandas", "pyarrow", "scipy", "numpy", "matplotlib", "seaborn", "datasets", "peft"),
+    "rich",
+)
 REPORT = f"print([name for name in {HEAVY!r} if name in sys.modules])"
 
 
@@ -32,6 +35,36 @@ def test_the_command_line_imports_nothing_heavy():
 
 def test_a_heavy_import_would_be_seen():
     assert in_a_fresh_process("import glmspectra.cli.main, glmspectra.store")[1] != "[]"
+
+
+LIST = """
+from glmspectra.cli.main import main
+try:
+    main(["--help"])
+except SystemExit as leaving:
+    print(leaving.code, [name for name in ("pydantic", "json", "logging") if name in sys.modules])
+"""
+ONE = """
+from glmspectra.cli.main import main
+try:
+    main(["merge", "--help"])
+except SystemExit:
+    pass
+from glmspectra.cli.commands import MODULES
+print(sorted({f"glmspectra.cli.{name}" for name in MODULES.values()} & sys.modules.keys()))
+"""
+
+
+def test_the_list_of_commands_imports_what_it_prints_alone():
+    said, found = in_a_fresh_process(LIST)
+    assert found == "[]"
+    assert said.endswith("0 []")
+    assert "Measures the weights" in said
+
+
+def test_of_the_commands_only_the_one_asked_for_is_imported():
+    said = in_a_fresh_process(ONE)[0]
+    assert said.splitlines()[-1] == "['glmspectra.cli.merge']"
 
 
 def test_the_help_of_every_command_imports_nothing_heavy():

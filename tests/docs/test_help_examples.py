@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from glmspectra.cli.commands import MODULES
 from glmspectra.cli.example import EXAMPLES, SKIPPED
-from glmspectra.cli.main import app
 from glmspectra.loop.demonstration import write_demo_settings
 from tests.docs.documents import ROOT
 from tests.docs.help_examples import (
@@ -22,7 +22,7 @@ from tests.docs.help_examples import (
     words_of,
 )
 
-COMMANDS = sorted(command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands)
+COMMANDS = sorted(MODULES)
 
 
 @pytest.fixture(scope="module")
