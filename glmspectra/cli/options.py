@@ -1,6 +1,6 @@
 """The options that every command shares, each fact stated once.
 
-Nothing here or at the top of a command module may import torch, transformers or pandas: `--help` is to answer at once.
+Nothing here or at the top of a command module may import torch, transformers, pandas or rich: `--help` is to answer at once.
 """
 
 from pathlib import Path
