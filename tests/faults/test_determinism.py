@@ -1,5 +1,7 @@
 """The same weights and the same command give the same bytes of tables and figures; two threads the same numbers."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,6 +43,18 @@ def files_of(out):
     }
 
 
+def parts_of(out):
+    """Path -> what a part file holds but its seconds: the record, and the bytes of each array."""
+    found = {}
+    for path in sorted(out.rglob("parts/*.npz")):
+        with np.load(path) as archive:
+            arrays = {name: archive[name].tobytes() for name in archive.files}
+        record = json.loads(arrays.pop("record"))
+        assert all(row.pop("seconds") > 0 for row in record["rows"])
+        found[str(path.relative_to(out))] = (record, arrays)
+    return found
+
+
 def tables(out):
     (folder,) = list_runs(out / "param_matrix")
     return read_run(folder)
@@ -52,6 +66,9 @@ def test_the_same_command_gives_the_same_bytes(runs):
     assert sum(name.endswith(".svg") for name in first) > 15
     assert any(name.endswith("singular_values.parquet") for name in first)
     assert not [name for name in first if first[name] != second[name]]
+    parts = parts_of(runs["first"])
+    assert len(parts) == 8
+    assert parts == parts_of(runs["second"])
     pd.testing.assert_frame_equal(
         tables(runs["first"]).matrices.drop(columns="seconds"),
         tables(runs["second"]).matrices.drop(columns="seconds"),
