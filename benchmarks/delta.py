@@ -167,7 +167,7 @@ def main() -> int:
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--layers", type=int, default=28, help="layers for the factors' way")
     parser.add_argument("--dense-layers", type=int, default=0, help="layers for the dense ways; 0 leaves them out")
-    parser.add_argument("--matrices", default=",".join(SHAPES), help="kinds of matrices, joined by commas")
+    parser.add_argument("--matrices", default=",".join(SHAPES), help="matrix types, joined by commas")
     parser.add_argument("--device", default="cpu", help="of the dense ways; the factors' way runs on the CPU")
     parser.add_argument("--json", metavar="FILE", help="write the rows there too")
     options = parser.parse_args()

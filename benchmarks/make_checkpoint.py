@@ -254,7 +254,7 @@ def hartley(x: torch.Tensor) -> torch.Tensor:
 
 
 def random_tensor(shape: tuple[int, ...], scale: float, centre: float, seed: int, device: str) -> torch.Tensor:
-    """Gaussian numbers in fp16, drawn in pieces; the same on every run of one kind of device."""
+    """Gaussian numbers in fp16, drawn in pieces; the same on every run on one device type."""
     generator = torch.Generator(device=device).manual_seed(seed)
     result = torch.empty(math.prod(shape), dtype=torch.float16)
     for start in range(0, result.numel(), CHUNK):

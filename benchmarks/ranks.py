@@ -84,12 +84,12 @@ def main() -> None:
         write_documents(options.docs)
         return
     if options.print:
-        told = [markdown(lines), further(lines)]
+        said = [markdown(lines), further(lines)]
         if options.controls:
-            told = [control_table.markdown(lines), agreement.markdown(read_lines(RESULTS), lines)]
+            said = [control_table.markdown(lines), agreement.markdown(read_lines(RESULTS), lines)]
         elif options.rivals:
-            told = [rival_table.markdown(lines, known)]
-        print("\n\n".join(told))
+            said = [rival_table.markdown(lines, known)]
+        print("\n\n".join(said))
         return
     if options.plan:
         more = options.controls or options.rivals

@@ -99,19 +99,19 @@ def compare(run: Any, reference: Path) -> dict[str, Any]:
             if not gap <= worst[what]:  # a NaN counts as the worst
                 worst[what], worst[f"{what}_at"] = gap, f"layer {key[0]} {key[1]}"
     if not worst["matrices"]:
-        raise SystemExit(f"{reference} and {run.folder} have no matrix of the same layer and kind in common.")
+        raise SystemExit(f"{reference} and {run.folder} have no matrix of the same layer and type in common.")
     return worst
 
 
 def chat(folder: Path, questions: list[str], device: str, four_bit: bool, tokens: int) -> list[dict[str, Any]]:
     """One greedy answer to each question, each a conversation of its own, and its time."""
-    from glmspectra.tuning.data.template import has_chat_form
+    from glmspectra.tuning.data.template import has_chat_template
     from glmspectra.tuning.inference.batch import load_for_inference
     from glmspectra.tuning.inference.conversation import Conversation
     from glmspectra.tuning.model.loading import positions_of
 
     loaded = load_for_inference(folder, None, device, four_bit=four_bit)
-    form = "chat" if has_chat_form(loaded.tokenizer) else "plain"
+    form = "chat" if has_chat_template(loaded.tokenizer) else "plain"
     answers = []
     for question in questions:
         talk = Conversation(loaded.model, loaded.tokenizer, form, tokens, positions_of(loaded.model.config))

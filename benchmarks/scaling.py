@@ -83,10 +83,10 @@ def main() -> None:
         write_checkpoint(model, shape, layers, options.device)
     name = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} cores"
     print(f"{name}, torch {torch.__version__}; {options.shape}, {layers} of {shape.layers} layers", flush=True)
-    told = run_command(["inspect", "--model", str(model), "--device", options.device])[0]["svd"]
+    results = run_command(["inspect", "--model", str(model), "--device", options.device])[0]["svd"]
     print(
-        f"told by inspect: {told['matrices']} matrices, {told['nbytes'] / 1e9:.1f} GB to read, "
-        f"{told['flops'] / 1e12:.0f} Tflop, {told['memory'] / 2**30:.2f} GiB at the largest"
+        f"told by inspect: {results['matrices']} matrices, {results['nbytes'] / 1e9:.1f} GB to read, "
+        f"{results['flops'] / 1e12:.0f} Tflop, {results['memory'] / 2**30:.2f} GiB at the largest"
     )
     costs = matrix_costs(shape, options.device) * layers
     rows = []
@@ -106,7 +106,7 @@ def main() -> None:
         seconds = largest_share(all_costs, EIGHT) / rate
         print(f"at this rate, {larger} on {EIGHT} processes: {seconds / 60:.1f} min")
     if options.json:
-        options.json.write_text(json.dumps({"device": name, "told": told, "rows": rows}, indent=1), encoding="utf-8")
+        options.json.write_text(json.dumps({"device": name, "told": results, "rows": rows}, indent=1), encoding="utf-8")
 
 
 def matrix_costs(shape: Shape, device: str) -> list[float]:

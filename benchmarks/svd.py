@@ -1,14 +1,14 @@
 """Our exact singular values against the ways others take, on the same matrices, each in a process of its own.
 
     python benchmarks/svd.py                          # one ChatGLM2 `dense` and one `query_key_value` on the CPU
-    python benchmarks/svd.py --kinds all --divide 4   # all four kinds at a quarter of the size: minutes
+    python benchmarks/svd.py --kinds all --divide 4   # all four matrix types at a quarter of the size: minutes
     python benchmarks/svd.py --device cuda --layers 28 --sample 4
     python benchmarks/svd.py --folder CHECKPOINT --sample 1
 
 Without --folder the matrices are Gaussian with twenty planted values, fp16, written to a temporary file and
 memory-mapped
 by every child (the page cache is warm for all alike). With --layers N ours does N layers, reading the same N times from
-the cache; the alternatives do --sample matrices of each kind and are scaled to the same number. Reported for each
+the cache; the alternatives do --sample matrices of each type and are scaled to the same number. Reported for each
 method:
 seconds a matrix and in all, peak anonymous memory above the interpreter's (CUDA: peak device memory), and the largest
 relative error of a singular value against LAPACK's float64 SVD.
@@ -269,37 +269,37 @@ def run_method(name: str, matrices: list[tuple[str, str]], device: str, folder: 
     return result
 
 
-def write_matrices(folder: str, kinds: list[str], divide: int) -> list[tuple[str, str]]:
-    """One fp16 matrix of each kind in one safetensors file: a Gaussian bulk and twenty larger values."""
+def write_matrices(folder: str, types: list[str], divide: int) -> list[tuple[str, str]]:
+    """One fp16 matrix of each type in one safetensors file: a Gaussian bulk and twenty larger values."""
     import torch
     from safetensors.torch import save_file
 
     tensors = {}
-    for seed, kind in enumerate(kinds):
-        rows, cols = (side // divide for side in SHAPES[kind])
+    for seed, name in enumerate(types):
+        rows, cols = (side // divide for side in SHAPES[name])
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(rows, cols, generator=generator) * 0.02
         left = torch.linalg.qr(torch.randn(rows, 20, generator=generator)).Q
         right = torch.linalg.qr(torch.randn(cols, 20, generator=generator)).Q
         edge = 0.02 * (rows**0.5 + cols**0.5)
-        tensors[kind] = (noise + (left * (edge * torch.linspace(8, 1.2, 20))) @ right.T).half()
+        tensors[name] = (noise + (left * (edge * torch.linspace(8, 1.2, 20))) @ right.T).half()
     file = str(Path(folder) / "matrices.safetensors")
     save_file(tensors, file)
-    return [(file, kind) for kind in kinds]
+    return [(file, name) for name in types]
 
 
-def matrices_of_checkpoint(folder: str, kinds: list[str]) -> list[tuple[str, str]]:
-    """(file, tensor name) of the layer matrices of a safetensors checkpoint, of the kinds asked for."""
+def matrices_of_checkpoint(folder: str, types: list[str]) -> list[tuple[str, str]]:
+    """(file, tensor name) of the layer matrices of a safetensors checkpoint, of the types asked for."""
     from glmspectra.checkpoint import open_checkpoint
 
     with open_checkpoint(folder) as checkpoint:
         found = [
             (str(Path(folder) / record.file), record.name)
             for record in checkpoint.tensors.values()
-            if record.is_layer_matrix and record.matrix in kinds
+            if record.is_layer_matrix and record.matrix in types
         ]
     if not found or not all(file.endswith(".safetensors") for file, _ in found):
-        sys.exit(f"{folder} holds no layer matrices of the kinds {', '.join(kinds)} in safetensors files.")
+        sys.exit(f"{folder} holds no layer matrices of the types {', '.join(types)} in safetensors files.")
     return found
 
 
@@ -312,10 +312,10 @@ def relative_error(found: list[np.ndarray], truth: list[np.ndarray]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--kinds", default="query_key_value,dense", help="comma-separated matrix kinds, or 'all'")
+    parser.add_argument("--kinds", default="query_key_value,dense", help="comma-separated matrix types, or 'all'")
     parser.add_argument("--divide", type=int, default=1, help="divide all sides by this")
     parser.add_argument("--layers", type=int, default=1, help="layers that ours measures")
-    parser.add_argument("--sample", type=int, default=1, help="matrices of each kind that the alternatives measure")
+    parser.add_argument("--sample", type=int, default=1, help="matrices of each type that the alternatives measure")
     parser.add_argument("--folder", help="a safetensors checkpoint to take the matrices from")
     parser.add_argument("--methods", default="all", help=f"comma-separated, of: {', '.join(METHODS)}")
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a method is stopped")
@@ -326,16 +326,16 @@ def main() -> None:
         child(json.loads(options.child))
         return
 
-    kind_of_device = options.device.split(":")[0]
-    kinds = list(SHAPES) if options.kinds == "all" else options.kinds.split(",")
+    device_type = options.device.split(":")[0]
+    types = list(SHAPES) if options.kinds == "all" else options.kinds.split(",")
     names = list(METHODS) if options.methods == "all" else options.methods.split(",")
-    names = [name for name in names if kind_of_device in METHODS[name].devices]
+    names = [name for name in names if device_type in METHODS[name].devices]
     with tempfile.TemporaryDirectory() as folder:
         if options.folder:
-            matrices = matrices_of_checkpoint(options.folder, kinds)
-            sample = matrices[: options.sample * len(kinds)]
+            matrices = matrices_of_checkpoint(options.folder, types)
+            sample = matrices[: options.sample * len(types)]
         else:
-            sample = write_matrices(folder, kinds, options.divide)
+            sample = write_matrices(folder, types, options.divide)
             matrices = sample * options.layers
             sample = sample * options.sample
         # What a method's sample stands for: as many matrices as ours measures.
@@ -346,9 +346,9 @@ def main() -> None:
         )
         for name in names:
             todo = matrices if name == "ours" else sample
-            results[name] = run_method(name, todo, options.device, folder, len(kinds), options.limit)
+            results[name] = run_method(name, todo, options.device, folder, len(types), options.limit)
             print(f"  {METHODS[name].label}: {sum(results[name].seconds):.1f} s", file=sys.stderr)
-    report(results, len(matrices), len(sample), REFERENCE[kind_of_device], options.json)
+    report(results, len(matrices), len(sample), REFERENCE[device_type], options.json)
 
 
 def report(results: dict[str, Result], count: int, sample: int, reference: str, as_json: bool) -> None:

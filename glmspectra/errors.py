@@ -22,7 +22,7 @@ class ConfigError(RequestError):
 
 
 class CheckpointError(GlmspectraError):
-    """A checkpoint cannot be read: truncated, incomplete, of an unknown form, or unsafe to open."""
+    """A checkpoint cannot be read: truncated, incomplete, of an unknown format, or unsafe to open."""
 
 
 class StoreError(GlmspectraError):

@@ -34,7 +34,7 @@ def explain(error: OSError, path: Path, doing: str = "be written") -> StoreError
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return StoreError(
-            f"{path} cannot {doing}: its folder is read-only for this user; choose another place with --out "
+            f"{path} cannot {doing}: its folder is read-only for this user; choose another folder with --out "
             f"or change its permissions ({kept})."
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST):

@@ -30,7 +30,7 @@ def write_json(path: Path, value: Any) -> Path:
 
 
 def json_text(value: Any, indent: int | None = None, ascii_only: bool = False) -> str:
-    """`value` as JSON that any reader takes: null for NaN and infinity, the text of what JSON has no form for."""
+    """`value` as JSON that any reader takes: null for NaN and infinity, the text of what JSON has no type for."""
     return json.dumps(plain(value), ensure_ascii=ascii_only, indent=indent, default=str, allow_nan=False)
 
 
@@ -57,13 +57,18 @@ def read_bytes(path: Path, error: type[GlmspectraError] = CheckpointError, limit
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe must not wait for its writer
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise error(f"{path} is not a regular file.")
+            check_regular(path, status, error)
             if status.st_size > limit:
                 raise error(f"{path} has {status.st_size:,} bytes; at most {limit:,} are read of a file of this sort.")
             return file.read(limit + 1)
     except (OSError, ValueError) as fault:  # ValueError: a null character in the path
         raise error(f"{path} cannot be read: {getattr(fault, 'strerror', None) or fault}.") from fault
+
+
+def check_regular(path: Path, status: os.stat_result, error: type[GlmspectraError] = CheckpointError) -> None:
+    """Raise `error` for a pipe, a socket or a device: reading it could wait for ever."""
+    if not stat.S_ISREG(status.st_mode):
+        raise error(f"{path} is not a regular file, and reading it could wait for ever: take it away.")
 
 
 def read_json(

@@ -92,16 +92,16 @@ def _compiled(key: str, origin: str, error: type[GlmspectraError]) -> Any:
 
 
 @lru_cache(maxsize=65536)
-def _compiled_as(form: str, key: str, origin: str, error: type[GlmspectraError]) -> Any:
+def _compiled_as(template: str, key: str, origin: str, error: type[GlmspectraError]) -> Any:
     options = re2.Options()
     options.log_errors = False
     try:
         if len(key) > MAX_KEY_LENGTH:
             raise re2.error(f"it has {len(key):,} characters")
-        return re2.compile(form.replace("{}", key), options)
+        return re2.compile(template.replace("{}", key), options)
     except re2.error as fault:
         reason = fault.args[0].decode() if isinstance(fault.args[0], bytes) else fault.args[0]
-        reason = reason.partition(": " + form.partition("{}")[0])[0]
+        reason = reason.partition(": " + template.partition("{}")[0])[0]
         raise error(
             f"{origin} {key[:80]} is no regular expression that is run here ({reason}); "
             "look-around and back references are left out on purpose."

@@ -102,8 +102,8 @@ def awq(libraries: Path) -> None:
     from awq.modules.linear.gemv import WQLinear_GEMV
     from awq.modules.linear.gemv_fast import WQLinear_GEMVFast
 
-    for version, kind in (("gemv", WQLinear_GEMV), ("gemv_fast", WQLinear_GEMVFast)):
-        layer = kind.from_linear(source, 4, 32, False, scales, zeros)
+    for version, layer_class in (("gemv", WQLinear_GEMV), ("gemv_fast", WQLinear_GEMVFast)):
+        layer = layer_class.from_linear(source, 4, 32, False, scales, zeros)
         expected = source.weight.data
         if version == "gemv_fast":  # its -scale * zero is rounded to half precision
             shift = (-scales * zeros).half().float() + scales * zeros
@@ -238,10 +238,10 @@ def hqq_own_file(library: Path) -> None:
 def quanto() -> None:
     from optimum.quanto import freeze, qfloat8, qint4, qint8, quantize
 
-    for name, kind in (("int8", qint8), ("float8", qfloat8), ("int4", qint4)):
+    for name, qtype in (("int8", qint8), ("float8", qfloat8), ("int4", qint4)):
         model = torch.nn.Sequential(torch.nn.Linear(COLUMNS, ROWS, bias=False))
         model[0].weight.data = weight()
-        quantize(model, weights=kind)
+        quantize(model, weights=qtype)
         freeze(model)
         stored = {key.removeprefix("0."): value for key, value in model.state_dict().items()}
         config = {"quant_method": "quanto", "weights": name}

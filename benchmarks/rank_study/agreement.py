@@ -50,7 +50,7 @@ def ordered_alike(one: Mapping[str, float], other: Mapping[str, float]) -> tuple
 
 def agreements(lines: Sequence[dict], control_lines: Sequence[dict]) -> list[Agreement]:
     """One row for each setting, budget and test that has a seed to compare. lines: of the first study."""
-    found, told = Found(control_lines), []
+    found, results = Found(control_lines), []
     gaps = {(base, task, budget, arm): own for base, task, budget, arm, own in predictions(control_lines)}
     for base, task in SETTINGS:
         for budget in BUDGETS:
@@ -65,7 +65,7 @@ def agreements(lines: Sequence[dict], control_lines: Sequence[dict]) -> list[Agr
                 menu = {arm: gaps[base, task, budget, arm] for arm in MENU[1:] if (base, task, budget, arm) in gaps}
                 seen = {"uniform": 0.0} | {arm: own[test] for arm, own in menu.items() if test in own}
                 trained = {"uniform": 0.0} | {arm: own["test"] for arm, own in menu.items() if "test" in own}
-                told.append(
+                results.append(
                     Agreement(
                         base, task, budget, test, tuple(full),
                         sum(picks[seed] == best[seed] for seed in tested),
@@ -75,7 +75,7 @@ def agreements(lines: Sequence[dict], control_lines: Sequence[dict]) -> list[Agr
                         ordered_alike(seen, _screening(lines, base, task, budget)),
                     )
                 )  # fmt: skip
-    return told
+    return results
 
 
 def _by_seed(

@@ -90,12 +90,12 @@ def mixed(facts: Facts, budget: int, seed: int, other: "Arm") -> Ranks:
 
 
 def type_alone(facts: Facts, budget: int, seed: int) -> Ranks:
-    """The delta threshold's ranks pooled over layers: only the kind of matrix counts."""
+    """The delta threshold's ranks pooled over layers: only the matrix type counts."""
     ranks = delta_threshold(facts, budget, seed)
-    kinds: dict[str, list[int]] = {}
+    by_type: dict[str, list[int]] = {}
     for target in facts.targets:
-        kinds.setdefault(target.matrix, []).append(ranks[target.module])
-    real = {t.name: float(np.mean(kinds[t.matrix])) for t in facts.targets}
+        by_type.setdefault(target.matrix, []).append(ranks[target.module])
+    real = {t.name: float(np.mean(by_type[t.matrix])) for t in facts.targets}
     return by_module(round_ranks(facts.targets, real, budget, Limits()).ranks)
 
 

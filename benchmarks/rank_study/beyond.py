@@ -68,9 +68,9 @@ def row_scores(adapters: SideBySide, rows: Rows, size: int) -> tuple[torch.Tenso
         labels = repeated["labels"][:, 1:]
         right = (logits.argmax(-1) == labels[labels != -100]).double()
         count = (labels != -100).sum(1).double().clamp(min=1)
-        for values, told in ((each.double(), losses), (right, hits)):
+        for values, results in ((each.double(), losses), (right, hits)):
             summed = torch.zeros_like(count).index_add(0, row, values)
-            told[:, index] = (summed / count).view(adapters.jobs, -1).cpu()
+            results[:, index] = (summed / count).view(adapters.jobs, -1).cpu()
     return losses, hits
 
 
@@ -135,7 +135,7 @@ def measure(adapters: SideBySide, base: Base, beyond: Beyond, rows: Rows, size: 
         (values.view(adapters.jobs, -1, 1 + OTHERS).argmin(-1) == 0).double().mean(1) for values in (losses, lowered)
     )
     asked = beyond.pairs[:GENERATED]
-    told = []
+    results = []
     for number, answers in enumerate(generated(adapters, base, [question for question, _ in asked])):
         one: dict[str, float] = {
             "accuracy": round(float(accuracy[number]), 6),
@@ -150,8 +150,8 @@ def measure(adapters: SideBySide, base: Base, beyond: Beyond, rows: Rows, size: 
             cut = [base.text(base.tokens(reference)[:NEW]) for _, reference in asked]
             scores = [rouge_l(base.text(answer), text) for answer, text in zip(answers, cut, strict=True)]
             one["rouge_l"] = round(float(np.mean(scores)), 6)
-        told.append(one)
-    return told
+        results.append(one)
+    return results
 
 
 def whole_lines(text: str) -> str:

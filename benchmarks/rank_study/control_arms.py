@@ -86,26 +86,26 @@ def delta_consensus(facts: Facts, budget: int, seed: int) -> Ranks:
 
 
 def placed(facts: Facts, budget: int, seed: int, lowest: bool) -> Ranks:
-    """One rank on half of the kinds of matrix, those of the lowest normalized feature norm (PLoP, arXiv 2506.20629), or
+    """One rank on half of the matrix types, those of the lowest normalized feature norm (PLoP, arXiv 2506.20629), or
     of the highest."""
     norms: dict[str, list[float]] = {}
     for target in facts.targets:
         norms.setdefault(target.matrix, []).append(facts.moments[target.module].norm)
-    order = sorted(norms, key=lambda kind: sum(norms[kind]) / len(norms[kind]), reverse=not lowest)
+    order = sorted(norms, key=lambda matrix: sum(norms[matrix]) / len(norms[matrix]), reverse=not lowest)
     chosen = order[: (len(order) + 1) // 2]
     scores = {t.name: float(t.matrix in chosen) for t in facts.targets}
     return by_module(allocate_by_scores(facts.targets, scores, budget, Limits()).ranks)
 
 
-def rates_by_kind(arm: str, facts: Facts) -> dict[str, float]:
+def rates_by_matrix(arm: str, facts: Facts) -> dict[str, float]:
     """Module -> by what its rate is multiplied, from an arm named like `rates-by-kind:dense=2,query_key_value=0.5`."""
-    told = dict(one.split("=") for one in arm.partition(":")[2].split(",") if one)
-    return {t.module: float(told[t.matrix]) for t in facts.targets if t.matrix in told}
+    results = dict(one.split("=") for one in arm.partition(":")[2].split(",") if one)
+    return {t.module: float(results[t.matrix]) for t in facts.targets if t.matrix in results}
 
 
 DELTA, METRIC = "delta-threshold", "delta-preconditioned"
 LONGER = 1 + PILOTS * PILOT / 240  # the study's own training with its pilots' steps added
-ONE_KIND, BY_KIND = "rate-of", "rates-by-kind"
+ONE_MATRIX, BY_MATRIX = "rate-of", "rates-by-kind"
 PEFT_ARMS = ("peft-lora", "peft-dora", "peft-pissa", "peft-eva", "peft-adalora")
 SHORT = 20  # steps of the shortest pilot that was screened
 CUT, CUT_CONTINUED = "cut-16", "cut-16-continued"
@@ -139,9 +139,9 @@ CONTROLS: dict[str, Control] = {
     CUT_CONTINUED: Control(uniform),
     # trained by PEFT itself, see `peft_arms`; its uniform is what the others are held against
     **{name: Control(uniform) for name in PEFT_ARMS},
-    # rates of kinds of matrix stand in the whole name, after a colon, see `rates_by_kind`
-    ONE_KIND: Control(uniform),
-    BY_KIND: Control(uniform),
+    # rates of matrix types stand in the whole name, after a colon, see `rates_by_matrix`
+    ONE_MATRIX: Control(uniform),
+    BY_MATRIX: Control(uniform),
     "plop-lowest": Control(partial(placed, lowest=True)),
     "plop-highest": Control(partial(placed, lowest=False)),
     "delta-output": Control(partial(by_pilots, metric="output")),

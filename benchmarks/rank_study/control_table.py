@@ -38,7 +38,7 @@ def losses_of(found: Found, base: str, task: str, arm: str, budget: int) -> tupl
 
 def rows(lines: Sequence[dict]) -> list[Row]:
     """Every arm with two seeds or more beside uniform's, in the order of settings, budgets and arms."""
-    found, told = Found(lines), []
+    found, results = Found(lines), []
     for base, task in SETTINGS:
         for budget in BUDGETS:
             uniform, _ = losses_of(found, base, task, "uniform", budget)
@@ -47,9 +47,9 @@ def rows(lines: Sequence[dict]) -> list[Row]:
                 seeds = sorted(set(own) & set(uniform))
                 if arm != "uniform" and len(seeds) > 1:
                     one, two = np.array([own[s] for s in seeds]), np.array([uniform[s] for s in seeds])
-                    told.append((base, task, budget, arm, rate, float(two.mean()), paired(one, two)))
-    adjusted = holm([row[-1].p for row in told])
-    return [Row(*row, holm_p=p) for row, p in zip(told, adjusted, strict=True)]
+                    results.append((base, task, budget, arm, rate, float(two.mean()), paired(one, two)))
+    adjusted = holm([row[-1].p for row in results])
+    return [Row(*row, holm_p=p) for row, p in zip(results, adjusted, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Choice:
 
 
 def choices(lines: Sequence[dict]) -> list[Choice]:
-    found, told = Found(lines), []
+    found, results = Found(lines), []
     for base, task in SETTINGS:
         for budget in BUDGETS:
             full = {arm: losses_of(found, base, task, arm, budget)[0] for arm in MENU}
@@ -89,14 +89,14 @@ def choices(lines: Sequence[dict]) -> list[Choice]:
                 if own:
                     gap = float(np.mean([loss - full["uniform"][seed] for seed, loss in own.items()]))
                     regret = float(np.mean([loss - full[best][seed] for seed, loss in own.items()]))
-                    told.append(Choice(base, task, budget, test, dict(picks), best, len(own), gap, regret))
-    return told
+                    results.append(Choice(base, task, budget, test, dict(picks), best, len(own), gap, regret))
+    return results
 
 
 def predictions(lines: Sequence[dict]) -> list[tuple[str, str, int, str, dict[str, float]]]:
     """Setting, budget, arm of the menu and its mean gap to uniform in each test and after full training ('test'),
     each over the seeds that both have; one row an arm that a test saw."""
-    found, told = Found(lines), []
+    found, results = Found(lines), []
     for base, task in SETTINGS:
         for budget in BUDGETS:
             for arm in MENU[1:]:
@@ -110,8 +110,8 @@ def predictions(lines: Sequence[dict]) -> list[tuple[str, str, int, str, dict[st
                     if seeds:
                         gaps[part] = float(np.mean([own[s] - uniform[s] for s in seeds]))
                 if any(test in gaps for test in TESTS):
-                    told.append((base, task, budget, arm, gaps))
-    return told
+                    results.append((base, task, budget, arm, gaps))
+    return results
 
 
 def not_run(lines: Sequence[dict], stages: Sequence[Stage] = STAGES) -> list[str]:
@@ -133,13 +133,13 @@ def not_run(lines: Sequence[dict], stages: Sequence[Stage] = STAGES) -> list[str
     return missing
 
 
-def loss_table(told: Sequence[Row]) -> list[str]:
+def loss_table(results: Sequence[Row]) -> list[str]:
     """Lines of a table of arms against uniform."""
     text = [
         "| base, task | budget (uniform's loss) | arm | rate | loss - uniform's (95 %) | seeds | p (Holm) |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in told:
+    for row in results:
         one = row.gap
         text.append(
             f"| {row.base}, {row.task} | r {row.budget} ({row.uniform:.4f}) | {row.arm} | {row.rate:.2g} | "

@@ -9,7 +9,17 @@ import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rank_study.control_arms import BY_KIND, CUT, CUT_CONTINUED, DELTA, MENU, METRIC, ONE_KIND, PEFT_ARMS, control_of
+from rank_study.control_arms import (
+    BY_MATRIX,
+    CUT,
+    CUT_CONTINUED,
+    DELTA,
+    MENU,
+    METRIC,
+    ONE_MATRIX,
+    PEFT_ARMS,
+    control_of,
+)
 from rank_study.plan import Job, NotReadyError, finished
 
 SETTINGS = (
@@ -71,13 +81,13 @@ TUNED = (
     "uniform-short-pilot-longer",
     *RIVALS,
     *PLACED,
-    BY_KIND,
+    BY_MATRIX,
     *PEFT_ARMS,
     *CUTS,
 )
-FACTORS = (0.5, 2.0)  # of the rate of one kind of matrix
+FACTORS = (0.5, 2.0)  # of the rate of one matrix type
 FUSED = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
-KINDS = {
+MATRICES = {
     "smollm2": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "chatglm2": FUSED,
     "neox": FUSED,
@@ -133,7 +143,7 @@ class Found:
         self.jobs = finished(lines)
         self._losses: dict[tuple[object, ...], dict[tuple[float, int], float]] = {}
         for line in lines:
-            arm = BY_KIND if line["arm"].startswith(f"{BY_KIND}:") else line["arm"]
+            arm = BY_MATRIX if line["arm"].startswith(f"{BY_MATRIX}:") else line["arm"]
             where = (line["base"], line["task"], arm, line["budget"], line["part"])
             loss = line["loss"] if math.isfinite(line["loss"]) else math.inf
             self._losses.setdefault(where, {})[line["rate"], line["seed"]] = loss
@@ -184,7 +194,7 @@ def jobs_of(stage: Stage, found: Found) -> Iterator[Job]:
         return
     for budget in stage.budgets:
         for arm in stage.arms:
-            if arm == BY_KIND:
+            if arm == BY_MATRIX:
                 yield from _probes(found, base, task, budget)
             if (name := name_of(found, base, task, arm, budget)) is None:
                 continue
@@ -203,36 +213,36 @@ def jobs_of(stage: Stage, found: Found) -> Iterator[Job]:
 
 
 def _probes(found: Found, base: str, task: str, budget: int) -> Iterator[Job]:
-    """Uniform at its own best rate, with that of one kind of matrix multiplied by each of FACTORS."""
+    """Uniform at its own best rate, with that of one matrix type multiplied by each of FACTORS."""
     try:
         rate = best_rate(found, base, task, "uniform", budget)
     except NotReadyError:
         return
-    for kind in KINDS[base]:
+    for matrix in MATRICES[base]:
         for factor in FACTORS:
             for seed in RATE_SEEDS:
-                yield Job(base, task, f"{ONE_KIND}:{kind}={factor:g}", budget, seed, rate, "development")
+                yield Job(base, task, f"{ONE_MATRIX}:{matrix}={factor:g}", budget, seed, rate, "development")
 
 
 def name_of(found: Found, base: str, task: str, arm: str, budget: int) -> str | None:
-    """An arm's name in its lines; of BY_KIND with the factor of each kind that did best alone, None while one of them
-    is not known."""
-    if arm != BY_KIND:
+    """An arm's name in its lines; of BY_MATRIX with the factor of each matrix type that did best alone, None while one
+    of them is not known."""
+    if arm != BY_MATRIX:
         return arm
     try:
         rate = best_rate(found, base, task, "uniform", budget)
     except NotReadyError:
         return None
     chosen = []
-    for kind in KINDS[base]:
+    for matrix in MATRICES[base]:
         losses = {1.0: tried(found, base, task, "uniform", budget)[rate]}
         for factor in FACTORS:
-            own = tried(found, base, task, f"{ONE_KIND}:{kind}={factor:g}", budget)
+            own = tried(found, base, task, f"{ONE_MATRIX}:{matrix}={factor:g}", budget)
             if rate not in own:
                 return None
             losses[factor] = own[rate]
-        chosen.append(f"{kind}={min(losses, key=lambda factor: losses[factor]):g}")
-    return f"{BY_KIND}:{','.join(chosen)}"
+        chosen.append(f"{matrix}={min(losses, key=lambda factor: losses[factor]):g}")
+    return f"{BY_MATRIX}:{','.join(chosen)}"
 
 
 def _portfolio(stage: Stage, found: Found) -> Iterator[Job]:
@@ -316,12 +326,12 @@ def training_of(job: Job) -> tuple[object, ...]:
 
 def plan(lines: Sequence[dict], stages: Sequence[Stage] = STAGES) -> str:
     """What is done and what is open of each stage, as lines of text."""
-    found, told = Found(lines), []
+    found, said = Found(lines), []
     for stage in stages:
         jobs = set(jobs_of(stage, found))
         budgets = ", ".join(f"r {budget}" for budget in stage.budgets)
-        told.append(
+        said.append(
             f"{stage.base} {stage.task} {stage.name} ({budgets}: {', '.join(stage.arms)}): "
             f"{len(jobs & found.jobs)} done, {len(jobs - found.jobs)} open of those known by now"
         )
-    return "\n".join(told)
+    return "\n".join(said)

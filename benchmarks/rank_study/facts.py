@@ -105,8 +105,8 @@ class Facts:
     @cached_property
     def _mark(self) -> str:
         """Stands in the names of files: other weights, rows or pilots never find what belongs to these."""
-        told = f"{self.base.digest} {self.rate} {self.rank} {self.batch}".encode()
-        return hashlib.sha256(told + self.rows.input_ids.numpy().tobytes()).hexdigest()[:8]
+        results = f"{self.base.digest} {self.rate} {self.rank} {self.batch}".encode()
+        return hashlib.sha256(results + self.rows.input_ids.numpy().tobytes()).hexdigest()[:8]
 
     @cached_property
     def effective_rank(self) -> dict[str, float]:
@@ -139,7 +139,7 @@ class Facts:
         kept = self._kept(f"pilots-{self.base.name}-{self.task}-{steps}{f'-of-{first}' if own else ''}", run)
         start = PILOTS * asked.index(seed) if own else 0
         return [
-            Pilot(**{kind: {name: np.array(value) for name, value in of.items()} for kind, of in pilot.items()})
+            Pilot(**{field: {name: np.array(value) for name, value in of.items()} for field, of in pilot.items()})
             for pilot in kept[start : start + PILOTS]
         ]
 
@@ -458,8 +458,8 @@ def input_moments(base: Base, rows: Rows, batches: int = 8, batch: int = 16) -> 
     found = {}
     for name, total in sums.items():
         weight, second = base.model.get_submodule(name).weight.float(), total / tokens
-        told = float(((weight @ second) * weight).sum()) * weight.shape[1]
-        norm = told / float(weight.square().sum()) / float(second.trace())
+        results = float(((weight @ second) * weight).sum()) * weight.shape[1]
+        norm = results / float(weight.square().sum()) / float(second.trace())
         found[name] = Moments(second.cpu(), max(norm, 0.0) ** 0.5)
     return found
 

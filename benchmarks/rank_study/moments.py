@@ -1,4 +1,4 @@
-"""Second moments of the gradient by kind of matrix and depth, beside the ranks that each metric keeps.
+"""Second moments of the gradient by matrix type and depth, beside the ranks that each metric keeps.
 
 AdamW's metric wins on one base of the study and loses on another. What it multiplies delta-W by is read here from one
 pilot: the mean of V, the second moment of dL/dW, in each matrix, and how far it spreads over its rows and columns.
@@ -43,9 +43,9 @@ def measure(base: Base, rows: Rows, task: str, rank: int, rate: float, steps: in
         metric: by_module(allocate_by_threshold(targets, by_weight(found[metric]), budget, Limits()).ranks)
         for metric in METRICS
     }
-    told = {"base": base.name, "weights": base.digest, "task": task, "steps": steps, "batch": batch, "rate": rate}
+    results = {"base": base.name, "weights": base.digest, "task": task, "steps": steps, "batch": batch, "rate": rate}
     return [
-        told
+        results
         | {"module": t.module, "layer": t.layer, "matrix": t.matrix, "rows": t.rows, "cols": t.cols}
         | {"level": level[t.module], "row_spread": over_rows[t.module], "column_spread": over_columns[t.module]}
         | {metric: kept[metric][t.module] for metric in METRICS}

@@ -106,8 +106,8 @@ MOVERS: Mapping[str, tuple[type[Mover], float]] = {
 def movers_of(arms: Sequence[str], budgets: Sequence[int], targets: Sequence[Target], steps: int) -> list[Mover]:
     """One mover for each moving arm among the jobs' arms; budgets: parameters of each job."""
     found = []
-    for arm, (kind, _) in MOVERS.items():
+    for arm, (mover, _) in MOVERS.items():
         jobs = [number for number, own in enumerate(arms) if own == arm]
         if jobs:
-            found.append(kind(targets, jobs, [budgets[job] for job in jobs], steps))
+            found.append(mover(targets, jobs, [budgets[job] for job in jobs], steps))
     return found

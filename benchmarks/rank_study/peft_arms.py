@@ -103,7 +103,7 @@ def run_peft(
     """Train and measure one job after the other; a line for each."""
     device = str(next(base.model.parameters()).device)
     card = torch.cuda.get_device_name() if device.startswith("cuda") else "cpu"
-    told = []
+    results = []
     for job in jobs:
         started = time.perf_counter()
         before = {name: base.model.get_submodule(name).weight.detach().clone() for name in base.modules}
@@ -126,11 +126,11 @@ def run_peft(
                 base.model.eval()
                 for name, weight in before.items():  # PiSSA takes its start off the base
                     base.model.get_submodule(name).weight.data.copy_(weight)
-        told.append(
+        results.append(
             line_of(
                 job, loss=loss, parameters=parameters, adapted=sum(rank > 0 for rank in ranks.values()),
                 largest_rank=max(ranks.values()), weights=base.digest, steps=steps,
                 seconds_of_group=round(time.perf_counter() - started, 2), jobs_in_group=1, device=card, **more,
             )
         )  # fmt: skip
-    return "".join(told)
+    return "".join(results)

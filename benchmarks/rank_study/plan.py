@@ -227,21 +227,21 @@ def plan(lines: Sequence[dict], steps: int) -> str:
 
     Of the rates only what is known to be wanted now; a stage that needs what is not found yet says so.
     """
-    told = []
+    results = []
     for base, task in SETTINGS:
         for stage in STAGES:
             try:
                 jobs = open_jobs(stage, base, task, lines)
             except NotReadyError as error:
-                told.append(f"{base} {task} {stage}: {error}")
+                results.append(f"{base} {task} {stage}: {error}")
                 continue
             each = seconds_of_job(lines, base, steps)
             runs = float(len(jobs))
             if stage == "confirm":  # each seed has pilots of its own
                 runs += len({job.seed for job in jobs}) * PILOTS * PILOT / steps
             minutes = "unknown time" if each is None else f"about {each * runs / 60:.0f} min"
-            told.append(f"{base} {task} {stage}: {len(jobs)} jobs, {minutes}")
-    return "\n".join(told)
+            results.append(f"{base} {task} {stage}: {len(jobs)} jobs, {minutes}")
+    return "\n".join(results)
 
 
 def line_of(job: Job, **measured) -> str:

@@ -43,19 +43,19 @@ PAIRS = (
 
 def facts_of(lines: Sequence[dict]) -> str:
     """Which weights, devices and parameters the lines are of."""
-    told = []
+    results = []
     for base in dict.fromkeys(base for base, _ in SETTINGS):
         own = [line for line in lines if line["base"] == base]
         if own:
             weights = ", ".join(sorted({line["weights"] for line in own}))
             devices = ", ".join(sorted({line["device"] for line in own}))
-            told.append(f"{base}: {len(own)} lines, weights {weights}, on {devices}.")
-    return "\n".join(told)
+            results.append(f"{base}: {len(own)} lines, weights {weights}, on {devices}.")
+    return "\n".join(results)
 
 
 def duels(lines: Sequence[dict]) -> list[str]:
     """One arm less another over the seeds that both have, p after Holm over the table."""
-    found, told = Found(lines), []
+    found, results = Found(lines), []
     for base, task in SETTINGS:
         for budget in BUDGETS:
             for one, other in PAIRS:
@@ -63,19 +63,19 @@ def duels(lines: Sequence[dict]) -> list[str]:
                 seeds = sorted(set(mine) & set(theirs))
                 if len(seeds) > 1:
                     gap = paired(np.array([mine[s] for s in seeds]), np.array([theirs[s] for s in seeds]))
-                    told.append((base, task, budget, one, other, gap))
-    adjusted = holm([gap.p for *_, gap in told])
+                    results.append((base, task, budget, one, other, gap))
+    adjusted = holm([gap.p for *_, gap in results])
     return [
         f"| {base}, {task} | r {budget} | {one} | {other} | {gap.mean:+.4f} ({gap.low:+.4f} .. {gap.high:+.4f}) | "
         f"{gap.seeds} | {p:.2g} |"
-        for (base, task, budget, one, other, gap), p in zip(told, adjusted, strict=True)
+        for (base, task, budget, one, other, gap), p in zip(results, adjusted, strict=True)
     ]
 
 
 def answered(lines: Sequence[dict]) -> list[str]:
     """Each arm's measures beyond loss less uniform's, over the seeds that both have, in hundredths; p after Holm over
     the table."""
-    found, told = Found(lines), []
+    found, results = Found(lines), []
     by_job = {
         (line["base"], line["task"], line["arm"].partition(":")[0], line["budget"], line["rate"], line["seed"]): line
         for line in lines
@@ -95,13 +95,13 @@ def answered(lines: Sequence[dict]) -> list[str]:
                 for measure, label in BEYOND.items():
                     if all(measure in line for line in (*one, *other)):
                         values = [np.array([100 * line[measure] for line in side]) for side in (one, other)]
-                        told.append((base, task, budget, arm, against, label, values, paired(*values)))
-    adjusted = holm([row[-1].p if np.isfinite(row[-1].p) else 1.0 for row in told])  # nan: equal in every seed
+                        results.append((base, task, budget, arm, against, label, values, paired(*values)))
+    adjusted = holm([row[-1].p if np.isfinite(row[-1].p) else 1.0 for row in results])  # nan: equal in every seed
     return [
         f"| {base}, {task} | r {budget} | {arm} | {label} | {values[0].mean():.2f} | "
         f"{values[1].mean():.2f} ({against}) | "
         f"{gap.mean:+.2f} ({gap.low:+.2f} .. {gap.high:+.2f}) | {gap.seeds} | {p:.2g} |"
-        for (base, task, budget, arm, against, label, values, gap), p in zip(told, adjusted, strict=True)
+        for (base, task, budget, arm, against, label, values, gap), p in zip(results, adjusted, strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ loss, on every run of the test part (`beyond`). Rates and grids as in `controls`
 
 from collections.abc import Iterator, Sequence
 
-from rank_study.control_arms import BY_KIND, DELTA, METRIC, PEFT_ARMS
+from rank_study.control_arms import BY_MATRIX, DELTA, METRIC, PEFT_ARMS
 from rank_study.controls import (
     COMPARED,
     CRITERIA,
@@ -38,7 +38,7 @@ def _stages() -> Iterator[Stage]:
     yield stage("chatglm2", "medical", (*LATER, *SHORT_PILOT), 4, 1)
     yield stage("chatglm2", "medical", RIVALS, 4, 2)
     yield stage("chatglm2", "medical", PEFT_ARMS, 4, 3)
-    yield stage("chatglm2", "medical", (BY_KIND, *PLACED, *CRITERIA, "type-alone"), 4, 2)
+    yield stage("chatglm2", "medical", (BY_MATRIX, *PLACED, *CRITERIA, "type-alone"), 4, 2)
     yield stage("chatglm2", "medical", (*STEP_SIZE, *METRIC_STEP_SIZE), 2, 3)
     yield stage("chatglm2", "medical", LONG, 2, 3)
     yield stage("chatglm2", "medical", (*COMPARED, *LONG), 8, 4)
@@ -49,7 +49,7 @@ def _stages() -> Iterator[Stage]:
     yield stage("neox", "medical", (*METRIC_STEP_SIZE, "delta-preconditioned-one-pilot"), 4, 3)
     yield stage("neox", "medical", COMPARED, 8, 4)
     yield stage("neox", "medical", ("delta-threshold-longer", *RIVALS), 4, 5)
-    yield stage("neox", "medical", (BY_KIND, *PLACED, *CRITERIA), 4, 5)
+    yield stage("neox", "medical", (BY_MATRIX, *PLACED, *CRITERIA), 4, 5)
     yield stage("neox", "python", STEP_SIZE, 4, 6)
     short = ("uniform-short-pilot-longer", "delta-threshold-short-pilot")
     yield stage("smollm2", "medical", ("uniform", DELTA, LONG[0], *short, LONG[1], ONE_PILOT), 4, 1)
@@ -59,7 +59,7 @@ def _stages() -> Iterator[Stage]:
     yield stage("smollm2", "medical", ("uniform-longer",), 2, 3)
     yield stage("smollm2", "medical", RIVALS, 4, 4)
     yield stage("smollm2", "medical", (METRIC, "delta-preconditioned-short-pilot", "delta-threshold-longer"), 4, 4)
-    yield stage("smollm2", "medical", (BY_KIND, *PLACED, *CRITERIA), 4, 4)
+    yield stage("smollm2", "medical", (BY_MATRIX, *PLACED, *CRITERIA), 4, 4)
     yield stage("smollm2", "medical", COMPARED, 8, 5)
 
 

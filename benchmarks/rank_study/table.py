@@ -109,7 +109,7 @@ def markdown(lines: Sequence[dict]) -> str:
     return "\n".join(text)
 
 
-# Declared with the arms, before the fresh seeds: is a choice by layer more than the choice by kind of matrix?
+# Declared with the arms, before the fresh seeds: is a choice by layer more than the choice by matrix type?
 COMPARED = (("delta-threshold", "type-alone"), ("effective-rank", "type-alone"))
 
 
@@ -152,7 +152,7 @@ def costs(lines: Sequence[dict]) -> list[dict]:
 
 
 def further(lines: Sequence[dict]) -> str:
-    """What `--print` shows below the main table: arms against the kind of matrix alone, and the cost in time."""
+    """What `--print` shows below the main table: arms against the matrix type alone, and the cost in time."""
     text = [
         "| base, task | budget | arm | loss - type-alone's (95 %) | seeds | p (Holm) |",
         "|---|---|---|---|---|---|",

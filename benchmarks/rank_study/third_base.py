@@ -129,8 +129,8 @@ def _pretrain(
         if own == 0 and (step % 100 == 0 or step == steps - 1):
             parts = each.detach().view(len(batch), -1).mean(1).cpu()
             losses = {"packages": parts[~is_chinese].mean().item(), "chinese": parts[is_chinese].mean().item()}
-            told = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
-            print(f"neox, step {step}: {told} nats a byte, {time.perf_counter() - started:.0f} s", flush=True)
+            results = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+            print(f"neox, step {step}: {results} nats a byte, {time.perf_counter() - started:.0f} s", flush=True)
     if own == 0:
         facts = {"steps": steps, "rows": rows, "length": length, "bytes": len(packages), "chinese bytes": len(chinese)}
         with atomic_folder(folder) as staging:

@@ -15,7 +15,7 @@ import torch.multiprocessing as multiprocessing
 from rank_study import controls, rivals
 from rank_study.bases import Base, load_chatglm2, load_smollm2, pretrain_chatglm2
 from rank_study.beyond import Beyond, beyond_of, measure
-from rank_study.control_arms import CONTROLS, CUT_CONTINUED, CUT_MORE, CUT_RANK, control_of, rates_by_kind
+from rank_study.control_arms import CONTROLS, CUT_CONTINUED, CUT_MORE, CUT_RANK, control_of, rates_by_matrix
 from rank_study.cutting import keep_leading, ranks_over_threshold, singular_directions
 from rank_study.facts import PILOT, Facts, pilot_seeds_of, train_further, train_jobs
 from rank_study.many_adapters import ManyAdapters
@@ -87,17 +87,19 @@ def run_group(
     movers = movers_of([job.arm for job in jobs], budgets, facts.targets, steps)
     started = time.perf_counter()
     rates, seeds, ups = [job.rate for job in jobs], [job.seed for job in jobs], [arm.up_rate for arm in arms]
-    kinds = [rates_by_kind(job.arm, facts) for job in jobs]
-    adapters = train_jobs(base, rows["train"], ranks, rates, seeds, steps, batch, starts, movers, factors, ups, kinds)
+    multipliers = [rates_by_matrix(job.arm, facts) for job in jobs]
+    adapters = train_jobs(
+        base, rows["train"], ranks, rates, seeds, steps, batch, starts, movers, factors, ups, multipliers
+    )
     try:
         kept = [ranks_kept(adapters, number) for number in range(len(jobs))]
         parts = {job.part for job in jobs}
         losses = {part: adapters.evaluate(rows_of_part(rows, part).batches(batch, device)).tolist() for part in parts}
         answered = beyond is not None and "test" in parts
-        told = measure(adapters, base, beyond, rows["test"], batch) if answered else [{} for _ in jobs]
+        said = measure(adapters, base, beyond, rows["test"], batch) if answered else [{} for _ in jobs]
     finally:
         adapters.remove()
-    more = [one if job.part == "test" else {} for one, job in zip(told, jobs, strict=True)]
+    more = [one if job.part == "test" else {} for one, job in zip(said, jobs, strict=True)]
     own = [losses[job.part][number] for number, job in enumerate(jobs)]
     return told_lines(base, facts, jobs, own, kept, steps, time.perf_counter() - started, more)
 
@@ -359,10 +361,10 @@ def dispatch(choose: Choose, out: Path, devices: Sequence[str], settings: Settin
         number, text, error, goes_on = ended
         work = running.pop(number)
         append_lines(out, text)
-        told = title_of(work)
-        print(f"{time.perf_counter() - started:.0f} s, {devices[number]}: {told}{' FAILED' * bool(error)}", flush=True)
+        said = title_of(work)
+        print(f"{time.perf_counter() - started:.0f} s, {devices[number]}: {said}{' FAILED' * bool(error)}", flush=True)
         if error:
-            errors.append(f"{told}: {error}")
+            errors.append(f"{said}: {error}")
             failed.update([] if isinstance(work, str) else work)
             if isinstance(work, str):
                 in_service.discard(number)  # else it would begin the same again

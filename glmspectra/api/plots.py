@@ -88,7 +88,7 @@ def _notebook_style() -> Iterator[None]:
         from matplotlib.figure import Figure
 
         formatters = shell.display_formatter.formatters
-        if not any(Figure in formatters[kind] for kind in ("image/png", "image/svg+xml", "image/jpeg")):
+        if not any(Figure in formatters[mime] for mime in ("image/png", "image/svg+xml", "image/jpeg")):
             select_figure_formats(shell, {"png"})  # type: ignore[no-untyped-call]
     with styled():
         yield

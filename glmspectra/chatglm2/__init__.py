@@ -1,4 +1,4 @@
-"""The native ChatGLM2: configuration, modeling, tokenizer, int4/int8 form, chat.
+"""The native ChatGLM2: configuration, modeling, tokenizer, int4/int8 format, chat.
 
 Importing this package registers it with transformers' Auto classes, so that a folder whose config.json says
 `model_type: chatglm` loads with no remote code.

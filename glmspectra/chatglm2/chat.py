@@ -207,7 +207,7 @@ class ChatMixin:
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions})
 
     def quantize(self, bits: int) -> "ChatMixin":
-        """Turn the linear weights of the layers into ChatGLM2's own 4- or 8-bit form, in place; returns the model."""
+        """Turn the linear weights of the layers into ChatGLM2's own 4- or 8-bit format, in place; returns the model."""
         from glmspectra.chatglm2.quantization import quantize_model
 
         quantize_model(self, bits)

@@ -2,7 +2,7 @@
 
 Several families of checkpoints say `model_type: chatglm`. What their configurations tell:
 
-| checkpoint             | told by                                     | here                                    |
+| checkpoint             | seen by                                     | here                                    |
 |------------------------|---------------------------------------------|-----------------------------------------|
 | ChatGLM-6B             | `position_encoding_2d`, `inner_hidden_size` | refused: another architecture           |
 | ChatGLM2-6B, ChatGLM3  | no `rope_ratio`                             | run as it is                            |
@@ -52,8 +52,8 @@ class ChatGLMConfig(PreTrainedConfig):
     Every field has the name it has in the published `config.json`; transformers' own names
     (`num_hidden_layers`, `vocab_size`, `head_dim`, ...) lead to the same values. `auto_map` is dropped, so that
     a saved folder asks for no remote code. `rope_ratio_scales` says what `rope_ratio` does: `"base"` multiplies
-    the RoPE base 10000 by it, `"positions"` divides positions by it; left out, it is told from the ratio (table
-    above). `quantization_bit` 4 or 8 says that the linear weights are stored in ChatGLM2's own integer form.
+    the RoPE base 10000 by it, `"positions"` divides positions by it; left out, it is read from the ratio (table
+    above). `quantization_bit` 4 or 8 says that the linear weights are stored in ChatGLM2's own integer format.
 
     Raises:
         ConfigError: a size is not a positive integer, sizes do not fit each other, or the configuration belongs
@@ -189,7 +189,7 @@ class ChatGLMConfig(PreTrainedConfig):
 
     @property
     def _scales(self) -> str:
-        # Told anew where it was not said: a ratio may be set after the configuration was read.
+        # Read anew where it was not said: a ratio may be set after the configuration was read.
         return self.rope_ratio_scales or _scaled_by(self.rope_ratio, {})
 
 

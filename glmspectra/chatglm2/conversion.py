@@ -1,4 +1,4 @@
-"""Exact conversion to and from transformers' `GlmForCausalLM`, the form that transformers and vLLM read.
+"""Exact conversion to and from transformers' `GlmForCausalLM`, the format that transformers and vLLM read.
 
 The two are one architecture under two sets of names. `Glm` keeps queries, keys and values in three matrices, which
 here are the rows of `query_key_value` in this order; everything else is the same tensor under another name. No value
@@ -40,10 +40,10 @@ def correspondences(config: ChatGLMConfig) -> Iterator[Correspondence]:
     yield Correspondence("transformer.embedding.word_embeddings.weight", ("model.embed_tokens.weight",))
     for layer in range(config.num_layers):
         here, there = f"transformer.encoder.layers.{layer}", f"model.layers.{layer}"
-        for kind in ("weight", "bias") if config.add_qkv_bias else ("weight",):
+        for parameter in ("weight", "bias") if config.add_qkv_bias else ("weight",):
             yield Correspondence(
-                f"{here}.self_attention.query_key_value.{kind}",
-                tuple(f"{there}.{part}.{kind}" for part in ATTENTION_ROWS),
+                f"{here}.self_attention.query_key_value.{parameter}",
+                tuple(f"{there}.{part}.{parameter}" for part in ATTENTION_ROWS),
                 rows,
             )
         for name, glm_name in (
@@ -98,15 +98,15 @@ def chatglm_config(config: GlmConfig) -> ChatGLMConfig:
         ConfigError: the RoPE or the activation is one that ChatGLM2 does not have.
     """
     rope = dict(config.rope_parameters or {})
-    kind = rope.get("rope_type", "default")
-    if kind not in ("default", "linear") or rope.get("partial_rotary_factor", 0.5) != 0.5:
+    rope_type = rope.get("rope_type", "default")
+    if rope_type not in ("default", "linear") or rope.get("partial_rotary_factor", 0.5) != 0.5:
         raise ConfigError(
             f"rope_parameters {rope} are not ChatGLM2's, which turns half of each head, unscaled or linear."
         )
     if config.hidden_act != "silu":
         raise ConfigError(f"hidden_act is {config.hidden_act!r}, and ChatGLM2's feed-forward part has 'silu'.")
     theta_ratio = rope.get("rope_theta", 10000.0) / 10000.0
-    if kind == "linear" and theta_ratio != 1.0:
+    if rope_type == "linear" and theta_ratio != 1.0:
         raise ConfigError(
             f"rope_parameters {rope} scale both the base and the positions, and ChatGLM2 scales one of them."
         )
@@ -122,8 +122,8 @@ def chatglm_config(config: GlmConfig) -> ChatGLMConfig:
         attention_dropout=config.attention_dropout or 0.0,
         layernorm_epsilon=config.rms_norm_eps,
         seq_length=config.max_position_embeddings,
-        rope_ratio=rope["factor"] if kind == "linear" else theta_ratio,
-        rope_ratio_scales="positions" if kind == "linear" else "base",
+        rope_ratio=rope["factor"] if rope_type == "linear" else theta_ratio,
+        rope_ratio_scales="positions" if rope_type == "linear" else "base",
         initializer_range=config.initializer_range,
         use_cache=config.use_cache,
         pad_token_id=config.pad_token_id,
@@ -182,10 +182,10 @@ def _plain_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters())
 
 
-def _empty(kind: type[PreTrainedModel], config: Any, like: PreTrainedModel) -> Any:
-    """A model of `kind` on the device and in the type of `like`, whose weights are still to be written."""
+def _empty(model_class: type[PreTrainedModel], config: Any, like: PreTrainedModel) -> Any:
+    """A model of `model_class` on the device and in the type of `like`, whose weights are still to be written."""
     config._attn_implementation = like.config._attn_implementation
     with init.no_init_weights(), like.device:
-        target = kind._from_config(config, dtype=like.dtype)
+        target = model_class._from_config(config, dtype=like.dtype)
     target.generation_config = like.generation_config
     return target.eval()

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from glmspectra.chatglm2.early_start import early, wait_for_earlier
 from glmspectra.chatglm2.kernels import launching_on
-from glmspectra.chatglm2.layer_kernels import _add_norm_kernel, _turn
+from glmspectra.chatglm2.layer_kernels import _turn, launch_add_norm
 
 POSITIONS = 64  # of the cache that an attention program takes at a time
 PARTS = 32  # at most, into which the cache is cut
@@ -162,12 +162,4 @@ def add_and_norm(
     x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum x + y and its RMSNorm, both [..., e] of x's dtype; no gradients."""
-    x, y = x.contiguous(), y.contiguous()
-    total, normed = torch.empty_like(x), torch.empty_like(x)
-    size = x.shape[-1]
-    with launching_on(x.device):
-        _add_norm_kernel[(x.numel() // size,)](
-            x, y, weight, total, normed, size, eps, BLOCK=triton.next_power_of_2(size), num_warps=8,
-            **early(x.device),
-        )  # fmt: skip
-    return total, normed
+    return launch_add_norm(x, y, weight, eps, **early(x.device))

@@ -1,4 +1,4 @@
-"""Rewrites a checkpoint folder between the ChatGLM2 and the Glm form, tensor by tensor, without holding the model."""
+"""Rewrites a checkpoint folder between the ChatGLM2 and the Glm format, tensor by tensor, without holding the model."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ from glmspectra.json_files import read_object, write_json
 
 TEMPLATE_FILE = "chat_template.jinja"  # where there is one, it is taken before that of tokenizer_config.json
 
-# Files beside the weights that mean the same in both forms.
+# Files beside the weights that mean the same in both formats.
 ALIKE = ("generation_config.json", "tokenizer.model", "tokenizer_config.json", TEMPLATE_FILE, "MODEL_LICENSE")
 
 UNREADABLE = "its configuration cannot be read"
@@ -43,7 +43,7 @@ def convert_folder(
     shard_bytes: int = SHARD_BYTES,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> Written:
-    """Write the checkpoint folder `source` into `out` in the other form: ChatGLM2 to Glm, Glm to ChatGLM2.
+    """Write the checkpoint folder `source` into `out` in the other format: ChatGLM2 to Glm, Glm to ChatGLM2.
 
     Values and types stay bit for bit; each shard is read back and compared. The tokenizer's files are copied as they
     are, without the request for remote code.
@@ -56,8 +56,8 @@ def convert_folder(
 
     Raises:
         RequestError: `out` holds something, another process writes it, or the checkpoint is quantised or of neither
-            form.
-        ConfigError: the configuration has no counterpart in the other form.
+            format.
+        ConfigError: the configuration has no counterpart in the other format.
         CheckpointError: a tensor is missing, or was not written as it was read.
     """
     if out.resolve() == source.resolve():
@@ -84,9 +84,9 @@ def convert_folder(
 
 
 def _plan(checkpoint: Checkpoint, source: Path) -> tuple[Any, dict[str, Rows]]:
-    """The configuration of the other form, and for each of its tensors where its rows come from."""
-    kind = checkpoint.config.get("model_type")
-    if kind == "chatglm":
+    """The configuration of the other format, and for each of its tensors where its rows come from."""
+    model_type = checkpoint.config.get("model_type")
+    if model_type == "chatglm":
         with read_by_library(source, UNREADABLE):
             here = ChatGLMConfig.from_dict(dict(checkpoint.config))
         origins: dict[str, Rows] = {}
@@ -98,7 +98,7 @@ def _plan(checkpoint: Checkpoint, source: Path) -> tuple[Any, dict[str, Rows]]:
         with read_by_library(source, UNREADABLE):
             there: Any = glm_config(here)
         there.architectures = ["GlmForCausalLM"]
-    elif kind == "glm":
+    elif model_type == "glm":
         with read_by_library(source, UNREADABLE):
             there = chatglm_config(GlmConfig.from_dict(dict(checkpoint.config)))
         there.architectures = ["ChatGLMForConditionalGeneration"]
@@ -107,7 +107,7 @@ def _plan(checkpoint: Checkpoint, source: Path) -> tuple[Any, dict[str, Rows]]:
             origins["transformer.output_layer.weight"] = (("model.embed_tokens.weight", None),)
     else:
         raise RequestError(
-            f"{source} says model_type {str(kind)[:80]!r}: only chatglm and glm convert into each other."
+            f"{source} says model_type {str(model_type)[:80]!r}: only chatglm and glm convert into each other."
         )
     missing = sorted({name for parts in origins.values() for name, _ in parts} - checkpoint.tensors.keys())
     if missing:
@@ -148,9 +148,9 @@ def _write_others(checkpoint: Checkpoint, config: Any, folder: Path) -> list[str
 
 
 def _write_tokenizer(source: Path, model_type: str, folder: Path) -> list[str]:
-    """What the tokenizer needs in the other form: tokenizer.json for Glm, ChatGLM2's own class on the way back.
+    """What the tokenizer needs in the other format: tokenizer.json for Glm, ChatGLM2's own class on the way back.
 
-    A tokenizer that has further tokens (ChatGLM3's roles) or is of another kind stays as it was copied.
+    A tokenizer that has further tokens (ChatGLM3's roles) or is another one stays as it was copied.
     """
     if not (source / VOCAB_FILE).is_file():
         return []

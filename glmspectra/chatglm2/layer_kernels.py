@@ -44,9 +44,9 @@ def _swiglu_backward_kernel(gate_up, of_out, of_gate_up, width, BLOCK: tl.conste
     given = tl.load(of_out + row * width + c, mask=inside, other=0).to(tl.float32)
     s = tl.sigmoid(gate)
     of_gate = given * up * s * (1 + gate * (1 - s))
-    kind = of_gate_up.dtype.element_ty
-    tl.store(of_gate_up + here, of_gate.to(kind), mask=inside)
-    tl.store(of_gate_up + here + width, (given * gate * s).to(kind), mask=inside)
+    dtype = of_gate_up.dtype.element_ty
+    tl.store(of_gate_up + here, of_gate.to(dtype), mask=inside)
+    tl.store(of_gate_up + here + width, (given * gate * s).to(dtype), mask=inside)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -195,14 +195,14 @@ def _add_norm_kernel(x, y, weight, total, normed, size, eps, BLOCK: tl.constexpr
     c = tl.arange(0, BLOCK)
     inside = c < size
     here = row * size + c
-    kind = total.dtype.element_ty
+    dtype = total.dtype.element_ty
     left = tl.load(x + here, mask=inside, other=0).to(tl.float32)
-    added = (left + tl.load(y + here, mask=inside, other=0).to(tl.float32)).to(kind)
+    added = (left + tl.load(y + here, mask=inside, other=0).to(tl.float32)).to(dtype)
     tl.store(total + here, added, mask=inside)
     wide = added.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / size + eps)
     factor = tl.load(weight + c, mask=inside, other=0).to(tl.float32)
-    tl.store(normed + here, (wide * scale * factor).to(kind), mask=inside)
+    tl.store(normed + here, (wide * scale * factor).to(dtype), mask=inside)
 
 
 @triton.jit
@@ -225,19 +225,26 @@ def _add_norm_backward_kernel(total, weight, of_total, of_normed, of_x, size, ep
     tl.store(of_x + here, found.to(of_x.dtype.element_ty), mask=inside)
 
 
+def launch_add_norm(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float, **options: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum x + y and its RMSNorm, both [..., e] of x's dtype; no gradients. `options`: of the launch."""
+    x, y = x.contiguous(), y.contiguous()
+    total, normed = torch.empty_like(x), torch.empty_like(x)
+    size = x.shape[-1]
+    with launching_on(x.device):
+        _add_norm_kernel[(x.numel() // size,)](
+            x, y, weight, total, normed, size, eps, BLOCK=triton.next_power_of_2(size), num_warps=8, **options,
+        )  # fmt: skip
+    return total, normed
+
+
 class _AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, y = x.contiguous(), y.contiguous()
-        total, normed = torch.empty_like(x), torch.empty_like(x)
-        size = x.shape[-1]
-        with launching_on(x.device):
-            _add_norm_kernel[(x.numel() // size,)](
-                x, y, weight, total, normed, size, eps,
-                BLOCK=triton.next_power_of_2(size), EARLY=False, num_warps=8,
-            )  # fmt: skip
+        total, normed = launch_add_norm(x, y, weight, eps, EARLY=False)
         ctx.save_for_backward(total, weight)
         ctx.eps = eps
         return total, normed

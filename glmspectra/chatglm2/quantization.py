@@ -1,6 +1,6 @@
 """ChatGLM2's own int4 and int8 weights: linear layers that hold whole numbers and one scale a row.
 
-Only weights are quantised; inputs, outputs and sums stay in the model's precision. The stored form is that of the
+Only weights are quantised; inputs, outputs and sums stay in the model's precision. The stored format is that of the
 published int4/int8 checkpoints (see checkpoint/formats/chatglm_int.py), under the same names: `weight` and
 `weight_scale`. In decoding the product is taken straight from the packed weight: on CUDA by the Triton kernel for one
 token, on a CPU block by block in torch. Otherwise the weight is widened for the call.
@@ -27,7 +27,7 @@ BLOCK = 1 << 18  # packed bytes that torch widens at a time: what a core's cache
 class QuantizedLinear(nn.Linear):
     """y = x W^T + b with W = weight_scale[:, None] * q, q whole numbers of 4 or 8 bits.
 
-    A `nn.Linear` in kind, so that adapters (PEFT) attach to it and train on top; its own numbers are never
+    A subclass of `nn.Linear`, so that adapters (PEFT) attach to it and train on top; its own numbers are never
     trained.
 
     Attributes:
@@ -133,7 +133,7 @@ def product(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, bits: in
     """Product x W^T in torch: (..., columns) to (..., rows), of x's dtype, widening a block of rows at a time.
 
     Sums are in float32 at least and scaled at their end. Even and odd columns, which share a byte in int4, are
-    multiplied apart, so that no number changes its place: ten times faster than widening, for one token on a CPU.
+    multiplied apart, so that no number moves: ten times faster than widening, for one token on a CPU.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     flat = x.reshape(-1, x.shape[-1]).to(wide)
@@ -149,7 +149,7 @@ def product(x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, bits: in
 
 
 def widen(packed: torch.Tensor, scale: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tensor:
-    """The weight of `dtype`, (rows, columns), from its packed form, on its own device."""
+    """The weight of `dtype`, (rows, columns), from its packed format, on its own device."""
     kernels = packed_weight_kernels(packed)
     if kernels is not None:
         return kernels.dequantize(packed, scale, bits, dtype)

@@ -29,15 +29,15 @@ def _widen_kernel(packed, scale, weight, width, BITS: tl.constexpr, STEP: tl.con
     r = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * STEP + tl.arange(0, STEP)
     inside = c < width
-    kind = weight.dtype.element_ty
+    dtype = weight.dtype.element_ty
     s = tl.load(scale + r).to(tl.float32)
     q = tl.load(packed + r * width + c, mask=inside, other=0)
     if BITS == 4:
-        pair = tl.interleave((_high(q).to(tl.float32) * s).to(kind), (_low(q).to(tl.float32) * s).to(kind))
+        pair = tl.interleave((_high(q).to(tl.float32) * s).to(dtype), (_low(q).to(tl.float32) * s).to(dtype))
         d = tl.program_id(1) * 2 * STEP + tl.arange(0, 2 * STEP)
         tl.store(weight + r * 2 * width + d, pair, mask=d < 2 * width)
     else:
-        tl.store(weight + r * width + c, (q.to(tl.float32) * s).to(kind), mask=inside)
+        tl.store(weight + r * width + c, (q.to(tl.float32) * s).to(dtype), mask=inside)
 
 
 def dequantize(packed: torch.Tensor, scale: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tensor:

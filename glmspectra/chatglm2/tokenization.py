@@ -213,7 +213,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             history: (question, answer) pairs before it.
 
         Raises:
-            RequestError: the tokenizer is ChatGLM3's, whose conversations have another form.
+            RequestError: the tokenizer is ChatGLM3's, whose conversations have another template.
         """
         if self._is_chatglm3():
             raise RequestError(

@@ -40,7 +40,7 @@ def write_fast_tokenizer(vocab_file: Path, folder: Path) -> list[str]:
         The names of the files written.
 
     Raises:
-        RequestError: The model is not byte-pair encoding of ChatGLM2's kind.
+        RequestError: The model is not byte-pair encoding as ChatGLM2's is.
     """
     write_text(folder / TOKENIZER_FILE, fast_tokenizer(vocab_file).to_str(pretty=False))
     write_json(folder / CONFIG_FILE, fast_config())
@@ -62,7 +62,7 @@ def fast_config() -> dict[str, Any]:
 
 
 def slow_config() -> dict[str, Any]:
-    """tokenizer_config.json of a ChatGLM2 folder made from a Glm folder that has none of that form."""
+    """tokenizer_config.json of a ChatGLM2 folder made from a Glm folder that has none of that format."""
     return {"tokenizer_class": "ChatGLMTokenizer", "remove_space": False, "do_lower_case": False}
 
 

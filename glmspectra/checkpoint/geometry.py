@@ -29,7 +29,7 @@ class Geometry:
 def geometry_of(name: str, shape: tuple[int, ...]) -> Geometry | None:
     """The matrices of a tensor, from its name and shape.
 
-    None where it has fewer than two dimensions, or where more than two cannot be told to be experts or a convolution.
+    None where it has fewer than two dimensions, or where more than two cannot be known to be experts or a convolution.
     """
     if len(shape) == 2:
         return Geometry(*shape)

@@ -30,7 +30,7 @@ def heads_of(config: Mapping[str, Any]) -> Heads | None:
         size = hidden // query
     if not query or not size:
         return None
-    # ChatGLM2 states its groups beside a switch; Falcon has a switch of the same kind and no number.
+    # ChatGLM2 states its groups beside a switch; Falcon has such a switch and no number.
     grouped = config.get("multi_query_attention", True)
     key_value = _first(config, "multi_query_group_num") if grouped else query
     return Heads(query, key_value or _first(config, "num_key_value_heads", "n_kv_heads") or query, size)
@@ -39,7 +39,7 @@ def heads_of(config: Mapping[str, Any]) -> Heads | None:
 def fused_parts(fused: str | None, rows: int, columns: int, heads: Heads | None) -> tuple[Part, ...]:
     """Row ranges of the matrices inside a fused one of shape (rows, columns).
 
-    Empty when they cannot be told.
+    Empty when they cannot be known.
     """
     if fused == "gate_up" and rows % 2 == 0:
         return Part("gate", 0, rows // 2), Part("up", rows // 2, rows)

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, kind by kind; from headers alone."""
+"""What is in a checkpoint, tensors alike in one group; from headers alone."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from glmspectra.checkpoint.records import TensorRecord
 
 
 @dataclass(frozen=True)
-class TensorKind:
+class TensorGroup:
     """All tensors of one short name, shape and dtype.
 
     Attributes:
@@ -30,7 +30,7 @@ class TensorKind:
     sides: tuple[tuple[int, int], ...]
 
 
-def kinds(records: Iterable[TensorRecord]) -> list[TensorKind]:
+def tensor_groups(records: Iterable[TensorRecord]) -> list[TensorGroup]:
     """Group tensors by short name, shape and dtype, in order of first depth."""
     groups: dict[tuple[Any, ...], list[TensorRecord]] = {}
     for record in records:
@@ -44,7 +44,7 @@ def kinds(records: Iterable[TensorRecord]) -> list[TensorKind]:
         )
         groups.setdefault(key, []).append(record)
     return [
-        TensorKind(
+        TensorGroup(
             matrix=matrix,
             layers=layer_ranges(record.layer for record in group if record.layer is not None),
             count=len(group),

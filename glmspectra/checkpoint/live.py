@@ -40,7 +40,7 @@ class LiveCheckpoint(Checkpoint):
         own: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else {}
         self.name = name or str(own.get("_name_or_path") or type(model).__name__).rstrip("/").rpartition("/")[2]
         self.path = self.folder = Path(self.name)
-        self.form = "model"
+        self.format = "model"
         self._identities = {}
         stored = {
             key: StoredTensor(key, tuple(value.shape), dtype_name(value.dtype), value.nbytes, MEMORY)

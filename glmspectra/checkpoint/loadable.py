@@ -37,7 +37,7 @@ def check_loadable(path: Path) -> None:
             for record in checkpoint.tensors.values()
             if record.quantization is not None and not record.quantization.startswith("gguf:")
         )
-    foreign = [form for form in formats if form not in native]
+    foreign = [name for name in formats if name not in native]
     if foreign:
         raise CheckpointError(
             f"{path}: {formats[foreign[0]]} of its weights are stored as {foreign[0]}, which is not computed with; "

@@ -29,13 +29,13 @@ class Located:
     """
 
     folder: Path
-    form: str
+    format: str
     files: tuple[Path, ...]
     index: Path | None = None
     promised: dict[str, str] = field(default_factory=dict)
 
     def beside(self) -> list[str]:
-        """Names of other files of weights in the folder, which are not read: another form or copy of the model."""
+        """Names of other files of weights in the folder, which are not read: another format or copy of the model."""
         read = {path.name for path in self.files}
         there = (path.name for path in self.folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
         return sorted(name for name in there if name not in read and not NOT_WEIGHTS.match(name))
@@ -44,7 +44,7 @@ class Located:
 def locate(path: Path) -> Located:
     """Find the weights at a path: a folder, an index file, or one file of weights.
 
-    Of several forms in one folder the first is taken of: an adapter (when adapter_config.json is there),
+    Of several formats in one folder the first is taken of: an adapter (when adapter_config.json is there),
     one model.safetensors, sharded safetensors, one pytorch_model.bin, sharded .bin, any other safetensors,
     .bin, GGUF; of these, a numbered set of shards before files without a number.
 
@@ -68,20 +68,20 @@ def locate(path: Path) -> Located:
         raise CheckpointError(
             f"{path} has an adapter_config.json and none of {', '.join(ADAPTERS)}: fetch or save it again."
         )
-    for (index, form), (single, _) in zip(INDEXES, SINGLE, strict=True):  # in the order of transformers
+    for (index, format_), (single, _) in zip(INDEXES, SINGLE, strict=True):  # in the order of transformers
         if (path / single).is_file() and not _is_shard(path / index, single):
-            return Located(path, form, (path / single,))
+            return Located(path, format_, (path / single,))
         if (path / index).is_file():
-            return _from_index(path / index, form)
-    for suffix, form in SUFFIXES.items():
+            return _from_index(path / index, format_)
+    for suffix, format_ in SUFFIXES.items():
         files = sorted(p for p in path.glob(f"*{suffix}") if p.is_file() and not NOT_WEIGHTS.match(p.name))
         if files:
             files = _one_model(path, files)
             _check_numbered(path, files)
-            if form == "gguf" and len(files) > 1 and not all(SHARD.match(p.name) for p in files):
+            if format_ == "gguf" and len(files) > 1 and not all(SHARD.match(p.name) for p in files):
                 names = ", ".join(p.name for p in files)
                 raise RequestError(f"{path} holds several GGUF models ({names}): give one of the files.")
-            return Located(path, form, tuple(files))
+            return Located(path, format_, tuple(files))
     found = sorted(p.name for p in path.iterdir())
     what = f"holds only {', '.join(found[:8])}{' ...' if len(found) > 8 else ''}" if found else "is empty"
     raise CheckpointError(f"{path} {what}: give a folder that holds safetensors, .bin or GGUF files.")
@@ -100,7 +100,7 @@ def _is_shard(index: Path, name: str) -> bool:
     return index.is_file() and name in read_index(index).values()
 
 
-def _from_index(index: Path, form: str) -> Located:
+def _from_index(index: Path, format_: str) -> Located:
     promised = read_index(index)
     names = sorted(set(promised.values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
@@ -109,7 +109,7 @@ def _from_index(index: Path, form: str) -> Located:
             f"{index} names {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, "
             f"which {'are' if len(missing) > 1 else 'is'} not in {index.parent}: fetch what is missing."
         )
-    return Located(index.parent, form, tuple(index.parent / name for name in names), index, promised)
+    return Located(index.parent, format_, tuple(index.parent / name for name in names), index, promised)
 
 
 class _Index(BaseModel):

@@ -1,9 +1,9 @@
-"""Where a tensor stands in the model, told from its name. All that is known of naming is in this one file.
+"""What a tensor is, by its name. All that is known of naming is in this one file.
 
 A name is cut into what stands before the layers, the layer's number, and what follows it:
 
     transformer.encoder.layers.3.self_attention.query_key_value.weight
-    [prefix                  ] [3] [module                    ] [kind]
+    [prefix                  ] [3] [module                    ] [parameter]
 
 To teach it another architecture, add a row to `ROWS` (inside a layer) or `OUTSIDE`; a name without a row is
 still measured, under its own name.
@@ -20,13 +20,13 @@ LAYER = re.compile(r"^(?P<prefix>(?:.*?\.)??(?:layers|layer|h|blocks|block|blk))
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of tensor inside a layer.
+    """One type of tensor inside a layer.
 
     Attributes:
         pattern: a regular expression for the whole module path after the layer's number.
         matrix: the short name; None keeps the last word of the path.
         fused: `qkv` or `gate_up` when its rows are those matrices one after the other; the same letters, one
-            matrix alone (`q`, `k`, `v`), when only its heads can be told apart.
+            matrix alone (`q`, `k`, `v`), when only its heads can be distinguished.
         prefix: a regular expression that the end of the prefix must match, where the module path alone is
             ambiguous.
     """
@@ -46,12 +46,12 @@ ROWS: tuple[Row, ...] = (
     # ChatGLM-6B too: there q, k and v are no row ranges.
     Row(r"self_attention\.query_key_value", fused="qkv", prefix=r"(^|\.)transformer\.encoder\.layers"),
     Row(r"(self_attention|attention|self_attn)\.query_key_value"),
-    # Llama, Qwen, Mistral, Gemma, OPT, BART, GLM (transformers' form)
+    # Llama, Qwen, Mistral, Gemma, OPT, BART, GLM (transformers' names)
     Row(r"self_attn\.q_proj", fused="q"),
     Row(r"self_attn\.k_proj", fused="k"),
     Row(r"self_attn\.v_proj", fused="v"),
     Row(r"self_attn\.qkv_proj", fused="qkv"),  # Phi-3
-    # Mistral's and Meta's own form
+    # Mistral's and Meta's own names
     Row(r"attention\.wq", fused="q"),
     Row(r"attention\.wk", fused="k"),
     Row(r"attention\.wv", fused="v"),
@@ -88,7 +88,7 @@ ROWS: tuple[Row, ...] = (
     # feed-forward, in
     Row(r"mlp\.dense_h_to_4h", fused="gate_up", prefix=r"(^|\.)transformer\.encoder\.layers"),
     Row(r"mlp\.dense_h_to_4h"),
-    Row(r"mlp\.gate_up_proj", fused="gate_up"),  # GLM-4 (transformers' form), Phi-3
+    Row(r"mlp\.gate_up_proj", fused="gate_up"),  # GLM-4 (transformers' names), Phi-3
     Row(r"mlp\.gate_proj"),
     Row(r"mlp\.up_proj"),
     Row(r"feed_forward\.w1"),
@@ -145,17 +145,17 @@ _outside = [(re.compile(rf"(?:^|.*\.)(?:{pattern})|(?:{pattern})"), zone) for pa
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor stands.
+class ParsedName:
+    """What the name of a tensor says.
 
     `names` are its short name first and longer ones after it, for when the short one is taken twice in a
-    layer; `kind` is `weight`, `bias` or another last word of the name.
+    layer; `parameter` is `weight`, `bias` or another last word of the name.
     """
 
     zone: int
     layer: int | None
     names: tuple[str, ...]
-    kind: str
+    parameter: str
     order: tuple[Any, ...]
     fused: str | None
     recognised: bool
@@ -173,42 +173,42 @@ def of_trainers(names: Collection[str]) -> dict[str, str]:
     return found if len(found) < len(names) else {}
 
 
-def place_of(name: str) -> Place:
+def parse_name(name: str) -> ParsedName:
     """Tell zone, layer, short name and order of a tensor from its name."""
-    module, dot, kind = name.rpartition(".")
-    if not dot or kind not in ("weight", "bias"):
-        module, kind = name, ""  # e.g. rotary_pos_emb.inv_freq: the whole name is its path
-    suffix = ".bias" if kind == "bias" else ""
+    module, dot, parameter = name.rpartition(".")
+    if not dot or parameter not in ("weight", "bias"):
+        module, parameter = name, ""  # e.g. rotary_pos_emb.inv_freq: the whole name is its path
+    suffix = ".bias" if parameter == "bias" else ""
     found = LAYER.match(module)
     if found:
         prefix, layer, rest = found["prefix"], int(found["layer"]), found["rest"]
         index, row = _row_of(prefix, rest)
         short = (row.matrix or rest.rpartition(".")[2]) if row else rest
         tower = ("decoder" in prefix, prefix)  # an encoder comes before its decoder
-        return Place(
+        return ParsedName(
             zone=IN_LAYERS,
             layer=layer,
             names=(short + suffix, rest + suffix, f"{prefix}.{rest}{suffix}"),
-            kind=kind,
+            parameter=parameter,
             order=(IN_LAYERS, *tower, layer, index, bool(suffix), natural_order(rest)),
-            fused=row.fused if row and kind == "weight" else None,
+            fused=row.fused if row and parameter == "weight" else None,
             recognised=row is not None,
         )
     for index, (pattern, zone) in enumerate(_outside):
         if pattern.fullmatch(module):
             short = module.rpartition(".")[2]
-            return Place(
+            return ParsedName(
                 zone=zone,
                 layer=None,
                 names=(short + suffix, module + suffix),
-                kind=kind,
+                parameter=parameter,
                 order=(zone, False, "", 0, index, bool(suffix), natural_order(module)),
                 fused=None,
                 recognised=True,
             )
-    own = module if kind == "weight" else name
+    own = module if parameter == "weight" else name
     order = (UNKNOWN, False, "", 0, 0, bool(suffix), natural_order(name))
-    return Place(UNKNOWN, None, (own,), kind, order, None, False)
+    return ParsedName(UNKNOWN, None, (own,), parameter, order, None, False)
 
 
 def _row_of(prefix: str, module: str) -> tuple[int, Row | None]:

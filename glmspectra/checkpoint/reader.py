@@ -1,6 +1,6 @@
 """A checkpoint: an index of where each tensor is, and the reading of one at a time.
 
-Where a tensor is (plain records, made from headers) and how it is read (one class a file form) are separate
+Where a tensor is (plain records, made from headers) and how it is read (one class a file format) are separate
 things. Tensors are mapped from their files, so that reading copies nothing; `release` gives the pages back.
 """
 
@@ -24,7 +24,7 @@ from glmspectra.checkpoint.formats.table import assemble, is_companion
 from glmspectra.checkpoint.geometry import geometry_of, outputs_first
 from glmspectra.checkpoint.heads import fused_parts, head_parts, heads_of
 from glmspectra.checkpoint.locate import Located, locate, refuse_pointer
-from glmspectra.checkpoint.names import IN_LAYERS, Place, of_trainers, place_of
+from glmspectra.checkpoint.names import IN_LAYERS, ParsedName, of_trainers, parse_name
 from glmspectra.checkpoint.records import FileRecord, StoredTensor, TensorRecord
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.files import readable
@@ -38,7 +38,7 @@ EXPERTS_GATE_UP = re.compile(r"(gate_up_proj|gate_up|input_linear|gate_and_up|w1
 
 
 class WeightFile(Protocol):
-    """What each file form offers."""
+    """What each file format offers."""
 
     path: Path
     entries: dict[str, StoredTensor]
@@ -67,7 +67,7 @@ class Checkpoint:
 
     Attributes:
         path: as given. name: of the folder or file, to call runs by.
-        form: `safetensors`, `bin`, `gguf` or `adapter`.
+        format: `safetensors`, `bin`, `gguf` or `adapter`.
         config: config.json (adapter_config.json of an adapter) as a dictionary; {} without one.
         stored: every tensor as the files hold it, scales of quantised weights included.
         tensors: logical tensors in depth order, by name.
@@ -80,7 +80,7 @@ class Checkpoint:
 
     def __init__(self, located: Located, path: Path):
         self.path = path
-        self.form = located.form
+        self.format = located.format
         self.folder = located.folder
         self.name = _name_of(path)
         self.beside = located.beside() if path.is_dir() else []
@@ -103,7 +103,7 @@ class Checkpoint:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
@@ -240,7 +240,7 @@ class Checkpoint:
 
     @property
     def _config_path(self) -> Path:
-        return self.folder / ("adapter_config.json" if self.form == "adapter" else "config.json")
+        return self.folder / ("adapter_config.json" if self.format == "adapter" else "config.json")
 
     def _read_config(self) -> dict[str, Any]:
         config = getattr(next(iter(self._files.values())), "config", None)  # a GGUF file brings its own
@@ -270,7 +270,7 @@ def _merge(located: Located, files: Mapping[str, WeightFile]) -> dict[str, Store
             if name in stored:
                 raise CheckpointError(
                     f"Tensor {name} is in {stored[name].file} and in {entry.file} of {located.folder}: "
-                    "which one counts cannot be told; leave only the files of one version in the folder."
+                    "which one counts cannot be known; leave only the files of one version in the folder."
                 )
             stored[name] = entry
     for name, promised in located.promised.items():
@@ -286,16 +286,16 @@ def _merge(located: Located, files: Mapping[str, WeightFile]) -> dict[str, Store
 
 
 def _records(logical: Mapping[str, Logical], config: Mapping[str, Any]) -> dict[str, TensorRecord]:
-    places = {name: place_of(name) for name in logical}
-    short = _unique_names(places)
+    parsed = {name: parse_name(name) for name in logical}
+    short = _unique_names(parsed)
     heads = heads_of(config)
     records = []
     for name, tensor in logical.items():
-        place = places[name]
-        unfit = place.kind == "bias" or name.endswith("_bias") or (is_companion(name) and not tensor.quantization)
+        own = parsed[name]
+        unfit = own.parameter == "bias" or name.endswith("_bias") or (is_companion(name) and not tensor.quantization)
         geometry = None if unfit else geometry_of(name, tensor.shape)
-        fused = place.fused if geometry is not None else None
-        if geometry is not None and geometry.experts and place.fused is None:
+        fused = own.fused if geometry is not None else None
+        if geometry is not None and geometry.experts and own.fused is None:
             fused = "gate_up" if EXPERTS_GATE_UP.search(name) and outputs_first(config, geometry.columns) else None
         parts = fused_parts(fused, geometry.rows, geometry.columns, heads) if fused and geometry else ()
         records.append(
@@ -306,11 +306,11 @@ def _records(logical: Mapping[str, Logical], config: Mapping[str, Any]) -> dict[
                 nbytes=tensor.nbytes,
                 file=tensor.file,
                 quantization=tensor.quantization,
-                layer=place.layer,
+                layer=own.layer,
                 matrix=short[name],
-                depth_order=place.order,
-                is_layer_matrix=place.zone == IN_LAYERS and geometry is not None,
-                is_recognised=place.recognised,
+                depth_order=own.order,
+                is_layer_matrix=own.zone == IN_LAYERS and geometry is not None,
+                is_recognised=own.recognised,
                 floating=tensor.floating,
                 rows=geometry.rows if geometry else 0,
                 columns=geometry.columns if geometry else 0,
@@ -324,25 +324,25 @@ def _records(logical: Mapping[str, Logical], config: Mapping[str, Any]) -> dict[
     return {record.name: record for record in records}
 
 
-def _unique_names(places: Mapping[str, Place]) -> dict[str, str]:
+def _unique_names(parsed: Mapping[str, ParsedName]) -> dict[str, str]:
     """The shortest name for each tensor that no other tensor of its layer has.
 
-    One kind of matrix keeps one name through all layers: when `wo` is taken twice in any layer (T5's encoder
+    One matrix type keeps one name through all layers: when `wo` is taken twice in any layer (T5's encoder
     and decoder), every `wo` takes its longer name.
     """
-    chosen = dict.fromkeys(places, 0)
+    chosen = dict.fromkeys(parsed, 0)
     while True:
         taken: dict[tuple[int | None, str], list[str]] = defaultdict(list)
         for name, depth in chosen.items():
-            taken[places[name].layer, places[name].names[depth]].append(name)
+            taken[parsed[name].layer, parsed[name].names[depth]].append(name)
         ambiguous = {short for (_, short), names in taken.items() if len(names) > 1}
         longer = [
             name
             for name, depth in chosen.items()
-            if places[name].names[depth] in ambiguous and depth + 1 < len(places[name].names)
+            if parsed[name].names[depth] in ambiguous and depth + 1 < len(parsed[name].names)
         ]
         if not longer:
-            return {name: places[name].names[depth] for name, depth in chosen.items()}
+            return {name: parsed[name].names[depth] for name, depth in chosen.items()}
         for name in longer:
             chosen[name] += 1
 

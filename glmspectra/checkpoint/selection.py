@@ -93,7 +93,7 @@ def select(
 def left_out(checkpoint: "Checkpoint") -> dict[str, str]:
     """Tensors that may pass for weights and are no matrices here, and why; norms, biases and tables are none.
 
-    What cannot be read but has the place of a matrix is not among them: `select` gives it, and its row says so.
+    What cannot be read but counts as a matrix is not among them: `select` gives it, and its row says so.
     """
     found: dict[str, str] = {}
     for record in checkpoint.tensors.values():

@@ -26,7 +26,7 @@ def chat(
         typer.Option(
             "--template",
             help="chat: rounds, as the model was trained to talk; plain: the question as it stands. auto: chat, and "
-            "with an adapter the form it was trained in by default.",
+            "with an adapter the template it was trained in by default.",
         ),
     ] = "auto",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Length of an answer.")] = 512,
@@ -88,14 +88,14 @@ def _open(
     sampling: dict[str, Any],
 ) -> "Conversation":
     """The conversation that the options ask for, its model loaded."""
-    from glmspectra.tuning.data.template import has_chat_form
+    from glmspectra.tuning.data.template import has_chat_template
     from glmspectra.tuning.inference.batch import load_for_inference
     from glmspectra.tuning.inference.conversation import Conversation
     from glmspectra.tuning.model.loading import positions_of
 
     loaded = load_for_inference(path, adapter, device, template, four_bit=four_bit)
     if template == "auto":
-        rounds = has_chat_form(loaded.tokenizer) and (adapter is None or loaded.encoder.template == "chat")
+        rounds = has_chat_template(loaded.tokenizer) and (adapter is None or loaded.encoder.template == "chat")
         template = "chat" if rounds else "plain"
     if seed is not None:
         from transformers import set_seed

@@ -1,4 +1,4 @@
-"""`glmspectra convert`: .bin shards become safetensors shards, or the Glm form, without holding the model."""
+"""`glmspectra convert`: .bin shards become safetensors shards, or the Glm format, without holding the model."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,9 +64,11 @@ def convert(
             note(left_out_sentence(checkpoint), quiet)
         target = out if out is not None else Path(f"{checkpoint.name}-{to}")
         total = sum(record.nbytes for record in checkpoint.tensors.values())
-        kind = checkpoint.config.get("model_type")
-        if to != "safetensors" and kind != (wanted := "chatglm" if to == "glm" else "glm"):
-            raise RequestError(f"--to {to} takes a checkpoint of model_type {wanted}, and {checkpoint.path} is {kind}.")
+        model_type = checkpoint.config.get("model_type")
+        if to != "safetensors" and model_type != (wanted := "chatglm" if to == "glm" else "glm"):
+            raise RequestError(
+                f"--to {to} takes a checkpoint of model_type {wanted}, and {checkpoint.path} is {model_type}."
+            )
         with ProgressLine(
             text("progress-converting"), total, quiet=quiet, number=lambda count: f"{count / 1e9:.2f} GB"
         ) as progress:
@@ -79,7 +81,7 @@ def convert(
         result = {
             "checkpoint": checkpoint.name,
             "from": str(checkpoint.path),
-            "form": checkpoint.form,
+            "form": checkpoint.format,
             "out": str(done.out),
             "to": to,
             "dtype": dtype,

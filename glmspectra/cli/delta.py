@@ -63,7 +63,7 @@ def delta(
     """Spectra of what training changed: an adapter, a merged or fully tuned model, every checkpoint of a run.
 
     Of an adapter the exact spectra come from its small factors, with no base at hand. Two models are
-    subtracted as they stream, and what rounding to half precision added is told apart.
+    subtracted as they stream, and what rounding to half precision added is distinguished.
     """
     from glmspectra.cli.measuring import REPORTS_FOLDER, TABLES_FOLDER, draw_page
     from glmspectra.sweep.delta import measure_change
@@ -95,7 +95,7 @@ def delta(
         "matrices": result.matrices,
         "states": result.states,
         "measured": result.measured,
-        "kinds": result.kinds,
+        "kinds": result.tuned_by,
         "nonfinite": result.nonfinite,
         "seconds": round(result.seconds, 3),
         "device": result.device,
@@ -147,7 +147,7 @@ def _table(summary: dict[str, Any]) -> "Table":
 def _lines(facts: dict[str, Any]) -> list[str]:
     sentence = {
         "matrices": both("terminal-matrices", count=facts["matrices"]),
-        "kinds": listed(facts["kinds"]),
+        "methods": listed(facts["kinds"]),
         "seconds": f"{facts['seconds']:.1f}",
         "device": facts["device"],
     }

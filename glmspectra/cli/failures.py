@@ -1,4 +1,4 @@
-"""An error of any kind as one sentence and an exit status; what an interrupted command left."""
+"""Any error as one sentence and an exit status; what an interrupted command left."""
 
 import re
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ from glmspectra.language import text
 
 
 def infer(
-    source: Annotated[Path, typer.Argument(help="A data file of questions, of any form that train reads.")],
+    source: Annotated[Path, typer.Argument(help="A data file of questions, of any format that train reads.")],
     out: Annotated[Path, typer.Option("--out", help="The JSONL file of answers.")],
     model: Model = None,
     adapter: Adapter = None,
@@ -48,14 +48,16 @@ def infer(
         raise RequestError(f"--out {out} is a folder: name the file that the answers go to.")
     out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before minutes of work
     hush()
-    place = choose_model(model)
-    note(beside_sentence(place), quiet)
+    model_folder = choose_model(model)
+    note(beside_sentence(model_folder), quiet)
     questions, recognized = read_questions(source, Columns.parse(columns) if columns else Columns())
     for line in recognized:
         note(line, quiet)
     conversations = any(not row.pair for _, row in questions)
     with library_log():
-        loaded = inference.load_for_inference(place, adapter, device, template, max_length, four_bit, conversations)
+        loaded = inference.load_for_inference(
+            model_folder, adapter, device, template, max_length, four_bit, conversations
+        )
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
     if sampling:
         from transformers import set_seed

@@ -6,7 +6,7 @@ import typer
 
 from glmspectra.cli.options import Device, Json, Model, Out, Quiet
 from glmspectra.cli.selection_options import Exclude, Include, Layers, Matrices, SplitHeads, SplitParts, split_of
-from glmspectra.language import both, current, text
+from glmspectra.language import both, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from glmspectra.checkpoint import Checkpoint
-    from glmspectra.checkpoint.inventory import TensorKind
+    from glmspectra.checkpoint.inventory import TensorGroup
     from glmspectra.sweep.cost import SelectionCost
 
 
@@ -29,7 +29,7 @@ def inspect(
     exclude: Exclude = None,
     split: SplitParts = False,
     heads: SplitHeads = False,
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor, not kinds of them.")] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor, not groups of like ones.")] = False,
     out: Out = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -42,7 +42,7 @@ def inspect(
     from dataclasses import asdict
 
     from glmspectra.checkpoint import open_checkpoint, select
-    from glmspectra.checkpoint.inventory import kinds
+    from glmspectra.checkpoint.inventory import tensor_groups
     from glmspectra.checkpoint.selection import left_out, left_out_sentence
     from glmspectra.cli.console import finish
     from glmspectra.cli.model_choice import choose_model
@@ -55,16 +55,16 @@ def inspect(
         chosen = select(checkpoint, layers, matrices, include or (), exclude or ())
         where, available = _available_memory(device)
         cost = selection_cost(chosen, parts, where, _solved_together(where))
-        listing = _tensor_table(checkpoint) if tensors else _kind_table(checkpoint)
+        listing = _tensor_table(checkpoint) if tensors else _group_table(checkpoint)
         result: dict[str, Any] = {
             "checkpoint": checkpoint.name,
             "path": str(checkpoint.path),
-            "form": checkpoint.form,
+            "form": checkpoint.format,
             "model_type": checkpoint.config.get("model_type"),
             "files": checkpoint.file_sizes,
-            "parameters": sum(kind.parameters for kind in kinds(records)),
+            "parameters": sum(group.parameters for group in tensor_groups(records)),
             "bytes": sum(record.nbytes for record in records),
-            "kinds": [_kind_facts(kind) for kind in kinds(records)],
+            "kinds": [_group_facts(group) for group in tensor_groups(records)],
             "tensors": [
                 {
                     "name": record.name,
@@ -79,7 +79,7 @@ def inspect(
                 }
                 for record in records
             ],
-            "svd": asdict(cost) | {"kinds": [_kind_facts(kind) for kind in kinds(chosen)]},
+            "svd": asdict(cost) | {"kinds": [_group_facts(group) for group in tensor_groups(chosen)]},
             "not_measured": left_out(checkpoint),
             "unreadable": {record.name: record.fault for record in records if record.is_matrix and record.fault},
             "device": where,
@@ -99,13 +99,13 @@ def inspect(
     finish(result, lines, as_json)
 
 
-def _kind_facts(kind: "TensorKind") -> dict[str, Any]:
-    """A kind of tensor as the JSON object has it, with the operations of its spectra."""
+def _group_facts(group: "TensorGroup") -> dict[str, Any]:
+    """A group of tensors as the JSON object has it, with the operations of its spectra."""
     from dataclasses import asdict
 
     from glmspectra.sweep.cost import spectrum_flops
 
-    facts = asdict(kind)
+    facts = asdict(group)
     return facts | {"flops": spectrum_flops(facts.pop("sides"))}
 
 
@@ -115,7 +115,7 @@ def _summary(result: dict[str, Any]) -> str:
         "inspect-summary",
         name=result["checkpoint"],
         type=result["model_type"] or both("inspect-no-type"),
-        form=result["form"],
+        format=result["form"],
         files=both("inspect-files", count=len(files)),
         bytes=_bytes(sum(files.values())),
         tensors=len(result["tensors"]),
@@ -140,34 +140,34 @@ def _cost_lines(cost: "SelectionCost", where: str, available: int | None) -> str
     said = both("inspect-cost-free", **values, free=_bytes(available))
     if cost.memory > available:
         said += both("inspect-too-large", largest=cost.largest)
-    return getattr(said, current())
+    return said.shown
 
 
-def _kind_table(checkpoint: "Checkpoint") -> "Table":
-    """Matrices kind by kind, then one row for what has not two dimensions.
+def _group_table(checkpoint: "Checkpoint") -> "Table":
+    """Matrices, like ones in one row, then one row for what has not two dimensions.
 
     Norms, biases, tables of angles.
     """
-    from glmspectra.checkpoint.inventory import kinds
+    from glmspectra.checkpoint.inventory import tensor_groups
     from glmspectra.sweep.cost import spectrum_flops
 
     table = _table("matrix", "layers", "shape", "dtype", "count", "bytes", "flop")
-    found = kinds(checkpoint.tensors.values())
-    others = [kind for kind in found if not kind.sides and len(kind.shape) != 2]
-    for kind in found:
-        if kind not in others:
+    found = tensor_groups(checkpoint.tensors.values())
+    others = [group for group in found if not group.sides and len(group.shape) != 2]
+    for group in found:
+        if group not in others:
             table.add_row(
-                kind.matrix,
-                kind.layers or "-",
-                _shape(kind.shape),
-                kind.quantization or kind.dtype,
-                str(kind.count),
-                _bytes(kind.nbytes),
-                _flop(spectrum_flops(kind.sides)) if kind.sides else "-",
+                group.matrix,
+                group.layers or "-",
+                _shape(group.shape),
+                group.quantization or group.dtype,
+                str(group.count),
+                _bytes(group.nbytes),
+                _flop(spectrum_flops(group.sides)) if group.sides else "-",
             )
     if others:
-        dtypes = ", ".join(sorted({kind.dtype for kind in others}))
-        count, nbytes = sum(kind.count for kind in others), sum(kind.nbytes for kind in others)
+        dtypes = ", ".join(sorted({group.dtype for group in others}))
+        count, nbytes = sum(group.count for group in others), sum(group.nbytes for group in others)
         table.add_row(text("inspect-no-matrices"), "", "", dtypes, str(count), _bytes(nbytes), "-")
     return table
 

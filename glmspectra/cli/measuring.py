@@ -76,7 +76,7 @@ def _sweep(
             pairs = {(record.layer, record.matrix) for record in records if record.layer is not None}
             check_jsonl(pairs, "this selection")
         note(left_out_sentence(checkpoint), options.quiet)
-        if checkpoint.form == "adapter":
+        if checkpoint.format == "adapter":
             note(text("checkpoint-is-adapter", name=checkpoint.name), options.quiet)
         store = RunStore.of((out or Path()) / TABLES_FOLDER, source_of(checkpoint))
         return sweep(checkpoint, records, options, store), store.folder

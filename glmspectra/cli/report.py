@@ -89,8 +89,8 @@ def report(
         if len(named) > 1:
             pages.append(figures.write_comparison(folders, target / COMPARED))
         if training and not joined:
-            place = out if out is not None and not folders else target / "training"
-            pages.append(figures.write_training_report(training, place, svg=svg))
+            folder = out if out is not None and not folders else target / "training"
+            pages.append(figures.write_training_report(training, folder, svg=svg))
     if svg or column:
         note_language_of_figures(quiet)
     overview = figures.write_overview(target) if out is None or len(folders) > 1 else None

@@ -46,7 +46,7 @@ def suggest_rank(
         str | None,
         typer.Option(
             "--criterion",
-            help="How ranks are told (see --list); type:NAME pools NAME over layers, mixture:NAME=0.7,NAME=0.3 mixes. "
+            help="The criterion (see --list); type:NAME pools NAME over layers, mixture:NAME=0.7,NAME=0.3 mixes. "
             "Absent: chosen by a test with --pilot, delta-threshold with --delta, else effective-rank.",
             show_default=False,
         ),
@@ -63,7 +63,7 @@ def suggest_rank(
     targets: Annotated[
         str | None,
         typer.Option(
-            "--targets", help="Kinds of matrices, joined by commas. Absent: the four of the layers.", show_default=False
+            "--targets", help="Matrix types, joined by commas. Absent: the four of the layers.", show_default=False
         ),
     ] = None,
     min_rank: Annotated[int, typer.Option("--min-rank", help="No matrix gets less; at 0 it may get none.")] = 0,
@@ -133,7 +133,7 @@ def suggest_rank(
     from glmspectra.errors import RequestError
     from glmspectra.loop.suggestion import Sources, suggest_for_model
     from glmspectra.ranks import Limits
-    from glmspectra.ranks.peft_form import scale_of
+    from glmspectra.ranks.peft_patterns import scale_of
     from glmspectra.ranks.report import facts, lines, write_suggestion
     from glmspectra.ranks.request import RankRequest
 
@@ -158,7 +158,7 @@ def suggest_rank(
         step,
         scale if scale is not None else own_scale,
         rslora or own_rslora,
-        [kind.strip() for kind in export.split(",") if kind.strip()],
+        [trainer.strip() for trainer in export.split(",") if trainer.strip()],
     )
     sources = Sources(
         choose_model(model), root, delta or (), pilot, pilot_seeds, args, quantized, gradients, device, quiet
@@ -188,12 +188,12 @@ def _report(root: Path, tables: Path) -> str:
 def _list(as_json: bool) -> None:
     from glmspectra.ranks import CRITERIA
 
-    found = {name: {"kind": c.kind, "needs": c.needs, "source": c.source} for name, c in CRITERIA.items()}
+    found = {name: {"kind": c.answer, "needs": c.needs, "source": c.source} for name, c in CRITERIA.items()}
     said = [
         text(
             "ranks-criterion" if entry.needs else "ranks-criterion-control",
             name=name,
-            kind=text(f"ranks-kind-{entry.kind}"),
+            answer=text(f"ranks-answer-{entry.answer}"),
             source=entry.source,
             **({"needs": entry.needs} if entry.needs else {}),
         )
@@ -209,8 +209,8 @@ def _print_table(allocations: "dict[str, Allocation]") -> None:
     from glmspectra.ranks.report import summary_rows
 
     table = Table(title=text("ranks-title"), title_justify="left")
-    for head, side in (("criterion", "left"), ("kind", "left"), ("parameters", "right"), ("moved", "right")):
+    for head, side in (("criterion", "left"), ("answer", "left"), ("parameters", "right"), ("moved", "right")):
         table.add_column(text(f"ranks-head-{head}"), justify=side)  # type: ignore[arg-type]
-    for name, kind, parameters, moved in summary_rows(allocations):
-        table.add_row(name, text(f"ranks-kind-{kind}"), f"{parameters:,}", f"{moved:.0%}")
+    for name, answer, parameters, moved in summary_rows(allocations):
+        table.add_row(name, text(f"ranks-answer-{answer}"), f"{parameters:,}", f"{moved:.0%}")
     stderr.print(table)

@@ -11,7 +11,7 @@ from glmspectra.json_files import parse_json
 from glmspectra.language import Words, both
 
 _SUMMARY = re.compile(r'<script type="application/json" id="summary">(.*?)</script>', re.DOTALL)
-_KINDS = ("svd", "values", "delta", "ranks", "training", "evaluate", "loop", "compare")
+_SUBJECTS = ("svd", "values", "delta", "ranks", "training", "evaluate", "loop", "compare")
 _NUMBERS = ("loss", "gain", "mean_rank", "effective_rank")
 _ORDER = {"loop": 0, "compare": 1}  # what brings others together stands first
 
@@ -29,11 +29,11 @@ def write_overview(reports: Path) -> Path | None:
     for path in sorted(reports.glob("*/index.html")):
         text = written_here(path)
         if text is not None:
-            found.append((path.parent.name, _told(text)))
+            found.append((path.parent.name, _summary_of(text)))
     if not found:
         return None
     found.sort(key=lambda pair: (_ORDER.get(pair[1].get("kind", ""), 2), pair[0]))
-    heads = ("report", "kind", "finding", "loss", "gain", "mean-rank", "effective-rank", "curve")
+    heads = ("report", "about", "finding", "loss", "gain", "mean-rank", "effective-rank", "curve")
     grid = Grid(
         heads,
         [_row(folder, summary) for folder, summary in found],
@@ -43,7 +43,7 @@ def write_overview(reports: Path) -> Path | None:
     return write_page(reports, page)
 
 
-def _told(text: str) -> dict[str, Any]:
+def _summary_of(text: str) -> dict[str, Any]:
     """The summary that a page holds; empty for a page of an earlier version."""
     match = _SUMMARY.search(text)
     try:
@@ -54,10 +54,10 @@ def _told(text: str) -> dict[str, Any]:
 
 
 def _row(folder: str, summary: dict[str, Any]) -> list[Cell]:
-    kind = summary.get("kind")
+    subject = summary.get("kind")
     finding = summary.get("finding") or ("", "")
     row = [Cell(Words.same(str(summary.get("name") or folder)), link=f"{folder}/index.html")]
-    row.append(Cell(both(f"page-kind-{kind}") if kind in _KINDS else Words.same("")))
+    row.append(Cell(both(f"page-about-{subject}") if subject in _SUBJECTS else Words.same("")))
     row.append(Cell(Words(str(finding[0]), str(finding[1]))))
     for name in _NUMBERS:
         row.append(plain(number(summary[name], 4) if summary.get(name) is not None else "", number=True))

@@ -89,7 +89,7 @@ def _standing_out(matrices: pd.DataFrame, measures: Sequence[str]) -> dict[str, 
         values = pd.to_numeric(rows[measure], errors="coerce").to_numpy(float, na_value=np.nan)
         out = rows.index[np.flatnonzero(deviations(series, values, COLUMNS[measure].log)[0])]
         if len(out):
-            found[measure] = [int(place) for place in out]
+            found[measure] = [int(index) for index in out]
     return found
 
 
@@ -109,11 +109,11 @@ def _by_row(table: pd.DataFrame, matrices: pd.DataFrame, order: str) -> dict[int
     """Row number in `matrices` -> its rows in another table, sorted by `order`."""
     if not len(table) or not len(matrices):
         return {}
-    places = {key: i for i, key in enumerate(zip(matrices["name"], matrices["part"], strict=True))}
+    indices = {key: i for i, key in enumerate(zip(matrices["name"], matrices["part"], strict=True))}
     found = {}
     for key, group in table.sort_values(order, kind="stable").groupby(["name", "part"], sort=False, observed=True):
-        if key in places:
-            found[places[key]] = group
+        if key in indices:
+            found[indices[key]] = group
     return found
 
 
@@ -130,7 +130,7 @@ def _spectra(matrices: pd.DataFrame, values: pd.DataFrame) -> Json:
         if not len(all_values):
             continue
         at = sampled(len(all_values))
-        grids[len(all_values)] = [int(place) + 1 for place in at]
+        grids[len(all_values)] = [int(index) + 1 for index in at]
         sigma[i] = numbers(all_values[at])
         sigma[i].append(len(all_values))  # the last entry names the grid
         errors = group["error_bound"].to_numpy(float)
@@ -139,7 +139,7 @@ def _spectra(matrices: pd.DataFrame, values: pd.DataFrame) -> Json:
             top = _bulk_end(matrices, i, all_values)
             edges = np.linspace(0.0, top, SIGMA_BINS + 1)
             bins[i] = [rounded(top), *(int(n) for n in np.histogram(all_values, edges)[0])]
-    return {"grids": {str(n): places for n, places in grids.items()}, "sigma": sigma, "bins": bins, "bounds": bounds}
+    return {"grids": {str(n): grid for n, grid in grids.items()}, "sigma": sigma, "bins": bins, "bounds": bounds}
 
 
 def _bulk_end(matrices: pd.DataFrame, row: int, values: np.ndarray) -> float:
@@ -300,11 +300,11 @@ def training_of(run: TrainingRun) -> Json:
         steps = np.array(sorted(set(run.ranks["step"])))
         keep = steps[np.unique(np.linspace(0, len(steps) - 1, min(40, len(steps))).round().astype(int))]
         wide = run.ranks.pivot_table(index="module", columns="step", values="rank", aggfunc="first", sort=False)
-        places = run.ranks.drop_duplicates("module").set_index("module").loc[wide.index]
+        modules = run.ranks.drop_duplicates("module").set_index("module").loc[wide.index]
         training["ranks"] = {
             "steps": [int(step) for step in keep],
-            "layer": [None if pd.isna(layer) else int(layer) for layer in places["layer"]],
-            "matrix": [str(matrix) for matrix in places["matrix"]],
+            "layer": [None if pd.isna(layer) else int(layer) for layer in modules["layer"]],
+            "matrix": [str(matrix) for matrix in modules["matrix"]],
             "values": [numbers(line) for line in wide[keep].to_numpy(float)],
         }
     return training

@@ -57,9 +57,9 @@ def ranks_by_weight(ranks: pd.DataFrame) -> pd.DataFrame:
     """
     check_columns(ranks, RANK_TABLE, "ranks")
     wide = ranks.pivot_table(index="name", columns="criterion", values="rank", aggfunc="first", sort=False)
-    places = ranks.drop_duplicates("name").set_index("name")[["layer", "matrix"]]
+    matrices = ranks.drop_duplicates("name").set_index("name")[["layer", "matrix"]]
     criteria = list(dict.fromkeys(ranks["criterion"].astype(str)))
-    return places.join(wide[criteria].astype(float))
+    return matrices.join(wide[criteria].astype(float))
 
 
 def moved_share(ranks: pd.Series, others: pd.Series, costs: pd.Series | None) -> float | None:

@@ -107,19 +107,19 @@ def write_tables_report(
         raise RequestError("the run holds no matrices: measure some with `glmspectra svd` first.")
     progress(text("report-progress-page"))
     facts, warnings = run_facts(run)
-    kind = kind_of(evidence)
+    subject = subject_of(evidence)
     name = {words.en: value for words, value in facts}.get("checkpoint", "-")
     findings = find(evidence)
     page = Page(
-        kind,
-        both(f"page-title-{kind}", name=name),
-        both(f"page-lead-{kind}"),
+        subject,
+        both(f"page-title-{subject}", name=name),
+        both(f"page-lead-{subject}"),
         facts,
         warnings,
         findings,
         payload_of(evidence, budget_curve),
         runs=runs_grid(runs) if runs else None,
-        summary=summary_of(kind, name, evidence, findings),
+        summary=summary_of(subject, name, evidence, findings),
     )
     path = write_page(Path(out), page)
     if svg:
@@ -146,7 +146,7 @@ def evidence_of(run: RunTables, *, ranks: pd.DataFrame | None = None, training: 
     return Evidence(sets, steps, ranks if ranks is not None else pd.DataFrame(), training)
 
 
-def kind_of(evidence: Evidence) -> str:
+def subject_of(evidence: Evidence) -> str:
     """What a page is about: changes before ranks before spectra before values."""
     if "delta" in evidence.sets:
         return "delta"
@@ -232,10 +232,10 @@ def run_facts(run: RunTables) -> tuple[list[tuple[Words, str]], list[Words]]:
     return [(both(f"page-fact-{name}"), value) for name, value in facts.items()], warnings
 
 
-def summary_of(kind: str, name: str, evidence: Evidence, findings: Sequence[Finding]) -> payload.Json:
+def summary_of(subject: str, name: str, evidence: Evidence, findings: Sequence[Finding]) -> payload.Json:
     """What the overview lists of a page: name, first finding, mean rank, median effective rank, a line of values."""
     first = findings[0]
-    summary: payload.Json = {"kind": kind, "name": name, "finding": (first.words.en, first.words.zh)}
+    summary: payload.Json = {"kind": subject, "name": name, "finding": (first.words.en, first.words.zh)}
     for quantity in evidence.sets:
         rows = evidence.rows(quantity)
         if has(rows, "effective_rank"):

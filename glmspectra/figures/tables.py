@@ -134,7 +134,7 @@ def layers_of(table: pd.DataFrame) -> list[int]:
     return sorted({int(layer) for layer in table["layer"].dropna()}) if len(table) else []
 
 
-def place(name: str) -> tuple[int | None, str]:
+def layer_and_matrix(name: str) -> tuple[int | None, str]:
     """Layer and matrix of a module or weight name: '…layers.3.self_attention.dense' -> (3, 'dense')."""
     bare = name.removesuffix(".weight")
     found = _LAYER.search(bare)
@@ -251,18 +251,18 @@ def with_outlier_ratios(matrices: pd.DataFrame) -> pd.DataFrame:
     return matrices.assign(**added)
 
 
-def with_places(table: pd.DataFrame) -> pd.DataFrame:
+def with_layer_and_matrix(table: pd.DataFrame) -> pd.DataFrame:
     """Fill in layer and matrix from the weight's name where the table does not have them."""
     if {"layer", "matrix"} <= set(table.columns):
         return table
-    places = [place(str(name)) for name in table["name"]]
+    found = [layer_and_matrix(str(name)) for name in table["name"]]
     return table.assign(
-        layer=pd.array([layer for layer, _ in places], dtype="Int64"), matrix=[matrix for _, matrix in places]
+        layer=pd.array([layer for layer, _ in found], dtype="Int64"), matrix=[matrix for _, matrix in found]
     )
 
 
 def similarity_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Long form of the columns similarity_left and similarity_right, phi(i, j) of Hu et al. 2021, eq. 4.
+    """Long table of the columns similarity_left and similarity_right, phi(i, j) of Hu et al. 2021, eq. 4.
 
     Columns name, layer, matrix, side ('left', 'right'), i and j (from 1), similarity. Empty where nothing was compared
     with the base.

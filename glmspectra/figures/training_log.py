@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from glmspectra.errors import RequestError
-from glmspectra.figures.tables import place
+from glmspectra.figures.tables import layer_and_matrix
 from glmspectra.language import Words
 from glmspectra.store.trainer_state import LogEntry, read_rank_lines, read_sample_lines, read_trainer_state
 
@@ -151,7 +151,9 @@ def read_rank_history(path: Path) -> pd.DataFrame:
         StoreError: Another line is not {"step": N, "ranks": {module: rank}}.
     """
     lines = read_rank_lines(path)
-    rows = [(line.step, module, *place(module), rank) for line in lines for module, rank in line.ranks.items()]
+    rows = [
+        (line.step, module, *layer_and_matrix(module), rank) for line in lines for module, rank in line.ranks.items()
+    ]
     table = pd.DataFrame(rows, columns=["step", "module", "layer", "matrix", "rank"])
     # A resumed run writes some steps twice; the later line is what the final adapter saw.
     return table.drop_duplicates(["step", "module"], keep="last").sort_values("step", kind="stable", ignore_index=True)

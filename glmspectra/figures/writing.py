@@ -72,7 +72,7 @@ class Page:
     """What a page says and shows.
 
     Attributes:
-        kind: svd, values, delta, ranks, training, evaluate, loop, compare or overview.
+        subject: svd, values, delta, ranks, training, evaluate, loop, compare or overview.
         title, lead: Its heading and a paragraph under it.
         facts: A few words and values under the title.
         warnings: What a reader must know before looking.
@@ -86,7 +86,7 @@ class Page:
         summary: What an overview lists of this page.
     """
 
-    kind: str
+    subject: str
     title: Words
     lead: Words
     facts: Sequence[tuple[Words, str | Words]] = ()
@@ -110,7 +110,7 @@ class Page:
 
 def in_both(words: Words) -> Markup:
     """Both languages as elements, of which the style sheet shows one; no line breaks before a %."""
-    english, chinese = (told.replace(" %", "\N{NO-BREAK SPACE}%") for told in (words.en, words.zh))
+    english, chinese = (sentence.replace(" %", "\N{NO-BREAK SPACE}%") for sentence in (words.en, words.zh))
     if english == chinese:
         return escape(english)
     template = Markup('<span class="en" lang="en">{}</span><span class="zh" lang="zh">{}</span>')
@@ -119,7 +119,7 @@ def in_both(words: Words) -> Markup:
 
 def attribute(name: str, words: Words) -> Markup:
     """An attribute in the page's language, and what it is in both for the script to switch."""
-    shown = getattr(words, current())
+    shown = words.shown
     return Markup(' {0}="{1}" data-{0}-en="{2}" data-{0}-zh="{3}"').format(name, shown, words.en, words.zh)
 
 
@@ -151,7 +151,7 @@ def write_page(folder: Path, page: Page) -> Path:
     Raises:
         StoreError: The folder cannot be written.
     """
-    data = {**page.payload, "kind": page.kind, "words": plain_messages("ui"), "opens": chosen()}
+    data = {**page.payload, "kind": page.subject, "words": plain_messages("ui"), "opens": chosen()}
     text = (
         _environment()
         .get_template("page.html.jinja")

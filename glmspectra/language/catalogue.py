@@ -34,6 +34,11 @@ class Words:
         """A name or a number, which is written alike in both."""
         return cls(words, words)
 
+    @property
+    def shown(self) -> str:
+        """Those in the language in use."""
+        return self.zh if current() == "zh" else self.en
+
     def __add__(self, other: "Words") -> "Words":
         """Join the words of each language, without a space where Chinese follows on."""
         return Words(f"{self.en} {other.en}".strip(), f"{self.zh}{other.zh}")

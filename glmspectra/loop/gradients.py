@@ -44,8 +44,8 @@ def measure_gradients(
         "top_k": TOP_K,
     }
     request = Request("spectrum", names, asked, "gradient")
-    place = choose_device(device)
-    todo = set(store.begin([request], lambda: str(place))[request.key])
+    chosen = choose_device(device)
+    todo = set(store.begin([request], lambda: str(chosen))[request.key])
     work = [record for record in records if record.name in todo]
     if work:
         tokenizer = load_tokenizer(settings.finetune.model_path)
@@ -53,7 +53,7 @@ def measure_gradients(
         limit = positions_of(config)
         data = prepare_data(settings, tokenizer, family_of(config), limit=limit, vocabulary=config.vocab_size)
         drawn = _batches(data, batches, settings.train.per_device_train_batch_size, settings.finetune.seed)
-        model = load_for_settings(settings, choose_precision(settings, place), place)
+        model = load_for_settings(settings, choose_precision(settings, chosen), chosen)
         by_module = {record.name.removesuffix(".weight"): record for record in work}
         positions = {name: position for position, name in enumerate(checkpoint.tensors)}
         start = time.perf_counter()

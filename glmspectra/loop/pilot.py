@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glmspectra.ranks import Budget, Evidence, pilot_rank
-from glmspectra.ranks.peft_form import DEFAULT_SCALE, target_modules
+from glmspectra.ranks.peft_patterns import DEFAULT_SCALE, target_modules
 from glmspectra.tuning.settings.load import Settings, load_settings
 
 ADAPTER_FOLDER = "final_adapter"  # of a pilot

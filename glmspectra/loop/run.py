@@ -31,11 +31,11 @@ def run_loop(
         state = LoopState.open(options, fresh)
         results: Results = {stage: state.result(stage) for stage in STAGES if state.finished(stage)}
         for number, (stage, work) in enumerate(STAGES.items(), start=1):
-            place = f"[{number}/{len(STAGES)}] {text(f'loop-stage-{stage}')}"
+            head = f"[{number}/{len(STAGES)}] {text(f'loop-stage-{stage}')}"
             if state.finished(stage):
-                say(text("loop-stage-finished", stage=place))
+                say(text("loop-stage-finished", stage=head))
                 continue
-            say(f"{place} ...")
+            say(f"{head} ...")
             started = time.monotonic()
             results[stage] = work(options, results)
             state.finish(stage, results[stage], time.monotonic() - started)

@@ -25,7 +25,7 @@ from glmspectra.peft_rules import module_pattern
 from glmspectra.ranks.allocation import Limits, allocate_by_threshold
 from glmspectra.ranks.budget import parse_budget
 from glmspectra.ranks.evidence import Evidence, Target
-from glmspectra.ranks.peft_form import target_modules, verify
+from glmspectra.ranks.peft_patterns import target_modules, verify
 from glmspectra.spectra import Spectrum
 from glmspectra.spectra.lowrank import factor_spectrum
 
@@ -144,8 +144,8 @@ def _spectra(adapter: Adapter) -> tuple[dict[str, Spectrum], dict[str, float]]:
         factors = adapter.change(name)
         if factors.needs_base:
             raise RequestError(
-                f"{adapter.path}: the change of a {adapter.kind} adapter is no product of its factors alone, so that "
-                "it cannot be cut exactly; LoRA, rsLoRA, AdaLoRA and PiSSA adapters can."
+                f"{adapter.path}: the change of a {adapter.peft_method} adapter is no product of its factors alone, so "
+                "that it cannot be cut exactly; LoRA, rsLoRA, AdaLoRA and PiSSA adapters can."
             )
         if factors.transposed:
             raise RequestError(f"{adapter.path}: {name} stores its weight transposed; only linear layers are cut.")

@@ -15,7 +15,7 @@ from glmspectra.loop.options import LoopOptions
 from glmspectra.loop.pilot import as_overrides, run_pilots, train_once
 from glmspectra.loop.suggestion import TABLES
 from glmspectra.ranks import Suggestion, ranks_file
-from glmspectra.ranks.peft_form import scale_of
+from glmspectra.ranks.peft_patterns import scale_of
 from glmspectra.ranks.report import facts, lines, write_suggestion
 from glmspectra.ranks.request import RankRequest, evidence_and_budget, suggest_ranks
 from glmspectra.store import Run, read_run

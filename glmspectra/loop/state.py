@@ -12,7 +12,7 @@ from glmspectra.json_files import plain, read_model, write_json
 from glmspectra.loop.options import LoopOptions
 
 FILE = "loop.json"
-FORM = 1
+VERSION = 1
 TRAINED = ("pilots", "training", "evaluation")  # folders of a loop that its settings decide
 
 
@@ -75,5 +75,5 @@ class LoopState:
         """Record a stage; the file on disk is whole at every moment."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.stages[stage] = {"finished": stamp, "seconds": round(seconds, 2), "result": result}
-        content = {"glmspectra_loop": FORM, "options": self.identity, "stages": self.stages}
+        content = {"glmspectra_loop": VERSION, "options": self.identity, "stages": self.stages}
         write_json(self.path, content)

@@ -9,7 +9,7 @@ import pandas as pd
 from glmspectra.figures import Outcome, read_training, write_loop
 from glmspectra.figures.findings import Evidence, Scores, find
 from glmspectra.figures.report import read_further
-from glmspectra.language import Words, both, current, text
+from glmspectra.language import Words, both, text
 from glmspectra.loop.options import LoopOptions
 from glmspectra.store import read_run
 
@@ -56,7 +56,7 @@ def outcome(results: Results) -> Outcome:
 def verdict(results: Results) -> str:
     """What the comparison with uniform ranks can and cannot say, in the language in use."""
     gaps = [found for found in find(Evidence(scores=outcome(results).scores)) if found.rule == "against-uniform"]
-    return getattr(gaps[0].words, current()) if gaps else text("terminal-no-control")
+    return gaps[0].words.shown if gaps else text("terminal-no-control")
 
 
 def _facts(options: LoopOptions, results: Results) -> list[tuple[Words, str | Words]]:

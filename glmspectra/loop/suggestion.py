@@ -24,7 +24,7 @@ TABLES = "param_matrix"
 
 @dataclass(frozen=True)
 class Sources:
-    """What ranks are told from.
+    """What ranks are chosen from.
 
     Attributes:
         model: The base checkpoint.

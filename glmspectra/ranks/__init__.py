@@ -4,7 +4,7 @@ from glmspectra.ranks.allocation import Allocation, Limits
 from glmspectra.ranks.budget import Budget, default_budget, parse_budget
 from glmspectra.ranks.criteria import CRITERIA, available
 from glmspectra.ranks.evidence import FOUR_MATRICES, Evidence, Target, gather
-from glmspectra.ranks.peft_form import lora_args, ranks_file
+from glmspectra.ranks.peft_patterns import lora_args, ranks_file
 from glmspectra.ranks.stability import Stability, between_runs, between_steps, pilot_rank, stability
 from glmspectra.ranks.suggest import (
     Suggestion,

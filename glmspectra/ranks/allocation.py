@@ -1,6 +1,6 @@
 """From what a criterion says of each matrix to integer ranks within a budget.
 
-Three ways, by the criterion's kind: 'gain' (what each further direction is worth; the best sum, `knapsack`),
+Three ways, by the criterion's answer: 'gain' (what each further direction is worth; the best sum, `knapsack`),
 'threshold' (directions in the order of one number over all matrices) and 'score' (ranks in proportion, by
 largest remainder).
 """
@@ -62,7 +62,7 @@ class Allocation:
         targets: the matrices that get ranks.
         ranks: name -> rank, 0 included.
         how: the way they were found.
-        threshold: the global one, for kind 'threshold'.
+        threshold: the global one, of a criterion that answers with 'threshold'.
         gap: what the value may fall short of the optimum, where the solver ran out of time.
         capped: names whose rank is all that the criterion knows of, so that more might have been worth something.
     """

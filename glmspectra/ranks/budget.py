@@ -17,9 +17,9 @@ _BINARY = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3,
 
 @dataclass(frozen=True)
 class Budget:
-    """parameters: the most that all ranks together may cost. text: as it was asked for. kind: its first word."""
+    """parameters: the most that all ranks together may cost. text: as it was asked for. unit: its first word."""
 
-    kind: str
+    unit: str
     text: str
     parameters: int
 
@@ -34,18 +34,18 @@ def parse_budget(text: str, evidence: Evidence) -> Budget:
     like:r=R: as many parameters as rank R on every target; like:r=R@NAMES: rank R on the matrices of those
     names (globs, joined by commas) instead, whether they are targets or not. params:N with k, M, G. bytes:N
     with KiB, MiB, GiB (4 bytes a parameter: adapters are trained and kept in float32). share:P%: of the
-    parameters of the target matrices. Raises RequestError for another form, and for a budget that buys
+    parameters of the target matrices. Raises RequestError for another spelling, and for a budget that buys
     nothing.
     """
-    kind, _, value = text.partition(":")
+    unit, _, value = text.partition(":")
     value = value.strip()
-    if kind == "like":
+    if unit == "like":
         parameters = _like(value, text, evidence)
-    elif kind == "params":
+    elif unit == "params":
         parameters = _number(value, _DECIMAL, text)
-    elif kind == "bytes":
+    elif unit == "bytes":
         parameters = _number(value, _BINARY, text) // BYTES_PER_PARAMETER
-    elif kind == "share":
+    elif unit == "share":
         found = re.fullmatch(r"(\d*\.?\d+|\d+\.)\s*%", value)
         if not found:
             raise RequestError(f"--budget {text}: write a share as share:0.1%.")
@@ -58,7 +58,7 @@ def parse_budget(text: str, evidence: Evidence) -> Budget:
         raise RequestError(
             f"--budget {text} is {parameters} parameters; one direction of the smallest target costs {cheapest}."
         )
-    return Budget(kind, text, parameters)
+    return Budget(unit, text, parameters)
 
 
 def default_budget(evidence: Evidence) -> str:

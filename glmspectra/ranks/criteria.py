@@ -2,7 +2,7 @@
 
 What each does and where it is from is `criterion-<name>` in the catalogue, in both languages.
 
-A criterion reads `Evidence` and answers for each target with one of three things, its `kind`:
+A criterion reads `Evidence` and answers for each target with one of three things, its `answer`:
 
 - 'gain': an array, what each further direction is worth (float64, 0 or more); the best sum is sought;
 - 'threshold': an array, the size of each direction; all over one global size are kept;
@@ -23,7 +23,7 @@ from glmspectra.errors import RequestError
 from glmspectra.language import text
 from glmspectra.ranks.evidence import Evidence
 
-Kind = Literal["gain", "threshold", "score"]
+AnswerType = Literal["gain", "threshold", "score"]
 Answer = Mapping[str, "np.ndarray | float"]
 Measure = Callable[[Evidence, str | None], Answer]
 
@@ -34,14 +34,14 @@ class Criterion:
 
     Attributes:
         name: as above.
-        kind: as above.
+        answer: as above.
         needs: the quantity of the tables it reads, None for none.
         option: what may follow the name after a colon, with its default.
         measure: `measure(evidence, option)` answers for each target.
     """
 
     name: str
-    kind: Kind
+    answer: AnswerType
     needs: str | None
     option: str | None
     measure: Measure
@@ -55,11 +55,13 @@ class Criterion:
 CRITERIA: dict[str, Criterion] = {}
 
 
-def criterion(name: str, kind: Kind, needs: str | None, option: str | None = None) -> Callable[[Measure], Measure]:
+def criterion(
+    name: str, answer: AnswerType, needs: str | None, option: str | None = None
+) -> Callable[[Measure], Measure]:
     """Register the decorated function as the criterion `name`; the arguments are the fields of `Criterion`."""
 
     def register(measure: Measure) -> Measure:
-        CRITERIA[name] = Criterion(name, kind, needs, option, measure)
+        CRITERIA[name] = Criterion(name, answer, needs, option, measure)
         return measure
 
     return register

@@ -101,7 +101,7 @@ def gather(
     """Bring the tables of a base checkpoint and of changes of it together.
 
     base: a run with quantity 'weight'; None when only deltas count. deltas: runs with quantity 'delta',
-    averaged; of each, the rows of `step`, or of its last one. targets: names or globs of matrix kinds joined
+    averaged; of each, the rows of `step`, or of its last one. targets: names or globs of matrix types joined
     by commas; None takes ChatGLM2's four where they are there, else every matrix inside the layers. others:
     runs with quantities 'quant_error' or 'gradient'. Raises RequestError when nothing is there, nothing
     matches, or tables belong to different bases.
@@ -123,7 +123,7 @@ def gather(
         for run, at in chosen:
             if not len(_rows(run, "delta", at)):
                 steps = sorted({int(s) for s in run.matrices["step"].dropna()})
-                raise RequestError(f"{run.folder} holds no delta of step {at}; its steps are {steps or 'not told'}.")
+                raise RequestError(f"{run.folder} holds no delta of step {at}; its steps are {steps or 'not known'}.")
             _refuse_broken(run, at)
         sigma["delta"] = mean_spectra([_above_floor(run, at, "delta") for run, at in chosen])
         statistics["delta"] = _rows(chosen[0][0], "delta", chosen[0][1])
@@ -153,15 +153,15 @@ def gather(
 
 
 def matching(matrices: Sequence[Target], names: str) -> list[Target]:
-    """Those whose kind or full name is among `names` (globs, joined by commas).
+    """Those whose matrix type or full name is among `names` (globs, joined by commas).
 
     RequestError for one that finds none.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for pattern in wanted:
         if not any(_fits(target, pattern) for target in matrices):
-            kinds = sorted({target.matrix for target in matrices})
-            raise RequestError(f"{pattern!r} names no matrix of the tables; they hold {', '.join(kinds)}.")
+            types = sorted({target.matrix for target in matrices})
+            raise RequestError(f"{pattern!r} names no matrix of the tables; they hold {', '.join(types)}.")
     return [target for target in matrices if any(_fits(target, pattern) for pattern in wanted)]
 
 

@@ -18,21 +18,21 @@ UNTRAINED = "untrained_adapter"
 
 
 def export(
-    kind: str, folder: Path, arguments: Mapping[str, Any], allocation: Allocation, evidence: Evidence
+    trainer: str, folder: Path, arguments: Mapping[str, Any], allocation: Allocation, evidence: Evidence
 ) -> list[Path]:
-    """Write the settings of one trainer under folder; returns the files. arguments: of `peft_form.lora_args`.
+    """Write the settings of one trainer under folder; returns the files. arguments: of `peft_patterns.lora_args`.
 
     Raises RequestError for a trainer that is not in EXPORTS.
     """
-    if kind == "peft":
+    if trainer == "peft":
         return [write_json(folder / "peft" / "adapter_config.json", adapter_config(arguments, evidence))]
-    if kind == "axolotl":
+    if trainer == "axolotl":
         return [_write_yaml(folder / "axolotl.yaml", _axolotl(arguments), "axolotl: merge into your configuration")]
-    if kind == "llama-factory":
+    if trainer == "llama-factory":
         return _llama_factory(folder / "llama_factory", arguments, allocation, evidence)
-    if kind == "ms-swift":
+    if trainer == "ms-swift":
         return _ms_swift(folder / "ms_swift", arguments, allocation, evidence)
-    raise RequestError(f"--export {kind}: there are {', '.join(EXPORTS)}.")
+    raise RequestError(f"--export {trainer}: there are {', '.join(EXPORTS)}.")
 
 
 def adapter_config(arguments: Mapping[str, Any], evidence: Evidence) -> dict[str, Any]:

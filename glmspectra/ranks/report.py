@@ -12,7 +12,7 @@ from glmspectra.ranks.allocation import Allocation
 from glmspectra.ranks.budget import BYTES_PER_PARAMETER
 from glmspectra.ranks.criteria import find
 from glmspectra.ranks.exports import export
-from glmspectra.ranks.peft_form import ranks_file
+from glmspectra.ranks.peft_patterns import ranks_file
 from glmspectra.ranks.request import RankRequest
 from glmspectra.ranks.study_gains import sentence
 from glmspectra.ranks.suggest import (
@@ -66,7 +66,7 @@ def write_suggestion(suggestion: Suggestion, ranks_path: Path, tables: Path, req
         files["budget_curve"] = str(tables / "budget_curve.parquet")
     folder = ranks_path.parent / f"{ranks_path.stem}_exports"
     arguments, evidence = content["lora_args"], suggestion.evidence
-    exported = [export(kind, folder, arguments, suggestion.chosen, evidence) for kind in request.exports]
+    exported = [export(trainer, folder, arguments, suggestion.chosen, evidence) for trainer in request.exports]
     files["exports"] = [str(path) for paths in exported for path in paths]
     summary = {"ranks_file": str(ranks_path), "lines": lines(suggestion)}
     return {**files, "summary": str(write_json(tables / "ranks_summary.json", summary))}
@@ -81,9 +81,9 @@ def facts(suggestion: Suggestion) -> dict[str, Any]:
     chosen, evidence = suggestion.chosen, suggestion.evidence
     uniform = suggestion.allocations.get("uniform")
     from_uniform = moved_share(chosen.ranks, uniform.ranks, chosen.targets) if uniform else None
-    by_kind: dict[str, list[int]] = {}
+    by_matrix: dict[str, list[int]] = {}
     for target in chosen.targets:
-        by_kind.setdefault(target.matrix, []).append(chosen.ranks[target.name])
+        by_matrix.setdefault(target.matrix, []).append(chosen.ranks[target.name])
     return {
         "criterion": suggestion.criterion,
         "how": chosen.how,
@@ -97,7 +97,7 @@ def facts(suggestion: Suggestion) -> dict[str, Any]:
         "without_adapter": [t.name for t in chosen.targets if chosen.ranks[t.name] == 0],
         "max_lora_rank": max(chosen.ranks.values()),
         "at_cap": list(chosen.capped),
-        "by_matrix": {k: {"mean": sum(v) / len(v), "min": min(v), "max": max(v)} for k, v in by_kind.items()},
+        "by_matrix": {k: {"mean": sum(v) / len(v), "min": min(v), "max": max(v)} for k, v in by_matrix.items()},
         "moved_from_uniform": from_uniform,
         "uniform_parameters": uniform.parameters if uniform else None,
         "delta_energy_held": kept_energy(evidence, "delta", chosen.ranks) if evidence.has("delta") else None,
@@ -117,9 +117,9 @@ def lines(suggestion: Suggestion) -> list[str]:
     chosen = suggestion.chosen
     numbers = facts(suggestion)
     said = [_heading(suggestion, numbers)]
-    for kind, ranks in numbers["by_matrix"].items():
+    for matrix, ranks in numbers["by_matrix"].items():
         least, most, mean = ranks["min"], ranks["max"], f"{ranks['mean']:.1f}"
-        said.append("  " + text("ranks-of-matrix", matrix=kind, least=least, most=most, mean=mean))
+        said.append("  " + text("ranks-of-matrix", matrix=matrix, least=least, most=most, mean=mean))
     if numbers["without_adapter"]:
         said.append(text("ranks-without", count=len(numbers["without_adapter"])))
     said.append(text("ranks-serve", rank=str(numbers["max_lora_rank"])))
@@ -197,12 +197,12 @@ def _what_a_budget_holds(numbers: Mapping[str, Any], curve: "pd.DataFrame") -> l
 
 
 def summary_rows(allocations: Mapping[str, Allocation]) -> list[tuple[str, str, int, float]]:
-    """For a table on the terminal: criterion, kind, parameters, share of them elsewhere than with uniform ranks."""
+    """For a table on the terminal: criterion, answer, parameters, share of them elsewhere than with uniform ranks."""
     uniform = allocations.get("uniform")
     found: list[tuple[str, str, int, float]] = []
     for name, allocation in allocations.items():
         word = name.partition(":")[0]
-        kind = "mixed" if word in ("type", "mixture") else find(name)[0].kind
+        answer = "mixed" if word in ("type", "mixture") else find(name)[0].answer
         moved = moved_share(allocation.ranks, uniform.ranks, allocation.targets) if uniform else float("nan")
-        found.append((name, kind, allocation.parameters, moved))
+        found.append((name, answer, allocation.parameters, moved))
     return found

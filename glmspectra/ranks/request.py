@@ -9,7 +9,7 @@ from glmspectra.ranks.allocation import Limits
 from glmspectra.ranks.budget import Budget, default_budget, parse_budget
 from glmspectra.ranks.evidence import Evidence, gather
 from glmspectra.ranks.exports import EXPORTS
-from glmspectra.ranks.peft_form import DEFAULT_SCALE
+from glmspectra.ranks.peft_patterns import DEFAULT_SCALE
 from glmspectra.ranks.stability import PILOTS, STEPS, Stability, between_runs, between_steps, read_by
 from glmspectra.ranks.suggest import Suggestion, check_criterion, default_criterion, suggest
 from glmspectra.store import Run
@@ -27,7 +27,7 @@ class RankRequest:
         step: of the deltas; None: the last.
         scale: alpha / r of every matrix.
         rslora: whether the scale follows rsLoRA's rule, alpha / sqrt(r).
-        exports: the forms to export to.
+        exports: the trainers to export to.
     """
 
     criterion: str | None = None
@@ -45,9 +45,9 @@ class RankRequest:
             check_criterion(self.criterion)
         if not 0 < self.scale < math.inf:
             raise RequestError(f"--scale is {self.scale}; alpha over rank is a number above 0, 2 by default.")
-        for kind in self.exports:
-            if kind not in EXPORTS:
-                raise RequestError(f"--export {kind}: there are {', '.join(EXPORTS)}.")
+        for trainer in self.exports:
+            if trainer not in EXPORTS:
+                raise RequestError(f"--export {trainer}: there are {', '.join(EXPORTS)}.")
 
 
 def evidence_and_budget(base: Run | None, deltas: Sequence[Run], request: RankRequest) -> tuple[Evidence, Budget]:

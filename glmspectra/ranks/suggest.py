@@ -67,11 +67,11 @@ def default_criterion(evidence: Evidence) -> str:
 
 def check_criterion(text: str) -> None:
     """Raise RequestError for a criterion that `suggest` cannot read, before anything is measured for it."""
-    kind, _, rest = text.partition(":")
-    if kind == "type":
+    word, _, rest = text.partition(":")
+    if word == "type":
         if rest:
             check_criterion(rest)
-    elif kind == "mixture":
+    elif word == "mixture":
         for name in _weights_of(text, rest):
             check_criterion(name)
     else:
@@ -82,7 +82,7 @@ def allocate(evidence: Evidence, criterion: str, budget: Budget, limits: Limits 
     """Ranks of every target under the budget by one criterion.
 
     criterion: a name of the registry with its option ('delta-rank:0.95'); 'type:NAME', the control in which
-    only the kind of matrix counts: NAME's ranks averaged over layers; 'mixture:NAME=WEIGHT,NAME=WEIGHT', the
+    only the matrix type counts: NAME's ranks averaged over layers; 'mixture:NAME=WEIGHT,NAME=WEIGHT', the
     weighted mean of the ranks that each gives under the same budget. Raises RequestError for an unknown one
     or missing tables.
     """
@@ -90,18 +90,18 @@ def allocate(evidence: Evidence, criterion: str, budget: Budget, limits: Limits 
 
 
 def _allocate(evidence: Evidence, text: str, parameters: int, limits: Limits) -> Allocation:
-    kind, _, rest = text.partition(":")
-    if kind == "type":
+    word, _, rest = text.partition(":")
+    if word == "type":
         return _pooled(evidence, rest or default_criterion(evidence), parameters, limits)
-    if kind == "mixture":
+    if word == "mixture":
         return _mixture(evidence, text, rest, parameters, limits)
     entry, option = find(text)
     if entry.needs is not None and not evidence.has(entry.needs):
         raise RequestError(f"--criterion {text}: {_how_to_get(entry.needs)}")
     answer = entry.measure(evidence, option)
-    if entry.kind == "gain":
+    if entry.answer == "gain":
         return allocate_by_gains(evidence.targets, _arrays(answer), parameters, limits)
-    if entry.kind == "threshold":
+    if entry.answer == "threshold":
         return allocate_by_threshold(evidence.targets, _arrays(answer), parameters, limits)
     return allocate_by_scores(
         evidence.targets, {name: float(value) for name, value in answer.items()}, parameters, limits
@@ -124,12 +124,12 @@ def _how_to_get(quantity: str) -> str:
 
 
 def _pooled(evidence: Evidence, text: str, parameters: int, limits: Limits) -> Allocation:
-    """Every layer's rank of a kind of matrix replaced by the mean over layers."""
+    """Every layer's rank of a matrix type replaced by the mean over layers."""
     ranks = _allocate(evidence, text, parameters, limits).ranks
-    by_kind: dict[tuple[str, int, int], list[int]] = {}
+    by_type: dict[tuple[str, int, int], list[int]] = {}
     for target in evidence.targets:
-        by_kind.setdefault((target.matrix, target.rows, target.cols), []).append(ranks[target.name])
-    real = {t.name: float(np.mean(by_kind[t.matrix, t.rows, t.cols])) for t in evidence.targets}
+        by_type.setdefault((target.matrix, target.rows, target.cols), []).append(ranks[target.name])
+    real = {t.name: float(np.mean(by_type[t.matrix, t.rows, t.cols])) for t in evidence.targets}
     return round_ranks(evidence.targets, real, parameters, limits)
 
 

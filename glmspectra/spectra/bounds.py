@@ -27,10 +27,11 @@ SUMMATION_FACTOR = 2.0
 ABSOLUTE_FLOOR = 1e-10
 
 
-def gram_eigenvalue_error(long: int, short: int) -> float:
-    """Relative 2-norm backward error, eta / lambda_1, of eigenvalues of a Gram matrix.
+def backward_error(long: int, short: int) -> float:
+    """Backward error of a computed spectrum, relative to its largest value.
 
-    The matrix is (short, short), each entry a sum of `long` terms.
+    Of the eigenvalues of a Gram matrix (short, short), each entry a sum of `long` terms, it is eta / lambda_1; of the
+    singular values from an orthogonal factorization of W (long, short) itself, without squaring, eta / sigma_1.
     """
     return float(UNIT_ROUNDOFF * (8.0 + EIGENSOLVER_FACTOR * np.sqrt(short) + SUMMATION_FACTOR * np.sqrt(long)))
 
@@ -38,7 +39,7 @@ def gram_eigenvalue_error(long: int, short: int) -> float:
 def sigma_from_eigenvalues(eigenvalues: FloatArray, relative_error: float) -> tuple[FloatArray, FloatArray]:
     """Singular values, descending, and their error bounds, from eigenvalues of a Gram matrix (ascending or not).
 
-    `relative_error`: eta / lambda_1 as of `gram_eigenvalue_error`. With |lambda - sigma^2| <= eta the true value lies
+    `relative_error`: eta / lambda_1 as of `backward_error`. With |lambda - sigma^2| <= eta the true value lies
     between sqrt(max(lambda - eta, 0)) and sqrt(lambda + eta); the farther end is the bound.
     """
     ordered = np.sort(eigenvalues)[::-1]
@@ -49,11 +50,6 @@ def sigma_from_eigenvalues(eigenvalues: FloatArray, relative_error: float) -> tu
     high = np.sqrt(np.maximum(ordered + eta, 0.0))
     bound = np.maximum(sigma - low, high - sigma) + 4 * UNIT_ROUNDOFF * sigma
     return sigma, bound
-
-
-def backward_stable_error(long: int, short: int) -> float:
-    """Error relative to sigma_1 of every singular value from an orthogonal factorisation of W itself (no squaring)."""
-    return float(UNIT_ROUNDOFF * (8.0 + EIGENSOLVER_FACTOR * np.sqrt(short) + SUMMATION_FACTOR * np.sqrt(long)))
 
 
 def accepted(sigma: FloatArray, bound: FloatArray, rtol: float) -> np.ndarray:

@@ -13,9 +13,9 @@ from glmspectra.spectra.spectrum import FloatArray
 SMALLEST_EIGENVALUE = 1e-5
 # Share of the largest eigenvalues in the Hill estimate, as in the layer-quality studies that use it.
 HILL_SHARE = 0.5
-# Places of a tail at which a candidate's distance is looked at first; and what
+# Indices of a tail at which a candidate's distance is looked at first; and what
 # rounding can put between two ways of computing it.
-PLACES = 64
+PROBES = 64
 ROUNDING = 1e-12
 
 
@@ -57,10 +57,10 @@ def fit_power_law(eigenvalues: FloatArray) -> PowerLaw:
     floors = _distance_floors(logs, alphas, sizes, usable)
     steps = np.arange(count, dtype=np.float64)
     least, best = np.inf, -1
-    for place in np.argsort(floors, kind="stable"):
-        if floors[place] > least + ROUNDING:
+    for index in np.argsort(floors, kind="stable"):
+        if floors[index] > least + ROUNDING:
             break  # no candidate that is left can come below the best
-        i = int(usable[place])
+        i = int(usable[index])
         tail = np.exp((1 - alphas[i]) * (logs[i:] - logs[i]))
         distance = float(np.abs(1 - tail - steps[: count - i] / (count - i)).max())
         if (distance, i) < (least, best):
@@ -71,13 +71,13 @@ def fit_power_law(eigenvalues: FloatArray) -> PowerLaw:
 def _distance_floors(
     logs: FloatArray, alphas: FloatArray, sizes: FloatArray, usable: npt.NDArray[np.intp]
 ) -> FloatArray:
-    """What the Kolmogorov-Smirnov distance of each usable candidate is at least: its largest gap at a few places.
+    """What the Kolmogorov-Smirnov distance of each usable candidate is at least: its largest gap at a few indices.
 
     The distance is a maximum over the whole tail, so a maximum over some of it is a lower bound, and all but a few
     candidates of thousands need not be gone through. Shape (len(usable),).
     """
     floors = np.empty(usable.size)
-    share = np.linspace(0, 1, PLACES)
+    share = np.linspace(0, 1, PROBES)
     for start in range(0, usable.size, 512):  # small enough for the cache
         first = usable[start : start + 512, None]
         size = sizes[first]

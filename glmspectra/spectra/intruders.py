@@ -17,7 +17,7 @@ import torch
 
 from glmspectra.errors import RequestError
 from glmspectra.spectra.blocks import LongView
-from glmspectra.spectra.bounds import gram_eigenvalue_error, sigma_from_eigenvalues
+from glmspectra.spectra.bounds import backward_error, sigma_from_eigenvalues
 from glmspectra.spectra.gram import diagonal_is_finite, full_gram
 from glmspectra.spectra.transfer import to_device
 
@@ -56,7 +56,7 @@ def gram_of_weight(weight: torch.Tensor, device: str | torch.device = "cpu") -> 
     gram = full_gram(view)
     if not diagonal_is_finite(gram):
         raise RequestError("the weight holds NaN or infinity: it has no spectrum.")
-    sigma, vectors, bound = _eigen(gram, gram_eigenvalue_error(view.long, view.short))
+    sigma, vectors, bound = _eigen(gram, backward_error(view.long, view.short))
     return GramOfWeight(gram, sigma, vectors, bound, *weight.shape)
 
 
@@ -113,7 +113,7 @@ def merged_spectrum(
     frobenius = float((inner * (right @ right.T)).sum().clamp_min(0).sqrt())
     terms = (float(base.sigma[0]) + frobenius) ** 2
     largest = max(float(torch.linalg.matrix_norm(gram, ord=torch.inf)), np.finfo(np.float64).tiny)
-    error = gram_eigenvalue_error(view.long, view.short) * max(1.0, terms / largest)
+    error = backward_error(view.long, view.short) * max(1.0, terms / largest)
     sigma, vectors, bound = _eigen((gram + gram.T) / 2, error)
     k = min(directions, len(sigma))
     if base.transposed:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from glmspectra.spectra.blocks import LongView
-from glmspectra.spectra.bounds import backward_stable_error
+from glmspectra.spectra.bounds import backward_error
 from glmspectra.spectra.spectrum import FloatArray
 
 # Columns of the block beyond k, as in Halko, Martinsson & Tropp, SIAM Review 53(2), 2011, sec. 4.2 (5 to 10).
@@ -98,10 +98,10 @@ def topk_values(view: LongView, k: int, rtol: float) -> tuple[FloatArray, FloatA
     """The k largest singular values, descending, and a bound for each.
 
     The bound is the residual plus rounding. It says that a singular value lies that close to each returned one, and a
-    returned value never exceeds the true one of its place by more than rounding; that none was missed between them
-    rests on the random start, as in every method of this kind: with fewer block columns than a value has copies, some
+    returned value never exceeds the true one of its rank by more than rounding; that none was missed between them
+    rests on the random start, as in every such method: with fewer block columns than a value has copies, some
     copies are missed (the block here has k + 10).
     """
     values, residual, _, _ = leading_triplets(view, k, rtol, max_restarts=MAX_RESTARTS)
     scale = values[0] if values.size else 0.0
-    return values, residual + backward_stable_error(view.long, view.short) * scale
+    return values, residual + backward_error(view.long, view.short) * scale

@@ -70,7 +70,7 @@ def factor_noise_floor(left: torch.Tensor, right: torch.Tensor, scale: float = 1
 
     A stored entry x carries an error of at most ulp/2 <= eps/2 |x|, spread evenly: standard deviation eps |x|
     / sqrt(12). Such noise E_left (rows, r) has spectral norm about std (sqrt(rows) + sqrt(r)) and enters as
-    E_left @ right, likewise on the other side. Directions of the product below this floor cannot be told from
+    E_left @ right, likewise on the other side. Directions of the product below this floor cannot be distinguished from
     rounding: a planted delta of rank 3 in factors of rank 16 has thirteen of them.
     """
     if left.numel() == 0 or right.numel() == 0:

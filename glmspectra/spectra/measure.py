@@ -14,8 +14,7 @@ from glmspectra.spectra.batched_eigenvalues import LARGEST_BATCH, batched_eigenv
 from glmspectra.spectra.blocks import LongView
 from glmspectra.spectra.bounds import (
     accepted,
-    backward_stable_error,
-    gram_eigenvalue_error,
+    backward_error,
     sigma_from_eigenvalues,
 )
 from glmspectra.spectra.eigenvalues import symmetric_eigenvalues
@@ -153,7 +152,7 @@ class _Part:
 
     def spectrum(self, eigenvalues: FloatArray, rtol: float) -> Spectrum:
         view = self.view
-        sigma, bound = sigma_from_eigenvalues(eigenvalues, gram_eigenvalue_error(view.long, view.short))
+        sigma, bound = sigma_from_eigenvalues(eigenvalues, backward_error(view.long, view.short))
         sigma, bound, method = _secured(view, sigma, bound, rtol)
         rows, cols = view.weight.shape
         return Spectrum(sigma, bound, rows, cols, method, self.frobenius, self.start)
@@ -221,7 +220,7 @@ def _secured(view: LongView, sigma: FloatArray, bound: FloatArray, rtol: float) 
         values = torch.linalg.svdvals(factor, driver="gesvd").cpu().numpy()
     else:
         values = np.linalg.svd(factor.numpy(), compute_uv=False)
-    error = backward_stable_error(view.long, view.short) * values[0]
+    error = backward_error(view.long, view.short) * values[0]
     return values, np.full_like(values, error), "svd"
 
 

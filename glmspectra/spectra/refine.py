@@ -12,7 +12,7 @@ import torch
 from scipy.linalg import lapack
 
 from glmspectra.spectra.blocks import LongView
-from glmspectra.spectra.bounds import ABSOLUTE_FLOOR, UNIT_ROUNDOFF, accepted, backward_stable_error
+from glmspectra.spectra.bounds import ABSOLUTE_FLOOR, UNIT_ROUNDOFF, accepted, backward_error
 from glmspectra.spectra.krylov import krylov_basis, rayleigh_ritz, start_block, thin_svd
 from glmspectra.spectra.spectrum import FloatArray
 
@@ -113,7 +113,7 @@ def _certified(
     """
     ritz, _, _, residual = rayleigh_ritz(view, block)
     order = sigma.size
-    rounding = backward_stable_error(view.long, view.short) * float(sigma[0])
+    rounding = backward_error(view.long, view.short) * float(sigma[0])
     for count in range(failing, ritz.size + 1):
         kept = order - count - 1
         floor = float(sigma[kept] - bound[kept]) if kept >= 0 else np.inf

@@ -1,7 +1,7 @@
 """The noise that a stored type puts into the difference of two checkpoints, and the bulk edge of that noise.
 
 W_tuned - W_base of stored half precision is delta-W plus the rounding of W_tuned to its type. The noise is
-full rank: a bf16 merge of a rank-8 update shows an effective rank of hundreds. Its edge can be told from the
+full rank: a bf16 merge of a rank-8 update shows an effective rank of hundreds. Its edge can be distinguished from the
 stored weights alone.
 """
 

@@ -25,7 +25,7 @@ from glmspectra.spectra.spectrum import FloatArray
 
 # Entries of a part that its scale is read from: it is then known to 0.2 %, within the width of an edge of order 4096.
 SAMPLE = 1 << 18
-# Places at which the density is computed; the median is good to 1e-4.
+# Points at which the density is computed; the median is good to 1e-4.
 GRID = 1500
 
 
@@ -82,8 +82,8 @@ def stacked_bulk_median(noises: Sequence[float], rows: Sequence[int], cols: int)
     top = 1.05 * stacked_noise_edge(noises, rows, cols) ** 2 / unit
     angles = (np.arange(GRID) + 0.5) * (np.pi / GRID)
     # Finer towards both ends: the density has square-root edges, and for a square matrix no bound at 0.
-    places = top / 2 * (1 - np.cos(angles))
-    mass = _density(places, variances / unit, counts, cols) * np.sin(angles)
+    points = top / 2 * (1 - np.cos(angles))
+    mass = _density(points, variances / unit, counts, cols) * np.sin(angles)
     below = np.cumsum(mass) / mass.sum()
     last = int(np.searchsorted(below, 0.5))
     before = below[last - 1] if last else 0.0
@@ -91,22 +91,22 @@ def stacked_bulk_median(noises: Sequence[float], rows: Sequence[int], cols: int)
     return unit * float(top / 2 * (1 - np.cos(angle)))
 
 
-def _density(places: FloatArray, variances: FloatArray, counts: FloatArray, cols: int) -> FloatArray:
-    """Im s(x) at each place x > 0, shape (n,): of the roots of the equation as a polynomial the one with Im > 0."""
+def _density(points: FloatArray, variances: FloatArray, counts: FloatArray, cols: int) -> FloatArray:
+    """Im s(x) at each point x > 0, shape (n,): of the roots of the equation as a polynomial the one with Im > 0."""
     product = np.array([1.0])  # of (1 + t_p s), highest power first
     for variance in variances:
         product = np.polymul(product, [variance, 1.0])
     rest = np.zeros(1)
     for skipped, (variance, count) in enumerate(zip(variances, counts, strict=True)):
         others = np.array([count * variance])
-        for place, other in enumerate(variances):
-            others = np.polymul(others, [other, 1.0]) if place != skipped else others
+        for index, other in enumerate(variances):
+            others = np.polymul(others, [other, 1.0]) if index != skipped else others
         rest = np.polyadd(rest, others)
     constant = np.polysub(cols * product, np.polymul(rest, [1.0, 0.0]))  # all that is not multiplied by x
     leading = np.polymul(product, [1.0, 0.0])
     degree = leading.size - 1
-    coefficients = places[:, None] * leading + np.concatenate([np.zeros(leading.size - constant.size), constant])
-    companion = np.zeros((places.size, degree, degree))
+    coefficients = points[:, None] * leading + np.concatenate([np.zeros(leading.size - constant.size), constant])
+    companion = np.zeros((points.size, degree, degree))
     companion[:, 0, :] = -coefficients[:, 1:] / coefficients[:, :1]
     companion[:, np.arange(1, degree), np.arange(degree - 1)] = 1.0
     found: FloatArray = np.linalg.eigvals(companion).imag.max(axis=1)

@@ -77,7 +77,7 @@ def summarize_spectrum(
     whose smallest value is one has an infinite condition number.
 
     - frobenius_norm sqrt(sum sigma^2); spectral_norm sigma_1; nuclear_norm sum sigma.
-    - condition_number sigma_1 / sigma_min; inf when sigma_min is 0 or cannot be told from it.
+    - condition_number sigma_1 / sigma_min; inf when sigma_min is 0 or cannot be distinguished from it.
     - stable_rank ||W||_F^2 / sigma_1^2 (Rudelson & Vershynin, J. ACM 54(4), 2007).
     - effective_rank exp of the entropy of sigma / sum sigma (Roy & Vetterli, EUSIPCO 2007, eq. 3).
     - participation_ratio (sum sigma^2)^2 / sum sigma^4.

@@ -126,18 +126,18 @@ def take_tallies(weight: torch.Tensor, ranges: Mapping[str, slice], edges: Float
 
 
 def order_ranks(total: int) -> IntArray:
-    """0-based ranks of the minimum, the QUANTILES ('lower' kind) and the maximum among `total` sorted values."""
+    """0-based ranks of the minimum, the QUANTILES (numpy's 'lower') and the maximum among `total` sorted values."""
     inner = (int(np.floor(q * (total - 1))) for q in QUANTILES.values())
     return np.array([0, *inner, total - 1], dtype=np.int64)
 
 
 def bin_counts(values: FloatArray, counts: IntArray, edges: FloatArray) -> IntArray:
     """Counts per bin; a value on an edge goes to the side away from zero, which is where its prefix lies."""
-    place = np.where(
+    bins = np.where(
         values >= 0, np.searchsorted(edges, values, side="right") - 1, np.searchsorted(edges, values, side="left") - 1
     )
-    place = np.clip(place, 0, edges.size - 2)
-    return np.bincount(place, weights=counts, minlength=edges.size - 1).astype(np.int64)
+    bins = np.clip(bins, 0, edges.size - 2)
+    return np.bincount(bins, weights=counts, minlength=edges.size - 1).astype(np.int64)
 
 
 def squared_norms(weight: torch.Tensor) -> tuple[FloatArray, FloatArray]:

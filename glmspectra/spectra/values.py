@@ -68,7 +68,7 @@ def value_distribution(
     For float16 and bfloat16 every column is exact (counts of all 65,536 values) up to float64 rounding. For float32
     moments, quantiles, extremes, shares and norms are exact in the same sense; the fits and their distances work on
     bins that are at most 0.8 % wide. Float64 weights are rounded to float32 for the quantiles, fits and histogram.
-    Quantiles are of the 'lower' kind: a value that occurs. Raises RequestError for a weight that is not 2-D floating,
+    Quantiles are numpy's 'lower': a value that occurs. Raises RequestError for a weight that is not 2-D floating,
     or bad edges. `read_values` and `distribution_of` are the two halves of this, the device's and the processor's.
     """
     tallies = read_values(weight, parts, edges=edges)

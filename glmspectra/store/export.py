@@ -1,4 +1,4 @@
-"""`singular_value.jsonl`: one JSON object a layer, for people whose notebooks read that form.
+"""`singular_value.jsonl`: one JSON object a layer, for people whose notebooks read that format.
 
 The file of the study this project grew from (ShayDuane/ChatGlm2-6B_LoRa): line i is layer i, and each of its
 four keys holds all singular values of one matrix, descending.
@@ -24,7 +24,7 @@ MATRIX_OF_KEY = {
 
 
 def check_jsonl(measured: Collection[tuple[int, str]], where: str) -> None:
-    """Raise RequestError unless every layer among the pairs of layer and matrix has the four matrices of the form.
+    """Raise RequestError unless every layer among the pairs of layer and matrix has the four matrices of the format.
 
     A sweep may take hours: ask before it, not after. where: what is looked at, for the message.
     """
@@ -47,7 +47,7 @@ def export_jsonl(run: Run, path: Path | None = None) -> Path:
     It goes to the run's folder unless `path` says otherwise.
 
     Raises:
-        RequestError: A layer lacks one of the four matrices, as those of other architectures do: the form has no place
+        RequestError: A layer lacks one of the four matrices, as those of other architectures do: there is no place
             for a hole.
     """
     table = run.singular_values

@@ -70,7 +70,7 @@ class Request:
 
     @property
     def key(self) -> str:
-        """The request's place in the manifest: a later request of the same key replaces it."""
+        """The request's key in the manifest: a later request of the same key replaces it."""
         quantity = self.quantity if self.step is None else f"{self.quantity}@{self.step}"
         return f"{quantity}/{self.kind}"
 
@@ -92,12 +92,12 @@ class Source:
     name: str
     fingerprint: str
     path: str = ""
-    form: str = ""
+    format: str = ""
     files: tuple[Mapping[str, Any], ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_manifest(self) -> dict[str, Any]:
-        facts = {"name": self.name, "path": self.path, "form": self.form, "fingerprint": self.fingerprint}
+        facts = {"name": self.name, "path": self.path, "form": self.format, "fingerprint": self.fingerprint}
         details = {"details": dict(self.details)} if self.details else {}
         found: dict[str, Any] = plain({**facts, "files": [dict(file) for file in self.files], **details})
         return found
@@ -149,7 +149,7 @@ class _Manifest(BaseModel):
 
 
 class _AnyManifest(BaseModel):
-    """The least that a manifest of another schema must hold to be told from no manifest at all."""
+    """The least that a manifest of another schema must hold to be distinguished from no manifest at all."""
 
     model_config = ConfigDict(extra="allow")
 

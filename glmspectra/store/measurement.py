@@ -33,7 +33,7 @@ class Measurement:
     rows: one dict a part with the identity columns and those columns of `matrices` that `kind` may fill.
     singular_values: part -> (sigma, error_bound), float64 of equal length, sigma descending (kind
     'spectrum'). histograms: part -> (edges of length bins + 1, counts of length bins) (kind 'values').
-    position: place of the matrix in its checkpoint's depth order; rows of the tables are sorted by it.
+    position: index of the matrix in its checkpoint's depth order; rows of the tables are sorted by it.
     """
 
     kind: str

@@ -150,7 +150,7 @@ class RunStore:
             _remove(self.vectors_path(request, name))
 
     def _files_were_rewritten(self, before: Mapping[str, Any]) -> bool:
-        """Whether a file at the same place has another time of change than when the run began.
+        """Whether a file at the same path has another time of change than when the run began.
 
         A fingerprint that samples a large file does not see a few changed bytes; whoever made the fingerprint
         gives such files a `modified`, and where that has changed nothing finished is trusted.
@@ -181,7 +181,7 @@ class RunStore:
         if found["checkpoint"]["fingerprint"] != self.source.fingerprint:
             raise StoreError(
                 f"{self.folder} holds a run of another checkpoint (fingerprint {found['checkpoint']['fingerprint']}, "
-                f"not {self.source.fingerprint}); choose another place with --out."
+                f"not {self.source.fingerprint}); choose another folder with --out."
             )
         if found["schema"] != SCHEMA_VERSION:
             return empty

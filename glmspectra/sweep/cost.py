@@ -82,8 +82,9 @@ def spectrum_flops(shapes: Iterable[tuple[int, int]]) -> int:
 def spectrum_memory(record: "TensorRecord", split: "Split" = "no", device: str = "cpu") -> int:
     """Bytes held beside the mapped file while one matrix is worked on, by its Gram matrix, on 'cpu' or 'cuda:N'.
 
-    Measured on a CPU: 102 MiB at order 2048 (96 told), 121 and 142 at 3072 (128), 222 at 4096 (193). Where squaring has
-    lost the small end of a spectrum, a QR factorisation holds up to three matrices of the Gram matrix's size instead.
+    Measured on a CPU: 102 MiB at order 2048 (estimated 96), 121 and 142 at 3072 (128), 222 at 4096 (193). Where
+    squaring has lost the small end of a spectrum, a QR factorization holds up to three matrices of the size of
+    the Gram matrix instead.
     """
     rows, columns = record.rows, record.columns
     order = min(rows, columns)

@@ -41,7 +41,7 @@ class DeltaResult:
     measured: int
     seconds: float
     device: str
-    kinds: list[str]
+    tuned_by: list[str]
     notes: list[str]
     nonfinite: list[str]
     first: bool
@@ -107,7 +107,7 @@ def measure_delta(plan: DeltaPlan, root: Path) -> DeltaResult:
             measured,
             time.monotonic() - start,
             device,
-            list(dict.fromkeys(state.kind for state in plan.states)),
+            list(dict.fromkeys(state.tuned_by for state in plan.states)),
             plan.notes,
             [name for name in manifest["nonfinite"] if name in asked],
             processes.rank == 0,

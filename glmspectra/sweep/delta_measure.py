@@ -55,12 +55,12 @@ class DeltaMeasurer:
         self.requests: dict[tuple[str, int], Request] = {}
         for index, state in enumerate(plan.states):
             mine = tuple(name for name in names if name in state.names)
-            how = {**asked, "kind": state.kind}
+            how = {**asked, "kind": state.tuned_by}
             self.requests["delta", index] = Request("spectrum", mine, how, "delta", state.where.step)
             if options.against_base:
                 self.requests["merged", index] = Request("spectrum", mine, how, "merged", state.where.step)
             if state.moments:
-                metric = {"optimizer": stamp_of(state), "kind": state.kind}
+                metric = {"optimizer": stamp_of(state), "kind": state.tuned_by}
                 covered = tuple(name for name in mine if state.names[name] in state.moments)
                 for quantity in POWERS:
                     self.requests[quantity, index] = Request("spectrum", covered, metric, quantity, state.where.step)
@@ -77,7 +77,7 @@ class DeltaMeasurer:
         states = [
             index
             for index, state in enumerate(self.plan.states)
-            if name in state.names and wanted & {(kind, index) for kind in ("delta", "merged", *POWERS)}
+            if name in state.names and wanted & {(quantity, index) for quantity in ("delta", "merged", *POWERS)}
         ]
         for expert, part in enumerate(record.matrix_parts):
             for key, measurement in self._measure_matrix(record, expert, part.name, wanted, states):

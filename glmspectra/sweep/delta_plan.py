@@ -165,12 +165,12 @@ def plan_delta(base: Path | str | None, tuned: Path | str, options: DeltaOptions
 
 
 def _base_is_missing(tuned: Path | str, states: list[State]) -> str:
-    kinds = sorted({state.kind for state in states if state.needs_base and state.adapter is not None})
+    methods = sorted({state.tuned_by for state in states if state.needs_base and state.adapter is not None})
     if any(state.adapter is None for state in states):
         what = "is a model, no adapter: what changed"
     else:
-        what = f"is an adapter, of which {' and '.join(kinds) or '--against-base'}"
-    return f"{tuned} {what} cannot be told without the base weights; write glmspectra delta BASE TUNED."
+        what = f"is an adapter, of which {' and '.join(methods) or '--against-base'}"
+    return f"{tuned} {what} cannot be computed without the base weights; write glmspectra delta BASE TUNED."
 
 
 def _named_base(states: list[State]) -> Path | None:
@@ -293,18 +293,22 @@ def _selected_without_base(states: list[State], options: DeltaOptions) -> list[T
                 found[name] = record_of(name, state.adapter.change(name).shape)
     records = sorted(found.values(), key=lambda record: record.depth_order)
     layers = parse_layers(options.layers, {r.layer for r in records if r.layer is not None})
-    kinds = [kind.strip() for kind in (options.matrices or "").split(",") if kind.strip() and options.matrices != "all"]
+    patterns = [
+        pattern.strip()
+        for pattern in (options.matrices or "").split(",")
+        if pattern.strip() and options.matrices != "all"
+    ]
     chosen = [
         record
         for record in records
         if (layers is None or record.layer in layers)
-        and (not kinds or any(fnmatchcase(record.matrix, kind) for kind in kinds))
+        and (not patterns or any(fnmatchcase(record.matrix, pattern) for pattern in patterns))
         and (not options.include or any(fnmatchcase(record.name, glob) for glob in options.include))
         and not any(fnmatchcase(record.name, glob) for glob in options.exclude)
     ]
     if not chosen:
-        kinds_there = ", ".join(sorted({record.matrix for record in records}))
-        raise RequestError(f"the selection leaves nothing of what the adapter changes: {kinds_there}.")
+        types_there = ", ".join(sorted({record.matrix for record in records}))
+        raise RequestError(f"the selection leaves nothing of what the adapter changes: {types_there}.")
     return chosen
 
 
@@ -333,7 +337,7 @@ def cost_of(record: TensorRecord, states: list[State], options: DeltaOptions, de
 def _source(base: Checkpoint | None, states: list[State], tuned: Path | str) -> Source:
     """The run's identity: the content of all states.
 
-    The base is told in the details, as `suggest-rank` needs it.
+    The base is stored in the details, as `suggest-rank` needs it.
     """
     files = list(_files(states))
     path = Path(tuned).resolve()
@@ -342,13 +346,13 @@ def _source(base: Checkpoint | None, states: list[State], tuned: Path | str) -> 
         name = f"{path.parent.name}_{name}"
     details: dict[str, Any] = {
         "base": None if base is None else {"name": base.name, "fingerprint": base.fingerprint, "path": str(base.path)},
-        "states": [{"path": str(s.where.path), "step": s.where.step, "kind": s.kind} for s in states],
+        "states": [{"path": str(s.where.path), "step": s.where.step, "kind": s.tuned_by} for s in states],
     }
     if base is not None and (found := left_out_facts(base)):
         details["left_out"] = found
     fingerprint = fingerprint_set((file["name"], file["size"], file["fingerprint"]) for file in files)
-    form = "adapter" if all(state.adapter is not None for state in states) else "difference"
-    return Source(name, fingerprint, str(path), form, tuple(files), details)
+    file_format = "adapter" if all(state.adapter is not None for state in states) else "difference"
+    return Source(name, fingerprint, str(path), file_format, tuple(files), details)
 
 
 def _files(states: list[State]) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from glmspectra.checkpoint.adapter.lora_file import bring_to, open_lora_file
 from glmspectra.checkpoint.adapter.moments import SecondMoments
 from glmspectra.checkpoint.adapter.run_folder import TunedCheckpoint
 from glmspectra.checkpoint.fingerprint import FileIdentity, check_unchanged, identity_of
-from glmspectra.checkpoint.names import IN_LAYERS, place_of
+from glmspectra.checkpoint.names import IN_LAYERS, parse_name
 from glmspectra.device import dtype_name
 from glmspectra.errors import CheckpointError
 from glmspectra.language import listed, text
@@ -47,17 +47,17 @@ class State:
             self.checkpoint.check_unchanged(self.names[name])
 
     @property
-    def kind(self) -> str:
+    def tuned_by(self) -> str:
         """The adapter's method, or 'difference'."""
-        return self.adapter.kind if self.adapter is not None else "difference"
+        return self.adapter.peft_method if self.adapter is not None else "difference"
 
     @property
     def needs_base(self) -> bool:
-        """Whether some change cannot be told without the base's weights."""
+        """Whether some change cannot be computed without the base's weights."""
         return self.adapter is None or self.adapter.needs_base
 
     def needs_weight(self, name: str) -> bool:
-        """Whether the change of this one weight cannot be told without it."""
+        """Whether the change of this one weight cannot be computed without it."""
         if self.adapter is None:
             return True
         return not self.changes[name].low_rank if name in self.changes else False
@@ -159,18 +159,18 @@ def more_rows(name: str, rows: int, more: int, path: Path) -> str:
 
 def alias_record(base: Checkpoint, name: str, source: str) -> TensorRecord:
     """The record of a weight that the base ties to `source`."""
-    place = place_of(name)
+    parsed = parse_name(name)
     return replace(
-        base.tensors[source], name=name, layer=place.layer, matrix=place.names[0], depth_order=place.order,
-        is_layer_matrix=False, is_recognised=place.recognised, fused_parts=(), head_parts=(),
+        base.tensors[source], name=name, layer=parsed.layer, matrix=parsed.names[0], depth_order=parsed.order,
+        is_layer_matrix=False, is_recognised=parsed.recognised, fused_parts=(), head_parts=(),
     )  # fmt: skip
 
 
 def record_of(name: str, shape: tuple[int, int]) -> TensorRecord:
     """The record of a weight of which only an adapter is known."""
-    place = place_of(name)
+    parsed = parse_name(name)
     return TensorRecord(
-        name=name, shape=shape, dtype="unknown", nbytes=0, file="", quantization=None, layer=place.layer,
-        matrix=place.names[0], depth_order=place.order, is_layer_matrix=place.zone == IN_LAYERS,
-        is_recognised=place.recognised, floating=True, rows=shape[0], columns=shape[1],
+        name=name, shape=shape, dtype="unknown", nbytes=0, file="", quantization=None, layer=parsed.layer,
+        matrix=parsed.names[0], depth_order=parsed.order, is_layer_matrix=parsed.zone == IN_LAYERS,
+        is_recognised=parsed.recognised, floating=True, rows=shape[0], columns=shape[1],
     )  # fmt: skip

@@ -57,8 +57,8 @@ def compare_adapters(first: Path, second: Path, initial: Path | None = None) -> 
     for adapter in (one, other):
         if adapter.needs_base:
             raise RequestError(
-                f"{adapter.path}: the change that {adapter.kind} makes is no product of factors, so that it cannot be "
-                "compared without the base."
+                f"{adapter.path}: the change that {adapter.peft_method} makes is no product of factors, so it cannot "
+                "be compared without the base."
             )
     shared = [name for name in one.names if name in set(other.names)]
     if not shared:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which checkpoint the rows are about; positions: name of a tensor -> its place in depth order."""
+    """Which checkpoint the rows are about; positions: name of a tensor -> its index in depth order."""
 
     checkpoint: str
     fingerprint: str
@@ -200,7 +200,7 @@ def _blocks_to_compare(weight: torch.Tensor, record: "TensorRecord", options: Sw
 
 
 def unreadable(kind: str, record: "TensorRecord", identity: Identity) -> Measurement:
-    """The row of a weight that cannot be read (`record.fault` says why): its place, and no number."""
+    """The row of a weight that cannot be read (`record.fault` says why): its identity, and no number."""
     row = identity.row(record, WHOLE, record.rows, 0.0, "unreadable")
     return Measurement(kind, "weight", None, record.name, identity.positions[record.name], [row])
 

@@ -40,7 +40,7 @@ def sweep_quantization_error(
     stored_so = [record.name for record in records if record.quantization]
     if stored_so:
         raise RequestError(
-            f"{checkpoint.path}: {stored_so[0]} is stored quantised already; what that left out cannot be told from it."
+            f"{checkpoint.path}: {stored_so[0]} is stored quantised already; what that left out is lost."
         )
     names = tuple(record.name for record in records)
     request = Request("spectrum", names, {"form": quantization, "method": "topk", "top_k": top_k}, "quant_error")

@@ -1,6 +1,6 @@
 """One process's share of a sweep: what it measures of the matrices, batch by batch.
 
-Matrices are in work in three places at a time: one is read from the disk, one batch computed, and one batch, of which
+Matrices are in work in three stages at a time: one is read from the disk, one batch computed, and one batch, of which
 only numbers are left, summarised and written by the processor. A batch is one matrix on a CPU, as many as memory and
 the solver's gain allow on a CUDA device.
 """
@@ -104,7 +104,7 @@ class Batch:
         self._identity, self._options, self._gathering = identity, options, gathering
         self._together = SpectraTogether(identity, options) if size > 1 else None
         self._steps: list[Callable[[], None]] = []
-        self._waiting: list[tuple[int, Request]] = []  # place in `_steps` of each spectrum that is solved together
+        self._waiting: list[tuple[int, Request]] = []  # index in `_steps` of each spectrum that is solved together
         self._begun = 0
 
     @property
@@ -134,8 +134,8 @@ class Batch:
     def solve(self) -> list[Callable[[], None]]:
         """What is left for the processor: summaries, writing, progress."""
         if self._together is not None:
-            for (place, request), spectrum in zip(self._waiting, self._together.solve(), strict=True):
-                self._steps[place] = self._taken(request, spectrum)
+            for (index, request), spectrum in zip(self._waiting, self._together.solve(), strict=True):
+                self._steps[index] = self._taken(request, spectrum)
         return self._steps
 
     def _taken(self, request: Request, finish: Callable[[], Any]) -> Callable[[], None]:

@@ -56,7 +56,7 @@ def source_of(checkpoint: "Checkpoint") -> Source:
     path = readable(checkpoint.path.resolve())
     found = left_out_facts(checkpoint)
     details = {"left_out": found} if found else {}
-    return Source(checkpoint.name, checkpoint.fingerprint, path, checkpoint.form, files, details)
+    return Source(checkpoint.name, checkpoint.fingerprint, path, checkpoint.format, files, details)
 
 
 def sweep(

@@ -67,7 +67,7 @@ def joined(items: list[str]) -> str:
 
 
 class Writer:
-    """Draws documents; each public method writes one kind."""
+    """Draws documents; each public method writes one subject."""
 
     def __init__(self, seed: int):
         self.random = random.Random(seed)
@@ -183,8 +183,8 @@ class Writer:
         return "，".join(lines) + "。"
 
     def document(self) -> str:
-        kinds: list[Callable[[], str]] = [self.illness_article, self.clinic, self.food_article, self.story, self.sums]
-        return self.random.choices(kinds, weights=[6, 6, 2, 4, 1])[0]()
+        writers: list[Callable[[], str]] = [self.illness_article, self.clinic, self.food_article, self.story, self.sums]
+        return self.random.choices(writers, weights=[6, 6, 2, 4, 1])[0]()
 
 
 def documents() -> tuple[list[str], list[str]]:

@@ -33,7 +33,7 @@ def tuned():
 
 
 def planted(wrong_seeds):
-    """Full training prefers METRIC, then DELTA, the kind, uniform; the test takes DELTA for the best in some seeds."""
+    """Full training prefers METRIC, then DELTA, the type, uniform; the test takes DELTA for the best in some seeds."""
     full = dict(zip(ARMS, (1.0, 0.8, 0.7, 0.9), strict=True))
     lines = tuned()
     for number, seed in enumerate(controls.SEEDS):

@@ -312,7 +312,7 @@ class Told(Facts):
         return self.given
 
 
-def told(facts, parts, sizes):
+def results(facts, parts, sizes):
     found = Told(facts.base, facts.rows, facts.task, facts.folder, 1e-2, 8, 2)
     found.given = [Pilot(sizes, sizes, sizes, sizes, one) for one in parts]
     return found
@@ -325,16 +325,16 @@ def test_loss_change_gives_more_to_layers_that_lowered_the_loss_more(facts, base
     parts = dict.fromkeys(base.modules, 0.01) | dict(zip(alike, (-0.2, 0.02, 0.1, 0.5), strict=True))
     # The mean over pilots counts: one pilot's negative part makes no layer worthless.
     pilots = [parts | {alike[1]: -0.02}, parts | {alike[1]: 0.06}, parts]
-    found = ARMS["delta-loss-change"](told(facts, pilots, sizes), budget, 5)
+    found = ARMS["delta-loss-change"](results(facts, pilots, sizes), budget, 5)
     ranks_ = [found[name] for name in alike]
     assert ranks_[0] == 0
     assert 0 < ranks_[1] < ranks_[2] < ranks_[3]
     assert sum(found[t.module] * t.cost for t in facts.targets) <= budget
     louder = sizes | {alike[1]: 100 * sizes[alike[1]]}
-    assert ARMS["delta-loss-change"](told(facts, pilots, louder), budget, 5) == found, (
+    assert ARMS["delta-loss-change"](results(facts, pilots, louder), budget, 5) == found, (
         "only the shape of delta-W counts"
     )
-    assert ARMS["delta-threshold"](told(facts, pilots, louder), budget, 5)[alike[1]] > ranks_[1]
+    assert ARMS["delta-threshold"](results(facts, pilots, louder), budget, 5)[alike[1]] > ranks_[1]
 
 
 @pytest.mark.parametrize(

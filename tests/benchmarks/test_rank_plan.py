@@ -279,7 +279,7 @@ def test_the_whole_study_runs_to_its_end_in_order(monkeypatch):
         ended = running.pop(chance.randrange(len(running)))
         lines += [line_of_job(job, loss(job)) for job in ended]
     assert len(set(given)) == len(given) == len(lines)
-    assert all(told.split(": ")[1].startswith("0 jobs") for told in plan(lines, 240).splitlines())
+    assert all(said.split(": ")[1].startswith("0 jobs") for said in plan(lines, 240).splitlines())
     tuned = {arm: best_rate(lines, "chatglm2", "medical", arm, MIDDLE) for arm in ("adalora", "random", "uniform")}
     assert tuned == {"adalora": 3.2e-2, "random": 1e-3, "uniform": 8e-3}
     tested = {(job.base, job.task, job.arm, job.seed) for job in given if job.part == "test"}
@@ -294,29 +294,29 @@ def line_of_job(job, loss):
 
 
 def test_the_plan_counts_what_is_open_and_how_long_it_takes():
-    told = plan([], 240).splitlines()
-    assert len(told) == len(SETTINGS) * len(STAGES)
-    assert told[0] == "smollm2 medical rates: 34 jobs, unknown time"
+    said = plan([], 240).splitlines()
+    assert len(said) == len(SETTINGS) * len(STAGES)
+    assert said[0] == "smollm2 medical rates: 34 jobs, unknown time"
     open_grid = "The grid of rates of uniform at r 4 on smollm2 and medical is open (next 0.004, 0.008)"
-    assert told[1].startswith(f"smollm2 medical screen: {open_grid}")
+    assert said[1].startswith(f"smollm2 medical screen: {open_grid}")
     lines = closed()
-    told = plan(lines, 240).splitlines()
+    said = plan(lines, 240).splitlines()
     # 60 s for 15 jobs; a confirming seed's three pilots of 80 steps are one more run of 240
-    assert told[:4] == [
+    assert said[:4] == [
         "smollm2 medical rates: 0 jobs, about 0 min",
         f"smollm2 medical screen: {4 * len(ARMS)} jobs, about {4 * len(ARMS) * 4 / 60:.0f} min",
         "smollm2 medical confirm: 300 jobs, about 21 min",
         "smollm2 medical curve: 30 jobs, about 2 min",
     ]
-    assert told[4] == "chatglm2 medical rates: 68 jobs, unknown time"
+    assert said[4] == "chatglm2 medical rates: 68 jobs, unknown time"
     assert "smollm2 medical confirm: 300 jobs, about 41 min" in plan(lines, 480), "pilots stay as long as they are"
     alone = [*lines, line(8e-3, 1.0, seed=99, jobs_in_group=1)]
-    assert plan(alone, 240).splitlines() == told, "a job that ran alone tells nothing of a group's"
+    assert plan(alone, 240).splitlines() == said, "a job that ran alone tells nothing of a group's"
     lines += screening({})
     lines += closed("smollm2", "python")
-    told = plan(lines, 240)
-    assert "smollm2 medical confirm: 360 jobs, about 25 min" in told, "the challenger's too"
-    assert "smollm2 python confirm: 180 jobs, about 13 min" in told
+    said = plan(lines, 240)
+    assert "smollm2 medical confirm: 360 jobs, about 25 min" in said, "the challenger's too"
+    assert "smollm2 python confirm: 180 jobs, about 13 min" in said
 
 
 def test_arms_are_compared_with_the_kind_alone_in_a_family_of_their_own():

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from rank_study import beyond, controls, rivals
 from rank_study import facts as facts_module
 from rank_study.bases import EOS, byte_text, byte_tokens
-from rank_study.control_arms import BY_KIND, CONTROLS, PEFT_ARMS
+from rank_study.control_arms import BY_MATRIX, CONTROLS, PEFT_ARMS
 from rank_study.facts import consensus_of, input_moments, output_sizes, second_order_sizes, train_jobs
 from rank_study.many_adapters import SideBySide
 from rank_study.peft_arms import run_peft
@@ -243,29 +243,29 @@ def test_a_kind_of_matrix_has_a_rate_of_its_own(base, rows):
         torch.testing.assert_close(up[0], twice.get(name, 1.0) * up[1], rtol=1e-3, atol=1e-9)  # AdamW's first step
 
 
-def test_rates_by_kind_take_the_best_factor_of_each_kind():
+def test_rates_by_matrix_type_take_the_best_factor_of_each():
     where, lines = ("neox", "medical"), []
     better = {"dense": 2.0, "dense_h_to_4h": 0.5}
 
     def loss(job):
         found = abs(math.log(job.rate / 5.6e-3))
-        for told in job.arm.partition(":")[2].split(",") if ":" in job.arm else []:
-            kind, factor = told.split("=")
-            found += -0.1 if better.get(kind) == float(factor) else 0.1 * (float(factor) != 1)
+        for results in job.arm.partition(":")[2].split(",") if ":" in job.arm else []:
+            matrix, factor = results.split("=")
+            found += -0.1 if better.get(matrix) == float(factor) else 0.1 * (float(factor) != 1)
         return 5.0 + found
 
-    stage = controls.Stage("controls", *where, ("uniform", BY_KIND), (4,), 1, (400,))
+    stage = controls.Stage("controls", *where, ("uniform", BY_MATRIX), (4,), 1, (400,))
     for _ in range(12):
         jobs = controls.open_jobs(stage, controls.Found(lines))
         lines += [{**vars(job), "loss": loss(job)} for job in jobs]
     assert not jobs
-    told = "query_key_value=1,dense=2,dense_h_to_4h=0.5,dense_4h_to_h=1"
-    assert {line["arm"] for line in lines if line["part"] == "test"} == {"uniform", f"{BY_KIND}:{told}"}
-    assert controls.Found(lines).losses(*where, BY_KIND, 4, "test")
-    assert set(controls.KINDS["neox"]) == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
+    results = "query_key_value=1,dense=2,dense_h_to_4h=0.5,dense_4h_to_h=1"
+    assert {line["arm"] for line in lines if line["part"] == "test"} == {"uniform", f"{BY_MATRIX}:{results}"}
+    assert controls.Found(lines).losses(*where, BY_MATRIX, 4, "test")
+    assert set(controls.MATRICES["neox"]) == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
 
 
-def test_plop_places_one_rank_on_half_of_the_kinds(base, rows, tmp_path):
+def test_plop_places_one_rank_on_half_of_the_matrix_types(base, rows, tmp_path):
     facts = facts_module.Facts(base, rows["train"], "medical", tmp_path, 2e-3, 8, 2)
     budget = 2 * sum(target.cost for target in facts.targets)
     kept = {}

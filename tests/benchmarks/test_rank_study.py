@@ -105,8 +105,8 @@ def test_what_fills_a_layer_up_to_whole_eights_is_never_trained():
             assert not torch.isclose(down[:own], begin[:own]).all(1).any(), "every direction that counts has moved"
             assert not up[:, own:].any()
             assert up[:, :own].any(0).all()
-            for kind in (adapters.first, adapters.second, adapters.work, adapters.mask):
-                down, up = (view[job] for view in adapters.of(kind, name))
+            for values in (adapters.first, adapters.second, adapters.work, adapters.mask):
+                down, up = (view[job] for view in adapters.of(values, name))
                 assert not down[own:].any()
                 assert not up[:, own:].any()
 
@@ -149,9 +149,9 @@ def test_removing_the_adapters_gives_the_base_back():
     torch.testing.assert_close(model(input_ids=batch_of(0)["input_ids"]).logits, before)
 
 
-@pytest.mark.parametrize("kind", ["llama", "chatglm"])
-def test_padding_on_the_right_needs_no_mask(kind):
-    model = tiny_llama() if kind == "llama" else tiny_chatglm2()
+@pytest.mark.parametrize("model_type", ["llama", "chatglm"])
+def test_padding_on_the_right_needs_no_mask(model_type):
+    model = tiny_llama() if model_type == "llama" else tiny_chatglm2()
     linears = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".layers." in n]
     rows = encode([("abc", "xyzxyz"), ("ab", "z"), ("q", "xy")], lambda t: [ord(c) - 90 for c in t], [1], 2, 16)
     whole = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits[:, :-1]

@@ -68,9 +68,9 @@ def test_two_processes_write_every_line_once(work, tmp_path, capsys):
     same = [line for line in lines if line["arm"] == "uniform" and line["seed"] == one["seed"]]
     cost = one["parameters"] / 4
     assert {line["budget"]: line["parameters"] for line in same} == {2: 2 * cost, 4: 4 * cost, 8: 8 * cost}
-    told = capsys.readouterr().out
-    assert "cpu: chatglm2 medical" in told
-    assert "FAILED" not in told
+    said = capsys.readouterr().out
+    assert "cpu: chatglm2 medical" in said
+    assert "FAILED" not in said
     (pilots,) = work.glob("pilots-chatglm2-medical-80-*.json")
     assert len(json.loads(pilots.read_text())) == 3
 

@@ -89,5 +89,5 @@ def test_what_is_missing_is_said_before_any_work(tmp_path, capsys):
 def test_a_reference_of_another_model_is_refused(tmp_path, capsys):
     path = tmp_path / "reference.json"
     path.write_text(json.dumps({"top20_singular_values": [{"layer": 90, "a.dense": [1.0]}]}))
-    with pytest.raises(SystemExit, match="no matrix of the same layer and kind"):
+    with pytest.raises(SystemExit, match="no matrix of the same layer and type"):
         run(capsys, "--reference", path, "--only", "spectra", "--layers", "0", "--out", tmp_path)

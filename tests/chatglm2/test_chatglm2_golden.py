@@ -149,8 +149,8 @@ def test_a_prompt_in_two_parts_through_the_cache(folder, golden, name):
         tokens = given["attention_mask"].bool()
         for layer in (0, 2):
             stored = second[CACHE].layers[layer]
-            for kind, found in (("key", stored.keys), ("value", stored.values)):
-                expected = golden[f"{batch}.cache.layer_{layer}.{kind}"]
+            for side, found in (("key", stored.keys), ("value", stored.values)):
+                expected = golden[f"{batch}.cache.layer_{layer}.{side}"]
                 assert (found - expected).transpose(1, 2)[tokens].abs().max() < 2e-5
 
 
@@ -197,7 +197,7 @@ def test_half_precision(folder, golden, dtype, tolerance):
 
 @pytest.mark.parametrize(("dtype", "step"), [(torch.float16, 2**-7), (torch.bfloat16, 2**-4)])
 def test_the_angles_are_all_that_differs_in_half_precision(folder, golden, dtype, step):
-    """With the published code's rounded table in place of ours, logits in half are its: to the bit on the kind of CPU
+    """With the published code's rounded table in place of ours, logits in half are its: to the bit on the CPU model
     that recorded them, within a step and a half (of numbers near 10) where products are summed in another order, and
     always nearer than with our own."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)

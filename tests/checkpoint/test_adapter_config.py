@@ -29,7 +29,7 @@ def write(folder, config, tensors=None):
 
 
 def test_every_type_of_peft_is_told_what_it_is(tmp_path):
-    assert {kind.value for kind in PeftType} == {"LORA", "ADALORA", *OTHER_TYPES}
+    assert {member.value for member in PeftType} == {"LORA", "ADALORA", *OTHER_TYPES}
     for name, what in OTHER_TYPES.items():
         with pytest.raises(CheckpointError, match=f"type {name} .*only LORA and ADALORA") as caught:
             open_adapter(write(tmp_path / name, {"peft_type": name}))

@@ -14,7 +14,7 @@ from tests.checkpoint.test_adapter_config import write
 Q, K = "model.layers.{}.attn.q", "model.layers.{}.attn.k"
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"]}
 BASE = BaseLayout(
-    {f"{kind.format(layer)}.{what}": shape for kind in (Q, K) for layer in (0, 1)
+    {f"{name.format(layer)}.{what}": shape for name in (Q, K) for layer in (0, 1)
      for what, shape in (("weight", (4, 6)), ("bias", (4,)))} | {"lm_head.weight": (9, 6), "embed.weight": (9, 6)},
     {},
 )  # fmt: skip
@@ -127,8 +127,8 @@ def test_a_trained_output_layer_that_the_selection_leaves_out_is_told(tmp_path):
         "base_model.model.lm_head.lora_B.weight": torch.ones(9, 2),
     }
     folder = write(tmp_path / "tuned", CONFIG | {"target_modules": ["q", "lm_head"]}, PLAIN | head)
-    for matrices, told in ((None, True), ("all", False)):
+    for matrices, results in ((None, True), ("all", False)):
         plan = plan_delta(tmp_path / "base", folder, DeltaOptions(device="cpu", quiet=True, matrices=matrices))
         plan.close()
-        assert any("lm_head.weight; --matrices all" in note for note in plan.notes) == told
-        assert ("lm_head.weight" in [record.name for record in plan.matrices]) != told
+        assert any("lm_head.weight; --matrices all" in note for note in plan.notes) == results
+        assert ("lm_head.weight" in [record.name for record in plan.matrices]) != results

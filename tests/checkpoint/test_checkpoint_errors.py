@@ -16,9 +16,9 @@ from glmspectra.errors import CheckpointError, RequestError
 from tests.checkpoint.made_checkpoints import CONFIG, chatglm2_tensors, write
 
 
-def refusal(path, kind=CheckpointError):
+def refusal(path, error=CheckpointError):
     """The message with which a path is refused: one line, one sentence."""
-    with pytest.raises(kind) as caught, open_checkpoint(path):
+    with pytest.raises(error) as caught, open_checkpoint(path):
         pass
     message = str(caught.value)
     assert "\n" not in message
@@ -46,7 +46,7 @@ def test_folder_without_weights_says_what_it_has(tmp_path):
     assert "holds only config.json, training_args.bin:" in refusal(tmp_path)
 
 
-def test_file_of_another_kind(tmp_path):
+def test_file_of_another_format(tmp_path):
     (tmp_path / "weights.txt").write_text("none")
     assert ".safetensors, .bin" in refusal(tmp_path / "weights.txt", RequestError)
 

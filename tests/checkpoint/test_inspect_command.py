@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glmspectra.checkpoint import open_checkpoint, select
-from glmspectra.checkpoint.inventory import kinds, layer_ranges
+from glmspectra.checkpoint.inventory import layer_ranges, tensor_groups
 from glmspectra.spectra import batched_eigenvalues, blocks, eigenvalues
 from glmspectra.sweep import cost
 from glmspectra.sweep.cost import selection_cost, spectrum_flops
@@ -28,10 +28,10 @@ def test_layer_ranges():
 
 def test_kinds_count_every_tensor_once(model):
     with open_checkpoint(model) as checkpoint:
-        found = kinds(checkpoint.tensors.values())
-        assert sum(kind.count for kind in found) == len(checkpoint.tensors)
-        assert sum(kind.nbytes for kind in found) == sum(t.nbytes for t in chatglm2_tensors().values())
-    by_name = {kind.matrix: kind for kind in found}
+        found = tensor_groups(checkpoint.tensors.values())
+        assert sum(group.count for group in found) == len(checkpoint.tensors)
+        assert sum(group.nbytes for group in found) == sum(t.nbytes for t in chatglm2_tensors().values())
+    by_name = {group.matrix: group for group in found}
     assert (by_name["query_key_value"].layers, by_name["query_key_value"].shape) == ("0-2", (64, 32))
     assert by_name["output_layer"].layers == ""
     assert by_name["dense_4h_to_h"].sides == 3 * ((32, 48),)
@@ -63,11 +63,13 @@ def test_two_stages_begin_where_the_estimate_says():
 def test_a_device_holds_one_batch_that_is_solved_and_one_that_is_made(model):
     with open_checkpoint(model) as checkpoint:
         records = select(checkpoint, "all", "dense")  # three of 32 x 32, float16
-        told = {limit: selection_cost(records, "no", "cuda:0", lambda order, nbytes, n=limit: n) for limit in (1, 2, 3)}
+        results = {
+            limit: selection_cost(records, "no", "cuda:0", lambda order, nbytes, n=limit: n) for limit in (1, 2, 3)
+        }
     gram, weight = 8 * 32 * 32, 2 * 32 * 32
-    assert told[3].memory == 3 * (6 * gram + weight)  # one batch: nothing is made beside it
-    assert told[2].memory == 2 * 5 * gram + 3 * (gram + weight)  # two are solved; all three are there
-    assert told[1].memory == cost.spectrum_memory(records[0], "no", "cuda:0")
+    assert results[3].memory == 3 * (6 * gram + weight)  # one batch: nothing is made beside it
+    assert results[2].memory == 2 * 5 * gram + 3 * (gram + weight)  # two are solved; all three are there
+    assert results[1].memory == cost.spectrum_memory(records[0], "no", "cuda:0")
 
 
 def test_json_is_one_object(model, capsys, tmp_path):
@@ -82,7 +84,7 @@ def test_json_is_one_object(model, capsys, tmp_path):
     assert found["parameters"] == sum(tensor.numel() for tensor in chatglm2_tensors().values())
     assert found["svd"]["matrices"] == 8
     assert found["svd"]["spectra"] == 8 + 2 * (3 + 2)
-    assert {kind["matrix"]: kind["layers"] for kind in found["svd"]["kinds"]} == dict.fromkeys(
+    assert {group["matrix"]: group["layers"] for group in found["svd"]["kinds"]} == dict.fromkeys(
         ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], "0-1"
     )
     fused = next(tensor for tensor in found["tensors"] if tensor["matrix"] == "query_key_value")

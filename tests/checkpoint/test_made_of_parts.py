@@ -124,17 +124,17 @@ def test_what_is_no_matrix_under_the_name_of_one_is_told(tmp_path):
         "model.layers.0.mlp.experts.down_proj": torch.zeros(2, 8, 8, dtype=torch.int8),
     }
     with open_checkpoint(folder_with(tmp_path / "model", tensors)) as checkpoint:
-        told = left_out(checkpoint)
+        results = left_out(checkpoint)
         assert [record.name for record in select(checkpoint, matrices="all")] == [
             LAYER + "k_proj.weight",
             "model.layers.0.mlp.experts.down_proj",
         ]
         assert "no scale" in checkpoint.tensors["model.layers.0.mlp.experts.down_proj"].fault
-    assert told.keys() == {name for name in tensors if "weight" in name or "trellis" in name} - {
+    assert results.keys() == {name for name in tensors if "weight" in name or "trellis" in name} - {
         LAYER + "k_proj.weight",
         "model.layers.0.input_layernorm.weight",
     }
-    assert "no matrix's" in told[LAYER + "q_proj.weight"]
+    assert "no matrix's" in results[LAYER + "q_proj.weight"]
 
 
 def test_nested_tensors_have_a_row(tmp_path):

@@ -115,7 +115,7 @@ def test_a_small_one_is_a_checkpoint_that_computes(script, small, form, shards, 
 
     script.make_checkpoint(tmp_path, small, 2, form, shards)
     with open_checkpoint(tmp_path) as checkpoint:
-        assert (checkpoint.form, len(checkpoint.file_sizes)) == (form, shards)
+        assert (checkpoint.format, len(checkpoint.file_sizes)) == (form, shards)
         records = select(checkpoint)
         assert len(records) == 8
         for record in records:

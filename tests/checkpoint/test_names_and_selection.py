@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from glmspectra.checkpoint import open_checkpoint, select
-from glmspectra.checkpoint.names import AFTER_LAYERS, BEFORE_LAYERS, IN_LAYERS, OUTPUT, UNKNOWN, place_of
+from glmspectra.checkpoint.names import AFTER_LAYERS, BEFORE_LAYERS, IN_LAYERS, OUTPUT, UNKNOWN, parse_name
 from glmspectra.errors import CheckpointError, RequestError
 from tests.checkpoint.made_checkpoints import CONFIG, chatglm2_tensors, write
 
@@ -71,9 +71,9 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("name", "zone", "layer", "matrix", "fused"), PLACES, ids=[p[0] for p in PLACES])
-def test_place_of_a_name(name, zone, layer, matrix, fused):
-    place = place_of(name)
-    assert (place.zone, place.layer, place.names[0], place.fused) == (zone, layer, matrix, fused)
+def test_what_a_name_says(name, zone, layer, matrix, fused):
+    parsed = parse_name(name)
+    assert (parsed.zone, parsed.layer, parsed.names[0], parsed.fused) == (zone, layer, matrix, fused)
 
 
 def opened(folder, names, shape=(4, 4), config=None):
@@ -231,4 +231,4 @@ def test_integers_without_scales_are_no_matrices(tmp_path):
 @pytest.mark.parametrize("number", ["\u00b2", "9" * 5000, "\u0663"], ids=["superscript", "long", "arabic"])
 def test_digits_that_are_no_layer_number(number):
     """Superscripts, digits of other scripts, numbers of thousands of digits: no layer, and no crash."""
-    assert place_of(f"layers.{number}.x.weight").layer is None
+    assert parse_name(f"layers.{number}.x.weight").layer is None

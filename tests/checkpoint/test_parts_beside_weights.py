@@ -40,9 +40,9 @@ def test_a_part_of_a_weight_is_no_matrix(tmp_path, name):
     beside, part = PARTS[name]
     with opened(tmp_path, GOOD | beside | {part: torch.ones(8, 8)}) as checkpoint:
         sound = {record.name for record in select(checkpoint) if record.fault is None}
-        told = left_out(checkpoint) | {record.name: record.fault for record in select(checkpoint) if record.fault}
+        results = left_out(checkpoint) | {record.name: record.fault for record in select(checkpoint) if record.fault}
     assert part not in sound
-    assert part in told
+    assert part in results
     assert DOWN in sound
 
 
@@ -60,7 +60,7 @@ def test_scales_of_a_cache_or_of_activations_say_nothing_of_the_weight(tmp_path,
 
 
 def test_matrices_of_an_rnn_are_no_parts(tmp_path):
-    names = [f"rnn.weight_{kind}_l0{end}" for kind in ("ih", "hh", "hr") for end in ("", "_reverse")]
+    names = [f"rnn.weight_{weight}_l0{end}" for weight in ("ih", "hh", "hr") for end in ("", "_reverse")]
     with opened(tmp_path, {name: torch.ones(8, 8) for name in names}) as checkpoint:
         assert {record.name for record in select(checkpoint) if record.fault is None} == set(names)
 

@@ -20,7 +20,7 @@ from tests.checkpoint.made_checkpoints import CONFIG, FFN, GROUPS, HEADS, LAYERS
 def test_every_form_gives_the_tensors_as_stored(tmp_path, form, shards, dtype):
     tensors = chatglm2_tensors(dtype)
     with open_checkpoint(write(tmp_path / "model", tensors, form, shards)) as checkpoint:
-        assert (checkpoint.form, checkpoint.name, checkpoint.config) == (form, "model", CONFIG)
+        assert (checkpoint.format, checkpoint.name, checkpoint.config) == (form, "model", CONFIG)
         assert set(checkpoint.tensors) == set(tensors)
         for name, record in checkpoint.tensors.items():
             found = checkpoint.read(name)
@@ -89,7 +89,7 @@ def test_golden_checkpoint_is_the_same_in_both_forms(shared):
         open_checkpoint(folder) as safetensors,
         open_checkpoint(folder / "pytorch_model.bin.index.json") as pickled,
     ):
-        assert (safetensors.form, pickled.form) == ("safetensors", "bin")
+        assert (safetensors.format, pickled.format) == ("safetensors", "bin")
         assert safetensors.name == pickled.name == "chatglm2_tiny_a"
         assert len(safetensors.tensors) == 25
         assert list(safetensors.tensors) == list(pickled.tensors)
@@ -98,7 +98,7 @@ def test_golden_checkpoint_is_the_same_in_both_forms(shared):
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
-def test_tensors_of_every_shape_and_kind(tmp_path, form):
+def test_tensors_of_every_shape_and_type(tmp_path, form):
     """0-d, empty, fp8, strided, of odd length, integer, boolean."""
     torch.manual_seed(1)
     tensors = {
@@ -119,7 +119,7 @@ def test_tensors_of_every_shape_and_kind(tmp_path, form):
     with open_checkpoint(folder) as checkpoint:
         assert set(checkpoint.tensors) == set(tensors)
         for name, tensor in tensors.items():
-            unscaled = tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2)  # what they mean cannot be told
+            unscaled = tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2)  # what they mean cannot be known
             found = checkpoint.read_stored(name) if unscaled else checkpoint.read(name)
             assert (checkpoint.tensors[name].fault is not None) == unscaled
             assert found.is_contiguous()
@@ -252,5 +252,5 @@ def test_adapter_folders_open_as_they_are(tmp_path):
         tmp_path / "adapter_model.safetensors",
     )
     with open_checkpoint(tmp_path) as checkpoint:
-        assert (checkpoint.form, checkpoint.config["r"]) == ("adapter", 4)
+        assert (checkpoint.format, checkpoint.config["r"]) == ("adapter", 4)
         assert {record.layer for record in checkpoint.tensors.values()} == {0}

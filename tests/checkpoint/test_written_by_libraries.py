@@ -99,7 +99,7 @@ def test_the_second_format_of_gptq_stores_zero_points_as_they_are(tmp_path):
 
 
 def test_gptq_without_a_configuration_is_refused(tmp_path):
-    """First or second format cannot be told: a zero point too high by one would shift the whole matrix."""
+    """First or second format cannot be known: a zero point too high by one would shift the whole matrix."""
     folder, _ = folder_of("gptq_4bit", tmp_path)
     (folder / "config.json").unlink()
     with open_checkpoint(folder) as checkpoint, pytest.raises(CheckpointError, match="checkpoint_format"):

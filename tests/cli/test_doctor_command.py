@@ -19,9 +19,9 @@ def test_this_machine_is_in_order(capsys):
     with pytest.raises(SystemExit) as leaving:
         main(["doctor", "--json"])
     assert leaving.value.code == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["faults"] == 0
-    found = {check["name"]: check for check in told["checks"]}
+    results = json.loads(capsys.readouterr().out)
+    assert results["faults"] == 0
+    found = {check["name"]: check for check in results["checks"]}
     assert found["torch"]["words"] == str(torch.__version__)
     assert found["peft"]["words"] == metadata.version("peft")
 
@@ -32,8 +32,8 @@ def test_a_package_of_another_version_is_a_fault_with_the_way_out(monkeypatch, c
     with pytest.raises(SystemExit) as leaving:
         main(["doctor", "--lang", "en"])
     assert leaving.value.code == 1
-    told = capsys.readouterr().out
-    assert "✗ peft: 0.20.1 is installed; tested is peft<0.22,>=0.21: pip install 'peft<0.22,>=0.21'" in told
+    results = capsys.readouterr().out
+    assert "✗ peft: 0.20.1 is installed; tested is peft<0.22,>=0.21: pip install 'peft<0.22,>=0.21'" in results
 
 
 def test_an_extra_may_be_absent_and_a_requirement_may_not(monkeypatch):

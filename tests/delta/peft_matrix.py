@@ -243,7 +243,7 @@ class Matrix:
 
     @staticmethod
     def _changes_shared_memory(case: Case) -> bool:
-        """Whether PEFT changes the memory of a tied pair, so that its merge cannot be had from tensors apart."""
+        """Whether PEFT changes the memory of a tied pair, so that its merge cannot be computed from tensors apart."""
         reduced = case.variant in ("pissa", "pissa-dora", "olora", "kasa") and "output" in case.targets
         return case.tying_ensured or case.option == "tokens" or reduced
 

@@ -67,7 +67,7 @@ def test_wrong_requests_are_one_sentence_with_exit_status_2(here, capsys):
     assert "write glmspectra delta BASE TUNED" in err
     code, _, err = run(capsys, "delta", "one", "--against-base")
     assert code == 2
-    assert "--against-base cannot be told without the base weights" in err
+    assert "--against-base cannot be computed without the base weights" in err
 
 
 def test_the_base_that_an_adapter_names_is_taken_where_it_is_there(here, capsys):
@@ -108,9 +108,9 @@ def test_what_suggest_rank_says_is_kept_for_its_report(here, capsys):
     asked = ("suggest-rank", "--model", "base", "--delta", "one", "--delta", "two", "--budget", "like:r=2")
     code, out, _ = run(capsys, *asked, "--no-report")
     assert code == 0
-    told = json.loads(next((here / "param_matrix").glob("base-*/ranks_summary.json")).read_text())
-    assert any(line.startswith("Between 2 pilots") for line in told["lines"])
-    assert all(line in out for line in told["lines"])
+    results = json.loads(next((here / "param_matrix").glob("base-*/ranks_summary.json")).read_text())
+    assert any(line.startswith("Between 2 pilots") for line in results["lines"])
+    assert all(line in out for line in results["lines"])
 
 
 def test_a_base_of_other_matrices_is_told_apart(here, capsys):

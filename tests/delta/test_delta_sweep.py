@@ -153,7 +153,7 @@ def test_dora_streams_the_base_and_is_full_rank(tmp_path):
         magnitudes[module] = (merged.norm(dim=1) * (1 + 0.1 * torch.rand(merged.shape[0]))).float()
         tensors[f"base_model.model.{module}.lora_magnitude_vector"] = magnitudes[module]
     save_file(tensors, adapter / "adapter_model.safetensors")
-    with pytest.raises(RequestError, match="dora cannot be told without the base"):
+    with pytest.raises(RequestError, match="dora cannot be computed without the base"):
         plan_delta(None, adapter, DeltaOptions(**QUIET))
     run, _ = measured(tmp_path, base, adapter)
     for module, (b, a) in factors.items():

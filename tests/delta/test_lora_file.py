@@ -228,6 +228,6 @@ def test_half_a_pair_and_two_files_in_a_folder_are_refused(tmp_path):
 
 def test_metadata_with_ranks_of_single_modules_is_refused(tmp_path):
     _, factors, _ = trained()
-    told = json.dumps({"unet.lora_alpha": ALPHA, "unet.rank_pattern": {"to_q": 2}})
+    results = json.dumps({"unet.lora_alpha": ALPHA, "unet.rank_pattern": {"to_q": 2}})
     with pytest.raises(CheckpointError, match="single modules"):
-        open_lora_file(saved(tmp_path / "a.safetensors", diffusers_now(factors), lora_adapter_metadata=told))
+        open_lora_file(saved(tmp_path / "a.safetensors", diffusers_now(factors), lora_adapter_metadata=results))

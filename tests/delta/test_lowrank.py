@@ -45,7 +45,7 @@ def graded_factors(decades: float = 12.0, rank: int = 25):
 
 
 def gram_core(left: torch.Tensor, right: torch.Tensor) -> np.ndarray:
-    """The cheap road: eigenvalues of (left^T left)(right right^T) by way of Gram square roots."""
+    """The cheap way: eigenvalues of (left^T left)(right right^T) by way of Gram square roots."""
     values, vectors = torch.linalg.eigh(left.T @ left)
     root = vectors * values.clamp_min(0).sqrt()
     core = root.T @ (right @ right.T) @ root

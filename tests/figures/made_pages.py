@@ -1,4 +1,4 @@
-"""A small page of every kind, made from synthetic tables and logs."""
+"""A small page on every subject, made from synthetic tables and logs."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from glmspectra.language import Words
 from glmspectra.ranks import CRITERIA
 from tests.figures.synthetic_run import make_tables, store_tables, training_folder
 
-KINDS = ("svd", "values", "delta", "ranks", "training", "evaluate", "loop", "compare")
+SUBJECTS = ("svd", "values", "delta", "ranks", "training", "evaluate", "loop", "compare")
 SAMPLES = [
     {
         "context": f"下面是一个关于身体的问题，认真回答。{question}",
@@ -83,7 +83,7 @@ def changed(layers: int = 4) -> Tables:
 
 
 def write_all(folder: Path) -> dict[str, Path]:
-    """Kind -> its page, under folder/reports; the overview too."""
+    """Subject -> its page, under folder/reports; the overview too."""
     reports = folder / "reports"
     weights = quantiles(make_tables(9, parts=True, heads=3, outside=True))
     stored = store_tables(weights, folder / "run")

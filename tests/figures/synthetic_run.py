@@ -69,7 +69,7 @@ def value_columns(weight: np.ndarray) -> dict:
 
 def make_tables(
     layers: int = 3,
-    kinds: dict | None = None,
+    types: dict | None = None,
     *,
     parts: bool = False,
     heads: int = 0,
@@ -81,11 +81,11 @@ def make_tables(
 ) -> Tables:
     """A run of `layers` layers.
 
-    kinds: matrix -> (shape, parts). parts: rows of parts too. heads: so many head rows of the first matrix. outside: an
+    types: matrix -> (shape, parts). parts: rows of parts too. heads: so many head rows of the first matrix. outside: an
     embedding as well. top: only so many singular values, and none of the columns that need all.
     """
     random = np.random.default_rng(seed)
-    kinds = kinds or GLM
+    types = types or GLM
     matrices, values, histograms = [], [], []
 
     def measure(weight: np.ndarray, name: str, layer: int | None, matrix: str, part: str) -> None:
@@ -103,14 +103,14 @@ def make_tables(
         histograms.append(pd.DataFrame({**key, "bin_left": EDGES[:-1], "bin_right": EDGES[1:], "count": counts}))
 
     for layer in range(layers):
-        for matrix, (shape, cut) in kinds.items():
+        for matrix, (shape, cut) in types.items():
             weight = random.normal(size=shape) * 0.05
             weight += (1.0 + 0.2 * layer) * np.outer(np.ones(shape[0]) / 6, np.ones(shape[1]) / 6)
             name = f"transformer.encoder.layers.{layer}.{matrix}.weight"
             measure(weight, name, layer, matrix, "whole")
             for part, (start, stop) in cut.items() if parts else ():
                 measure(weight[start:stop], name, layer, matrix, part)
-            for head in range(heads if matrix == next(iter(kinds)) else 0):
+            for head in range(heads if matrix == next(iter(types)) else 0):
                 measure(weight[4 * head : 4 * head + 4], name, layer, matrix, f"q.head_{head}")
     if outside:
         measure(random.normal(size=(64, 16)) * 0.05, "transformer.embedding.weight", None, "embedding", "whole")

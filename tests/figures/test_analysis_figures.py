@@ -1,4 +1,4 @@
-"""Figures of weights: what is drawn is what the tables hold, for every kind of run."""
+"""Figures of weights: what is drawn is what the tables hold, for every sort of run."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -253,9 +253,9 @@ def test_a_measure_of_one_value_is_not_drawn():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kinds", [LLAMA, MANY], ids=["seven matrices", "twenty matrices"])
-def test_reports_on_checkpoints_of_other_families(tmp_path, kinds):
-    run = pick(make_tables(2, kinds, outside=True))
+@pytest.mark.parametrize("types", [LLAMA, MANY], ids=["seven matrices", "twenty matrices"])
+def test_reports_on_checkpoints_of_other_families(tmp_path, types):
+    run = pick(make_tables(2, types, outside=True))
     written = files.save_all(files.weight_figures(run), tmp_path)
     wanted = {"layer_00.svg", "layer_01.svg", "outside_layers.svg", "ranks.svg", "histograms.svg"}
     assert wanted <= {path.name for path in written}
@@ -265,15 +265,15 @@ def test_reports_on_checkpoints_of_other_families(tmp_path, kinds):
         assert float(root.get("width").removesuffix("pt")) < 72 * 14
 
 
-@pytest.mark.parametrize("kinds", [LLAMA, MANY], ids=["seven matrices", "twenty matrices"])
-def test_any_number_of_matrix_types(kinds):
-    run = pick(make_tables(2, kinds))
+@pytest.mark.parametrize("types", [LLAMA, MANY], ids=["seven matrices", "twenty matrices"])
+def test_any_number_of_matrix_types(types):
+    run = pick(make_tables(2, types))
     drawn = lines(depth.draw_by_depth(run.matrices, depth.RANKS))
-    assert len(drawn) == 3 * len(kinds)
+    assert len(drawn) == 3 * len(types)
     figure = draw_layer(layers.Spectra.of(run), 0)
     shown = [gid for gid in lines(figure) if gid.startswith("top-")]
-    assert len(shown) == min(len(kinds), layers.MOST_LINES)
-    assert heatmaps.layer_by_matrix(run.matrices, "std").shape == (len(kinds), 2)
+    assert len(shown) == min(len(types), layers.MOST_LINES)
+    assert heatmaps.layer_by_matrix(run.matrices, "std").shape == (len(types), 2)
 
 
 def test_matrices_outside_layers_have_a_figure_of_their_own():

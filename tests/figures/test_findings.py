@@ -15,7 +15,7 @@ from glmspectra.figures.findings.evidence import deviations, enough
 from glmspectra.figures.tables import with_series
 from glmspectra.figures.training_log import TrainingRun, read_training
 
-KINDS = ("query_key_value", "dense")
+MATRICES = ("query_key_value", "dense")
 LAYERS = 28
 
 
@@ -28,7 +28,7 @@ def noise(seed: int = 0, **planted) -> pd.DataFrame:
     usual = {"stable_rank": 40, "effective_rank": 900, "spectral_norm": 6, "frobenius_norm": 60, "alpha": 3.5}
     usual |= {"alpha_ks": 0.05, "std": 0.02, "excess_kurtosis": 1.5, "abs_max": 0.3, "condition_number": 900}
     usual |= {"top12_energy_share": 0.1, "mp_spikes": 60, "row_norm_median": 1.0, "col_norm_median": 1.0}
-    keys = [(layer, matrix) for layer in range(LAYERS) for matrix in KINDS]
+    keys = [(layer, matrix) for layer in range(LAYERS) for matrix in MATRICES]
     rows = pd.DataFrame(keys, columns=["layer", "matrix"])
     rows = rows.assign(name=[f"layers.{layer}.{matrix}.weight" for layer, matrix in keys], part="whole", status="ok")
     rows = rows.assign(rows=4096, cols=4096, dtype="float16", quantity="weight", step=pd.NA)
@@ -83,7 +83,7 @@ def ranks(chosen, uniform: int = 8, **others) -> Evidence:
     """Ranks of every matrix; chosen and others: a function of layer and matrix."""
     rows = []
     for criterion, rank in {"delta-threshold": chosen, "uniform": lambda *_: uniform, **others}.items():
-        rows += [(criterion, f"layers.{i}.{m}.weight", i, m, rank(i, m)) for i in range(LAYERS) for m in KINDS]
+        rows += [(criterion, f"layers.{i}.{m}.weight", i, m, rank(i, m)) for i in range(LAYERS) for m in MATRICES]
     table = pd.DataFrame(rows, columns=["criterion", "name", "layer", "matrix", "rank"])
     return Evidence(weights().sets, ranks=table)
 
@@ -136,7 +136,7 @@ DENSE_3 = (3, "dense")
 
 # rule -> evidence made so that it fires, and words of its sentence in both languages.
 MADE = {
-    "against-uniform": (lambda: evaluated(-0.01, 0.02, "suggested-uniform"), "can be told: +0.0050", "看不出差别"),
+    "against-uniform": (lambda: evaluated(-0.01, 0.02, "suggested-uniform"), "can be seen: +0.0050", "看不出差别"),
     "against-base": (lambda: evaluated(-5.8, -5.4, "suggested-base"), "−5.6000 nats a token", "微调使损失降低"),
     "nonfinite": (lambda: weights(status={DENSE_3: "nonfinite"}), "layers.3.dense.weight", "没有奇异值谱"),
     "outlier": (
@@ -362,7 +362,7 @@ def test_each_expert_of_a_stack_is_a_matrix():
 
 
 def test_what_was_not_measured_is_not_counted():
-    half = {(i, m): 0 if i == 0 else np.nan for i in range(LAYERS) for m in KINDS}
+    half = {(i, m): 0 if i == 0 else np.nan for i in range(LAYERS) for m in MATRICES}
     found = fired(weights(mp_spikes=half))["like-noise"]
     assert "2 of 2 matrices" in found.words.en
 
@@ -382,7 +382,7 @@ def test_ranks_that_differ_by_layer_alone_name_layers():
 def test_one_row_has_no_interval(pair):
     gap = {"mean": -0.2, "low": np.nan, "high": np.nan, "rows": 1}
     found = find(Evidence(scores=Scores(differences={pair: gap})))[0]
-    assert "nothing can be told" in found.words.en
+    assert "nothing can be said" in found.words.en
     assert "−0.2000 nats" in found.words.en
     assert "不能下结论" in found.words.zh
 

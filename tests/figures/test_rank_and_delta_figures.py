@@ -11,7 +11,7 @@ from glmspectra.figures import Tables, write_report, write_tables_report
 from glmspectra.figures.rank_tables import budget_of
 from glmspectra.figures.svg import delta, ranks, style
 from glmspectra.figures.svg.layers import Spectra
-from glmspectra.figures.tables import pick, with_places
+from glmspectra.figures.tables import pick, with_layer_and_matrix
 from tests.figures.synthetic_run import make_tables, store_tables
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -45,9 +45,9 @@ def suggested() -> pd.DataFrame:
 @pytest.fixture
 def grown() -> Tables:
     """Deltas of three steps, a base and a merged weight."""
-    kinds = {"query_key_value": ((12, 10), {}), "dense": ((10, 10), {})}
-    pieces = [make_tables(3, kinds, quantity="delta", step=step, seed=step) for step in (10, 20, 30)]
-    pieces += [make_tables(3, kinds, quantity=quantity, seed=seed) for seed, quantity in ((1, "weight"), (2, "merged"))]
+    types = {"query_key_value": ((12, 10), {}), "dense": ((10, 10), {})}
+    pieces = [make_tables(3, types, quantity="delta", step=step, seed=step) for step in (10, 20, 30)]
+    pieces += [make_tables(3, types, quantity=quantity, seed=seed) for seed, quantity in ((1, "weight"), (2, "merged"))]
     return Tables(
         *(
             pd.concat([getattr(piece, name) for piece in pieces], ignore_index=True)
@@ -216,7 +216,7 @@ def test_merged_spectrum_beside_that_of_the_weight(grown):
 
 
 def test_places_are_read_off_the_names_where_they_are_missing():
-    table = with_places(pd.DataFrame({"name": ["model.layers.3.mlp.up_proj.weight", "lm_head.weight"]}))
+    table = with_layer_and_matrix(pd.DataFrame({"name": ["model.layers.3.mlp.up_proj.weight", "lm_head.weight"]}))
     assert table["layer"].tolist() == [3, pd.NA]
     assert table["matrix"].tolist() == ["up_proj", "lm_head"]
 

@@ -15,13 +15,13 @@ from glmspectra.figures.findings import find
 from glmspectra.figures.payload import as_json, rounded, sampled
 from glmspectra.figures.report import evidence_of, run_facts
 from glmspectra.figures.words import number
-from tests.figures.made_pages import KINDS, SAMPLES, write_all
+from tests.figures.made_pages import SAMPLES, SUBJECTS, write_all
 from tests.figures.synthetic_run import make_tables, store_tables, training_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
 WIDTHS = (390, 768, 1440)
-EVERY = (*KINDS, "overview")
+EVERY = (*SUBJECTS, "overview")
 OPENED = itertools.count()
 
 
@@ -100,31 +100,31 @@ UNEXPLAINED = """() => [...document.querySelectorAll('thead th')].filter((head) 
 }).map((head) => head.textContent)"""
 
 
-@pytest.mark.parametrize("kind", EVERY)
-def test_one_file_holds_the_page(pages, kind):
-    text = pages[kind].read_text(encoding="utf-8")
-    assert [path.name for path in pages[kind].parent.iterdir() if path.is_file()] == ["index.html"]
+@pytest.mark.parametrize("subject", EVERY)
+def test_one_file_holds_the_page(pages, subject):
+    text = pages[subject].read_text(encoding="utf-8")
+    assert [path.name for path in pages[subject].parent.iterdir() if path.is_file()] == ["index.html"]
     assert not re.findall(r'(?:src|href)="https?:', text)
-    assert 'class="findings"' in text or kind == "overview"
+    assert 'class="findings"' in text or subject == "overview"
     summary = json.loads(re.search(r'id="summary">(.*?)</script>', text, re.DOTALL)[1])
-    assert summary.get("kind", "overview") == kind
+    assert summary.get("kind", "overview") == subject
 
 
-@pytest.mark.parametrize("kind", EVERY)
-def test_every_kind_of_page_in_a_browser(tab, pages, kind):
-    look_at(tab, pages[kind], [390], "dark", "zh")
+@pytest.mark.parametrize("subject", EVERY)
+def test_every_page_in_a_browser(tab, pages, subject):
+    look_at(tab, pages[subject], [390], "dark", "zh")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("subject", EVERY)
 @pytest.mark.parametrize(
     ("scheme", "language", "widths"), [("light", "en", sorted(WIDTHS)), ("dark", "zh", sorted(WIDTHS, reverse=True))]
 )
-def test_every_width_scheme_and_language(tab, pages, kind, scheme, language, widths):
+def test_every_width_scheme_and_language(tab, pages, subject, scheme, language, widths):
     """axe-core looks at the widest page in the light and at the narrowest in the dark."""
     from axe_playwright_python.sync_playwright import Axe
 
-    look_at(tab, pages[kind], widths, scheme, language)
+    look_at(tab, pages[subject], widths, scheme, language)
     found = Axe().run(tab).response["violations"]
     assert [
         (one["id"], one["impact"], one["nodes"][0]["html"][:120]) for one in found if one["impact"] != "minor"
@@ -236,9 +236,9 @@ def test_the_language_switches_on_the_page(tab, pages):
         assert "稳定秩" in page.locator("#map").inner_text()
 
 
-@pytest.mark.parametrize("kind", ["svd", "loop", "ranks"])
-def test_paper_has_every_row_within_its_width(tab, pages, kind):
-    with Opened(tab, pages[kind]) as page:
+@pytest.mark.parametrize("subject", ["svd", "loop", "ranks"])
+def test_paper_has_every_row_within_its_width(tab, pages, subject):
+    with Opened(tab, pages[subject]) as page:
         page.emulate_media(media="print")
         page.set_viewport_size({"width": 703, "height": 1000})  # A4 at 96 dots an inch less 12 mm on each side
         draw_all(page)
@@ -285,11 +285,11 @@ def test_cards_show_the_question_once_and_mark_what_differs():
     answers, asked = cards(SAMPLES)
     assert asked == "下面是一个关于身体的问题，认真回答。"
     assert [answer.question for answer in answers] == ["感冒了怎么办？", "头疼怎么办？"]
-    told = {one.model: one for one in answers[0].given}
-    assert list(told) == ["base", "uniform", "tuned"]
-    assert "".join(text for text, differs in told["uniform"].pieces if differs) == "保暖"
-    assert told["tuned"].agreement == 1.0
-    assert told["base"].pieces == [(SAMPLES[0]["base"], False)]
+    results = {one.model: one for one in answers[0].given}
+    assert list(results) == ["base", "uniform", "tuned"]
+    assert "".join(text for text, differs in results["uniform"].pieces if differs) == "保暖"
+    assert results["tuned"].agreement == 1.0
+    assert results["base"].pieces == [(SAMPLES[0]["base"], False)]
     assert pieces("", "") == ([], 1.0)
 
 
@@ -401,8 +401,8 @@ def test_report_command_says_what_is_wrong(tmp_path, capsys, monkeypatch, argume
 
 def test_the_overview_lists_results_and_leaves_others_alone(pages, tmp_path):
     text = pages["overview"].read_text(encoding="utf-8")
-    for kind in KINDS:
-        assert f'href="{kind}/index.html"' in text
+    for subject in SUBJECTS:
+        assert f'href="{subject}/index.html"' in text
     assert "Nothing stands out" in text or "nats a token" in text
     reports = tmp_path / "reports"
     assert write_overview(reports) is None

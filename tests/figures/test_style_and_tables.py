@@ -124,8 +124,8 @@ def test_series_are_named_and_ordered_with_parts_after_their_whole():
         ("transformer.embedding.word_embeddings.weight", (None, "word_embeddings")),
     ],
 )
-def test_place_of_a_module(name, expected):
-    assert t.place(name) == expected
+def test_layer_and_matrix_of_a_module(name, expected):
+    assert t.layer_and_matrix(name) == expected
 
 
 @pytest.mark.parametrize("count", [1, 2, 160, 161, 4096])

@@ -15,7 +15,15 @@ from glmspectra.store.columns import CHANGE, DERIVED, HISTOGRAMS, IDENTITY, SING
 PACKAGE = Path(language.__file__).parents[1]
 CHINESE = re.compile("[\u4e00-\u9fff]")
 # Messages whose Chinese is rightly without a Chinese character.
-ALIKE = {"terminal-jsonl", "progress-of", "chat-who", "data-file-forms", "ui-with-unit", "ui-of-matrix", "keys-heading"}
+ALIKE = {
+    "terminal-jsonl",
+    "progress-of",
+    "chat-who",
+    "data-file-row-formats",
+    "ui-with-unit",
+    "ui-of-matrix",
+    "keys-heading",
+}
 
 
 class Variables(visitor.Visitor):
@@ -60,16 +68,16 @@ def code() -> str:
     return "".join(path.read_text(encoding="utf-8") for path in sources)
 
 
-def unasked(names: Iterable[str], told: str) -> set[str]:
+def unasked(names: Iterable[str], results: str) -> set[str]:
     """Those of `names` that no code asks for, in quotes as they are or put together.
 
     What is put together, `f"page-head-{name}"`, counts where both its beginning and what fills it stand in the code.
     """
-    whole = set(re.findall(r"""["'`]([a-z][a-z0-9]*(?:-[a-z0-9]+)+)["'`]""", told))
-    beginnings = set(re.findall(r"""["'`]([a-z][a-z0-9-]*-)(?:\$?\{|["'`])""", told))
-    inner = {found.replace("_", "-") for found in re.findall(r"""["']([a-z]+_)\{""", told)}
-    words = {re.sub("[^a-z0-9]+", "-", word.lower()) for word in re.findall(r"""["'`]([\w:, -]+)["'`]""", told)}
-    endings = set(re.findall(r"""["'`}](-[a-z-]+)["'`]""", told))
+    whole = set(re.findall(r"""["'`]([a-z][a-z0-9]*(?:-[a-z0-9]+)+)["'`]""", results))
+    beginnings = set(re.findall(r"""["'`]([a-z][a-z0-9-]*-)(?:\$?\{|["'`])""", results))
+    inner = {found.replace("_", "-") for found in re.findall(r"""["']([a-z]+_)\{""", results)}
+    words = {re.sub("[^a-z0-9]+", "-", word.lower()) for word in re.findall(r"""["'`]([\w:, -]+)["'`]""", results)}
+    endings = set(re.findall(r"""["'`}](-[a-z-]+)["'`]""", results))
 
     def asked(name: str) -> bool:
         rests = {name.removeprefix(beginning) for beginning in beginnings if name.startswith(beginning)}
@@ -81,8 +89,8 @@ def unasked(names: Iterable[str], told: str) -> set[str]:
 
 
 def test_every_message_is_asked_for_somewhere():
-    told = code()
-    assert unasked([*messages("en"), "page-head-nowhere", "terminal-no-such-thing"], told) == {
+    results = code()
+    assert unasked([*messages("en"), "page-head-nowhere", "terminal-no-such-thing"], results) == {
         "page-head-nowhere",
         "terminal-no-such-thing",
     }

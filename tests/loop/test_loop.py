@@ -104,16 +104,16 @@ def test_a_broken_state_file_is_one_sentence(tmp_path):
 def test_the_verdict_says_what_the_interval_says(low, high, words):
     gap = {"mean": (low + high) / 2, "low": low, "high": high, "rows": 9}
     found = {"base": {"loss": 2.0}, "suggested": {"loss": 1.0}, "uniform": {"loss": 1.0}}
-    told = outcome({"evaluate": {**found, "suggested_minus_uniform": gap}, "train": {}, "control": {}})
-    sentence = find(Evidence(scores=told.scores))[0].words.en
+    answer = outcome({"evaluate": {**found, "suggested_minus_uniform": gap}, "train": {}, "control": {}})
+    sentence = find(Evidence(scores=answer.scores))[0].words.en
     assert words in sentence.partition(":")[0]
     assert "several seeds" in sentence
-    assert list(told.scores.losses) == ["base", "uniform", "suggested"]
+    assert list(answer.scores.losses) == ["base", "uniform", "suggested"]
 
 
 def test_without_a_control_nothing_is_claimed():
-    told = outcome({"evaluate": {"base": {"loss": 2.0}}, "train": {}, "control": {}})
-    assert find(Evidence(scores=told.scores))[0].rule == "nothing"
+    answer = outcome({"evaluate": {"base": {"loss": 2.0}}, "train": {}, "control": {}})
+    assert find(Evidence(scores=answer.scores))[0].rule == "nothing"
     assert "nothing is said" in verdict({"evaluate": {"base": {"loss": 2.0}}, "train": {}, "control": {}})
 
 

@@ -95,8 +95,8 @@ def test_the_command_says_what_it_kept_and_overwrites_nothing(tmp_path, capsys):
     with pytest.raises(SystemExit) as leaving:
         main(arguments)
     assert leaving.value.code in (0, None)
-    told = json.loads(capsys.readouterr().out)
-    assert told["max_lora_rank"] == max(told["ranks"].values())
+    results = json.loads(capsys.readouterr().out)
+    assert results["max_lora_rank"] == max(results["ranks"].values())
     with pytest.raises(SystemExit) as leaving:
         main(arguments)
     assert leaving.value.code == 2

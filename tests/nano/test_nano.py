@@ -110,7 +110,7 @@ def test_more_spikes_than_the_same_matrices_shuffled():
     assert trained > 3 * max(shuffled, 1)
 
 
-def test_it_answers_a_question_of_its_kind(model, tokenizer):
+def test_it_answers_a_question_like_those_it_learnt(model, tokenizer):
     answer, history = model.chat(tokenizer, "咳嗽、发烧应该看什么科？", do_sample=False)
     assert "科" in answer
     assert len(answer) < 200

@@ -57,8 +57,10 @@ def test_the_wheel_alone_measures_and_writes_its_presets(unpacked, tmp_path):
         return done.stdout
 
     code = "import glmspectra; print(glmspectra.__file__)"
-    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert Path(told.stdout.strip()).is_relative_to(unpacked), "the checkout is not used"
+    results = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert Path(results.stdout.strip()).is_relative_to(unpacked), "the checkout is not used"
     run("init")
     assert (tmp_path / "args_file" / "train_args.json").is_file()
     assert "next: glmspectra train" in run("init", "--help"), "the example of a command's help"

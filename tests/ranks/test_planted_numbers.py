@@ -14,7 +14,7 @@ from glmspectra.ranks import CRITERIA, Limits, allocate, between_runs, budget_cu
 from glmspectra.ranks.budget import Budget
 from glmspectra.ranks.criteria import rank_for_share
 from glmspectra.ranks.evidence import QUANTILES
-from glmspectra.ranks.peft_form import DEFAULT_SCALE, scale_of
+from glmspectra.ranks.peft_patterns import DEFAULT_SCALE, scale_of
 from glmspectra.ranks.report import disagreement, facts, lines, summary_rows, write_suggestion
 from glmspectra.ranks.request import RankRequest
 from glmspectra.ranks.stability import PILOTS, STEPS, Stability, between_steps
@@ -104,7 +104,7 @@ def test_steps_of_a_pilot_are_those_that_hold_what_the_criterion_reads():
     runs = [with_metrics(delta_run(2, step=step), delta_run(2, seed=step, step=step)) for step in (10, 20)]
     runs.append(delta_run(2, step=30))
     frames = [
-        pd.concat([getattr(run, kind) for run in runs], ignore_index=True) for kind in ("matrices", "singular_values")
+        pd.concat([getattr(run, table) for run in runs], ignore_index=True) for table in ("matrices", "singular_values")
     ]
     pilot = replace(runs[0], matrices=frames[0], singular_values=frames[1])
     base = base_run(2)
@@ -160,7 +160,7 @@ def test_a_mixture_needs_weights_above_zero():
 def test_the_table_on_the_terminal_and_its_heading():
     evidence = gather(base_run(1), [delta_run(1)])
     found = suggest(evidence, "delta-threshold", Budget("params", "params:3000", 3000))
-    rows = {name: (kind, parameters, moved) for name, kind, parameters, moved in summary_rows(found.allocations)}
+    rows = {name: (answer, parameters, moved) for name, answer, parameters, moved in summary_rows(found.allocations)}
     assert rows["uniform"] == ("score", found.allocations["uniform"].parameters, 0.0)
     assert rows["delta-threshold"][0] == "threshold"
     assert rows["type:delta-threshold"][0] == "mixed"
@@ -249,5 +249,5 @@ def test_what_is_written_beside_the_ranks(tmp_path):
         Path(files[key]).parent == tmp_path / "tables" for key in ("table", "ranks_parquet", "budget_curve", "summary")
     )
     chosen, by_matrix = found.chosen.ranks, facts(found)["by_matrix"]
-    for target in evidence.targets:  # one layer, so each kind is one matrix
+    for target in evidence.targets:  # one layer, so each matrix type is one matrix
         assert by_matrix[target.matrix] == dict.fromkeys(("mean", "min", "max"), chosen[target.name])

@@ -43,7 +43,7 @@ def test_the_default_is_four_matrices_at_the_price_of_rank_12_on_query_key_value
     assert default_criterion(gather(base_run())) == "effective-rank"
 
 
-def test_budgets_of_every_kind(evidence):
+def test_budgets_in_every_unit(evidence):
     per_rank = LAYERS * (112 + 96 + 208 + 128)
     weights = LAYERS * (64 * 48 + 48 * 48 + 160 * 48 + 48 * 80)
     assert parse_budget("like:r=3", evidence).parameters == 3 * per_rank
@@ -140,8 +140,8 @@ def test_the_pooled_control_leaves_only_the_kind_of_matrix(evidence):
     budget = parse_budget("like:r=6", evidence)
     pooled = allocate(evidence, "type:delta-threshold", budget)
     assert pooled.parameters <= budget.parameters
-    for kind in ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"):
-        ranks = {pooled.ranks[t.name] for t in evidence.targets if t.matrix == kind}
+    for matrix in ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"):
+        ranks = {pooled.ranks[t.name] for t in evidence.targets if t.matrix == matrix}
         assert max(ranks) - min(ranks) <= 1
 
 
@@ -171,9 +171,9 @@ def test_side_by_side_and_in_words(evidence):
     table = long_table(suggestion.allocations)
     assert len(table) == len(suggestion.allocations) * 4 * LAYERS
     assert (table[table["criterion"] == "uniform"]["rank"] == 6).all()
-    told = facts(suggestion)
-    assert told["base"] == {"name": "base", "fingerprint": BASE["fingerprint"]}
-    assert told["bytes"] == 4 * told["parameters"]
+    listed = facts(suggestion)
+    assert listed["base"] == {"name": "base", "fingerprint": BASE["fingerprint"]}
+    assert listed["bytes"] == 4 * listed["parameters"]
     said = "\n".join(lines(suggestion))
     assert "of the parameters are elsewhere than with uniform ranks" in said
     assert "Criteria disagree most between" in said
@@ -314,9 +314,9 @@ def test_the_summary_says_what_a_criterion_gains(evidence):
         ("delta-rank:0.8", "not among those our study confirms"),
     ):
         found = suggest(evidence, criterion, budget)
-        said, told = "\n".join(lines(found)), facts(found)
+        said, listed = "\n".join(lines(found)), facts(found)
         assert words in said
-        own, theirs = told["delta_energy_held"], told["delta_energy_held_by_uniform"]
+        own, theirs = listed["delta_energy_held"], listed["delta_energy_held_by_uniform"]
         assert f"hold {theirs:.1%} of the energy of delta-W at this cost where these hold {own:.1%}" in said
     assert own != theirs
     assert "-0.003 to 0.000 (small ChatGLM2-shaped model, the same task; not sure" in sentence("effective-rank")

@@ -6,7 +6,7 @@ import torch
 
 from glmspectra.spectra import SpectraBatch, spectra_of
 from glmspectra.spectra.batched_eigenvalues import _solve, _solver, batch_limit, batched_eigenvalues
-from glmspectra.spectra.bounds import gram_eigenvalue_error
+from glmspectra.spectra.bounds import backward_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -61,7 +61,7 @@ def test_the_librarys_batch_agrees_with_the_plain_call(order):
     assert all(torch.equal(gram, before) for gram, before in zip(grams, kept, strict=True))
     for values, gram in zip(batched_eigenvalues(grams), grams, strict=True):
         due = torch.linalg.eigvalsh(gram).cpu().numpy()
-        assert np.abs(values - due).max() <= gram_eigenvalue_error(order + 50, order) * due[-1]
+        assert np.abs(values - due).max() <= backward_error(order + 50, order) * due[-1]
 
 
 @pytest.mark.gpu

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from glmspectra.spectra.blocks import LongView
-from glmspectra.spectra.bounds import accepted, gram_eigenvalue_error, sigma_from_eigenvalues
+from glmspectra.spectra.bounds import accepted, backward_error, sigma_from_eigenvalues
 from glmspectra.spectra.eigenvalues import symmetric_eigenvalues
 from glmspectra.spectra.gram import gram_matrices
 from glmspectra.spectra.measure import spectra_of
@@ -35,7 +35,7 @@ SHAPES = [(20, 20), (150, 150), (900, 40), (40, 900), (5000, 16)]
 def gram_road(weight: torch.Tensor):
     ((_, gram),) = gram_matrices(weight, {"whole": (0, weight.shape[0])})
     view = LongView(weight)
-    return sigma_from_eigenvalues(symmetric_eigenvalues(gram), gram_eigenvalue_error(view.long, view.short))
+    return sigma_from_eigenvalues(symmetric_eigenvalues(gram), backward_error(view.long, view.short))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
@@ -48,7 +48,7 @@ def test_the_gram_road_is_within_its_bound(shape, dtype):
         truth = reference(weight.double().numpy())
         sigma, bound = gram_road(weight)
         used[name] = float(np.max(np.abs(sigma - truth) / bound))
-    # Recorded when the constants were chosen: at most 0.39 over these kinds and shapes up to 500 x 500.
+    # Recorded when the constants were chosen: at most 0.39 over these distributions and shapes up to 500 x 500.
     assert max(used.values()) < 0.7, used
 
 
@@ -62,7 +62,7 @@ def test_the_final_values_are_within_bounds_that_are_tight_enough(shape):
 
 
 def test_a_typical_square_matrix_is_not_redone():
-    """The bound must be sharp enough for the fast road to carry the common case."""
+    """The bound must be sharp enough for the fast path to carry the common case."""
     rng = np.random.default_rng(13)
     weight = torch.from_numpy(rng.standard_normal((400, 400)).astype(np.float16))
     assert spectra_of(weight)["whole"].method == "gram"

@@ -14,20 +14,20 @@ from glmspectra.spectra.tally import OUTLIER_SIGMAS, QUANTILES
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
 
-def sample(kind: str, shape=(400, 150), seed: int = 0) -> torch.Tensor:
+def sample(family: str, shape=(400, 150), seed: int = 0) -> torch.Tensor:
     rng = np.random.default_rng(seed)
     values = {
         "normal": lambda: rng.normal(0.001, 0.02, shape),
         "laplace": lambda: rng.laplace(0, 0.02, shape),
         "student_t": lambda: 0.02 * rng.standard_t(4, shape),
-    }[kind]()
+    }[family]()
     return torch.from_numpy(values)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["normal", "laplace", "student_t"])
-def test_every_number_against_numpy_and_scipy(kind, dtype):
-    weight = sample(kind).to(dtype)
+@pytest.mark.parametrize("family", ["normal", "laplace", "student_t"])
+def test_every_number_against_numpy_and_scipy(family, dtype):
+    weight = sample(family).to(dtype)
     found = value_distribution(weight)["whole"]
     values = weight.double().numpy().ravel()
     columns = found.columns
@@ -53,7 +53,7 @@ def test_every_number_against_numpy_and_scipy(kind, dtype):
     grid = scipy.stats.norm.ppf((np.arange(100_000) + 0.5) / 100_000)
     expected = scipy.stats.wasserstein_distance(standard, grid)
     assert columns["normal_wasserstein"] == pytest.approx(expected, abs=1e-3 if dtype == torch.float32 else 5e-5)
-    assert columns["best_fit"] == kind
+    assert columns["best_fit"] == family
     assert found.status == "ok"
     assert found.counts.sum() == values.size
 

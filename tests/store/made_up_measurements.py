@@ -10,7 +10,7 @@ import numpy as np
 from glmspectra.store import Measurement, Request, Source
 
 NAMES = tuple(f"layers.{layer}.{matrix}" for layer in range(3) for matrix in ("query_key_value", "dense"))
-SOURCE = Source("tiny", "0123456789abcdef", path="/models/tiny", form="safetensors")
+SOURCE = Source("tiny", "0123456789abcdef", path="/models/tiny", format="safetensors")
 
 
 def spectrum_request(names=NAMES, **options):

@@ -45,7 +45,7 @@ def test_tables_have_the_columns_of_the_schema_and_every_number_exactly(store):
     assert list(run.matrices) == MATRICES.names
     assert list(run.singular_values) == ["checkpoint", *SINGULAR_VALUES.names]
     assert list(run.histograms) == ["checkpoint", *HISTOGRAMS.names]
-    assert run.matrices["name"].tolist() == list(NAMES)  # one row for both kinds, in depth order
+    assert run.matrices["name"].tolist() == list(NAMES)  # one row for both measurements, in depth order
     assert run.matrices["layer"].dtype == pd.Int64Dtype()
     assert run.matrices["step"].isna().all()
     assert (run.matrices["seconds"] == 0.5).all()
@@ -214,9 +214,9 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("kind", FOREIGN)
-def test_a_table_that_this_program_did_not_write_is_refused(store, kind):
-    change, said = FOREIGN[kind]
+@pytest.mark.parametrize("change_name", FOREIGN)
+def test_a_table_that_this_program_did_not_write_is_refused(store, change_name):
+    change, said = FOREIGN[change_name]
     measure_all(store, spectrum_request())
     store.merge()
     path = store.folder / "matrices.parquet"

@@ -107,11 +107,13 @@ def test_inspect_tells_the_memory_of_a_matrix_within_a_fifth(order, tmp_path):
     tensor = torch.empty(order, order, dtype=torch.float16)
     save_file({"model.layers.0.self_attn.q_proj.weight": tensor}, tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path) as checkpoint:
-        told = spectrum_memory(checkpoint.tensors["model.layers.0.self_attn.q_proj.weight"])
+        results = spectrum_memory(checkpoint.tensors["model.layers.0.self_attn.q_proj.weight"])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", OWN_MEMORY, str(order)]
     taken = []
-    while not taken or (min(taken) > 1.2 * told and len(taken) < 3):  # huge pages can add a hundred MiB, now and then
+    while not taken or (
+        min(taken) > 1.2 * results and len(taken) < 3
+    ):  # huge pages can add a hundred MiB, now and then
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         taken.append(int(done.stdout))
-    assert told == pytest.approx(min(taken), rel=0.2)
+    assert results == pytest.approx(min(taken), rel=0.2)

@@ -73,14 +73,14 @@ def tiny_model(name, attention):
         )  # fmt: skip
         model = chatglm2.ChatGLMForConditionalGeneration(config)
     else:
-        kinds = {
+        configs = {
             "llama": transformers.LlamaConfig(**common, **heads),
             "qwen3": transformers.Qwen3Config(**common, **heads, head_dim=8),
             "glm": transformers.GlmConfig(**common, **heads, head_dim=8, pad_token_id=0),
             "mistral": transformers.MistralConfig(**common, **heads, sliding_window=None),
             "gpt2": transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=128),
         }
-        model = transformers.AutoModelForCausalLM.from_config(kinds[name])
+        model = transformers.AutoModelForCausalLM.from_config(configs[name])
     model.set_attn_implementation(attention)
     return model.eval()
 
@@ -278,7 +278,7 @@ def test_the_project_sample_is_sound(tmp_path):
 
 
 def test_no_model_type_stands_in_two_families():
-    types = [kind for family in FAMILIES for kind in family.model_types]
+    types = [model_type for family in FAMILIES for model_type in family.model_types]
     assert len(types) == len(set(types))
     assert family_of({"model_type": "unheard"}).default_targets == "all-linear"
     assert family_of({"model_type": "chatglm"}).default_targets == ["query_key_value"]

@@ -1,4 +1,4 @@
-"""Merging: equal to the model with its adapter, in the base's precision, streamed, for every kind of adapter."""
+"""Merging: equal to the model with its adapter, in the base's precision, streamed, for every PEFT method."""
 
 import json
 

@@ -542,7 +542,7 @@ def test_ranks_files_that_are_none(folder, tmp_path):
         f"ranks {missing}: there is no such file; `glmspectra suggest-rank` writes one."
     )
     missing.write_text("{}")
-    assert "is no ranks file of form 1" in fault(path, ranks=missing)
+    assert "is no ranks file of version 1" in fault(path, ranks=missing)
     missing.write_text(json.dumps({**RANKS, "base": {"name": "x"}}))
     assert "key base.fingerprint: Field required" in fault(path, ranks=missing)
 

@@ -250,9 +250,10 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(tmp_pa
     found, lines = newest_whole(folder)
     assert found == folder / "checkpoint-2"
     (line,) = lines
-    assert line.startswith(f"{folder / 'checkpoint-10'} is damaged: ")
-    assert file in line
-    assert line.endswith("the one before it is taken.")
+    assert line.en.startswith(f"{folder / 'checkpoint-10'} is damaged: ")
+    assert file in line.en
+    assert file in line.zh
+    assert line.en.endswith("the one before it is taken.")
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_by_itself(tmp_path, model, data, begun):

@@ -17,7 +17,7 @@ from tests.tuning.tiny_run import make_run, write_args, write_data, write_model
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
     """A folder with a model, data, the three files and an adapter that was not trained."""
     folder = tmp_path_factory.mktemp("wrong")
     write_data(folder / "data", 8, 4)
@@ -71,31 +71,31 @@ MERGE = ("merge", "run/final_adapter", "--model", "model", "--out")
         ((*TRAIN, "--out", "new", "--set", "finetune.final_model_path=new"), 2, "is output_dir or holds it"),
     ],
 )
-def test_one_sentence_and_nothing_is_lost(place, monkeypatch, capsys, arguments, status, sentence):
-    monkeypatch.chdir(place)
+def test_one_sentence_and_nothing_is_lost(folder, monkeypatch, capsys, arguments, status, sentence):
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "200")
-    before = kept(place)
+    before = kept(folder)
     with pytest.raises(SystemExit) as leaving:
         main([*arguments, "--quiet"])
     message = capsys.readouterr().err
     assert leaving.value.code == status, message
     assert sentence in message
     assert "Traceback" not in message
-    assert (place / "file").read_text() == "kept"
-    assert kept(place) == before
+    assert (folder / "file").read_text() == "kept"
+    assert kept(folder) == before
 
 
-def test_an_earlier_adapter_is_replaced_and_an_empty_folder_filled(place, tmp_path):
-    check_target(place / "run" / "final_adapter", "final_model_path", "adapter_config.json")
+def test_an_earlier_adapter_is_replaced_and_an_empty_folder_filled(folder, tmp_path):
+    check_target(folder / "run" / "final_adapter", "final_model_path", "adapter_config.json")
     check_target(tmp_path, "--out")
     check_target(tmp_path / "new", "--out")
-    merge(place / "model", place / "run" / "final_adapter", tmp_path / "merged")
+    merge(folder / "model", folder / "run" / "final_adapter", tmp_path / "merged")
     with pytest.raises(RequestError, match="is there already"):
-        merge(place / "model", place / "run" / "final_adapter", tmp_path / "merged")
+        merge(folder / "model", folder / "run" / "final_adapter", tmp_path / "merged")
 
 
-def test_a_cache_that_cannot_be_written_costs_time_only(place):
-    settings = load_settings(place / "args", [f"finetune.cache_dir={place / 'file'}"])
+def test_a_cache_that_cannot_be_written_costs_time_only(folder):
+    settings = load_settings(folder / "args", [f"finetune.cache_dir={folder / 'file'}"])
     assert len(prepare_run(settings, device="cpu", quiet=True).data.train) == 8
 
 
@@ -104,12 +104,12 @@ def test_a_card_that_is_not_there_is_named():
         choose_device("cuda:99")
 
 
-def test_packed_weights_are_not_quantised_again_and_train_as_they_are(place, tmp_path):
+def test_packed_weights_are_not_quantised_again_and_train_as_they_are(folder, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    shutil.copytree(place / "model", tmp_path / "model")
-    AutoModelForCausalLM.from_pretrained(place / "model").quantize(4).save_pretrained(tmp_path / "model")
-    args = write_args(tmp_path / "args", tmp_path / "model", place / "data", train={"max_steps": 1})
+    shutil.copytree(folder / "model", tmp_path / "model")
+    AutoModelForCausalLM.from_pretrained(folder / "model").quantize(4).save_pretrained(tmp_path / "model")
+    args = write_args(tmp_path / "args", tmp_path / "model", folder / "data", train={"max_steps": 1})
     for work in (dry_run, prepare_run):
         with pytest.raises(ConfigError, match="is stored in 4 bits already and is used as it is: set method to lora"):
             work(load_settings(args, ["method=qlora"]), "cpu")
@@ -119,8 +119,8 @@ def test_packed_weights_are_not_quantised_again_and_train_as_they_are(place, tmp
     assert merge(tmp_path / "model", adapter, tmp_path / "merged").dequantized == 4
 
 
-def test_the_final_adapter_cannot_hold_the_run(place, tmp_path):
-    args = write_args(tmp_path / "args", place / "model", place / "data")
+def test_the_final_adapter_cannot_hold_the_run(folder, tmp_path):
+    args = write_args(tmp_path / "args", folder / "model", folder / "data")
     overrides = [f"train.output_dir={tmp_path / 'a' / 'run'}", f"finetune.final_model_path={tmp_path / 'a'}"]
     with pytest.raises(ConfigError, match="is output_dir or holds it"):
         prepare_run(load_settings(args, overrides), device="cpu", quiet=True)

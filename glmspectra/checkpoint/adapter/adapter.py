@@ -12,7 +12,7 @@ import torch
 
 from glmspectra.checkpoint.adapter.change import TensorChange
 from glmspectra.checkpoint.adapter.config import BASE_REDUCED, AdapterConfig, read_config
-from glmspectra.checkpoint.adapter.convolutions import as_matrix, kernel_of
+from glmspectra.checkpoint.adapter.convolutions import as_factors, as_matrix, kernel_of
 from glmspectra.checkpoint.adapter.factors import BaseRule, Factors, LoftQ, Truncation
 from glmspectra.checkpoint.adapter.layout import BaseLayout, is_transposed
 from glmspectra.checkpoint.adapter.parameters import parameter_changes
@@ -51,6 +51,7 @@ class Adapter:
         names: Weights with factors (module + '.weight'), in the order of depth.
         step: Of checkpoint-N, where the folder says so.
         start: The adapter as it was before its first step, where that is taken off.
+        stored: Its tensors as the file holds them.
     """
 
     path: Path
@@ -58,12 +59,17 @@ class Adapter:
     names: list[str]
     step: int | None
     start: "Adapter | None" = None
-    _stored: StoredAdapter = field(default_factory=StoredAdapter, repr=False)
+    stored: StoredAdapter = field(default_factory=StoredAdapter, repr=False)
 
     @property
-    def kind(self) -> str:
-        """Name of the method, as `AdapterConfig.kind`."""
-        return self.config.kind
+    def peft_method(self) -> str:
+        """Name of the method, as `AdapterConfig.peft_method`."""
+        return self.config.peft_method
+
+    def rename(self, modules: Mapping[str, str]) -> None:
+        """Keep the factors of these modules alone, each under its new name."""
+        self.stored.factors = {new: self.stored.factors[old] for old, new in modules.items()}
+        self.names = [f"{module}.weight" for module in sorted(self.stored.factors, key=natural_order)]
 
     @property
     def base_model(self) -> str | None:
@@ -73,27 +79,27 @@ class Adapter:
     @property
     def parameters(self) -> int:
         """Numbers in all factors as stored."""
-        wrappers = [parts for found in self._stored.parameters.values() for parts in found.values()]
-        return sum(tensor.numel() for parts in (*self._stored.factors.values(), *wrappers) for tensor in parts.values())
+        wrappers = [parts for found in self.stored.parameters.values() for parts in found.values()]
+        return sum(tensor.numel() for parts in (*self.stored.factors.values(), *wrappers) for tensor in parts.values())
 
     @property
     def beyond_matrices(self) -> list[str]:
         """Modules with factors that are no matrix of their own: stacked experts, convolutions."""
-        kernels = [module for module, parts in self._stored.factors.items() if kernel_of(parts) is not None]
-        return sorted({*self._stored.parameters, *kernels}, key=natural_order)
+        kernels = [module for module, parts in self.stored.factors.items() if kernel_of(parts) is not None]
+        return sorted({*self.stored.parameters, *kernels}, key=natural_order)
 
     @property
     def whole(self) -> list[str]:
         """Tensors that are no factors: trained biases and modules, and tokens' rows; by base name."""
-        rows = [f"{module}.weight" for module in self._stored.rows]
-        added = [f"{module}.bias" for module, parts in self._stored.factors.items() if "lora_B.bias" in parts]
-        return sorted({*self._stored.whole, *rows, *added}, key=natural_order)
+        rows = [f"{module}.weight" for module in self.stored.rows]
+        added = [f"{module}.bias" for module, parts in self.stored.factors.items() if "lora_B.bias" in parts]
+        return sorted({*self.stored.whole, *rows, *added}, key=natural_order)
 
     @property
     def needs_base(self) -> bool:
-        """Whether some change of a matrix cannot be told without the base's weight."""
-        dora = any("lora_magnitude_vector" in parts for parts in self._stored.factors.values())
-        return dora or self.config.kind in ("loftq", "kasa") or bool(self._stored.parameters)
+        """Whether some change of a matrix cannot be computed without the base's weight."""
+        dora = any("lora_magnitude_vector" in parts for parts in self.stored.factors.values())
+        return dora or self.config.peft_method in ("loftq", "kasa") or bool(self.stored.parameters)
 
     @property
     def is_zero(self) -> bool:
@@ -122,26 +128,26 @@ class Adapter:
         Raises:
             CheckpointError: The base lacks one of them, or the factors do not fit it.
         """
-        check_base(self.path, self.config, self._stored, base)
+        check_base(self.path, self.config, self.stored, base)
         found: dict[str, TensorChange] = {}
 
         def at(name: str) -> TensorChange:
             there, source = base.resolve(name, str(self.path), self.base_model)
             return found.setdefault(there, TensorChange(there, source, str(self.path)))
 
-        for name, tensor in self._stored.whole.items():
+        for name, tensor in self.stored.whole.items():
             at(name).replaced = tensor
         for name in self.names:
             change = at(name)
             change.adapter_name = name
             change.factors = self._in_layer(name, change, base)
-        for module, parts in self._stored.factors.items():
+        for module, parts in self.stored.factors.items():
             if "lora_B.bias" in parts:
                 self._add_bias(at, module, parts["lora_B.bias"], base)
-        for module, rows in self._stored.rows.items():
+        for module, rows in self.stored.rows.items():
             change = at(f"{module}.weight")
             change.rows = (self._tokens(module, rows), rows)
-        for change in parameter_changes(self.path, self.config, self._stored.parameters, base):
+        for change in parameter_changes(self.path, self.config, self.stored.parameters, base):
             if change.name in found:
                 raise CheckpointError(f"{self.path}: changes {change.name} twice, by a module and by a parameter.")
             found[change.name] = change
@@ -151,11 +157,11 @@ class Adapter:
         """The factors of one weight as its layer stores it."""
         module = name.removesuffix(".weight")
         shapes = base if change.replaced is None else base.with_shape(change.source, tuple(change.replaced.shape))
-        if (kernel := kernel_of(self._stored.factors[module])) is not None:
-            shapes = as_matrix(shapes, change.source, kernel, self.kind, f"{self.path}: {module}")
+        if (kernel := kernel_of(self.stored.factors[module])) is not None:
+            shapes = as_matrix(shapes, change.source, kernel, self.peft_method, f"{self.path}: {module}")
         product = self._product(name)
         start = self.start._product(name) if self.start is not None else None
-        if change.replaced is not None and self.kind in BASE_REDUCED:
+        if change.replaced is not None and self.peft_method in BASE_REDUCED:
             start = None  # the weight that PEFT saved beside the factors has lost the first product already
         if product.transposed:  # an embedding, (tokens, width) already
             if product.shape != tuple(shapes.shapes[change.source]):
@@ -168,13 +174,13 @@ class Adapter:
         if start is None:
             return turned
         # PEFT takes OLoRA's first product out of the weight as it is stored, the others' the way the layer multiplies.
-        return turned.less(start if self.kind == "olora" else start.turned())
+        return turned.less(start if self.peft_method == "olora" else start.turned())
 
     def _product(self, name: str) -> Factors:
         module = name.removesuffix(".weight")
-        if module not in self._stored.factors:
+        if module not in self.stored.factors:
             raise RequestError(f"{self.path}: no factors for {name!r}; it changes {shortened(self.names)}.")
-        parts = self._stored.factors[module]
+        parts = self.stored.factors[module]
         embedding = "lora_embedding_A" in parts
         left, right = self._pair(module, parts, embedding)
         rank = right.shape[0]
@@ -232,14 +238,13 @@ class Adapter:
                 "were saved while DeepSpeed ZeRO-3 or FSDP held them in shards; gather them before saving."
             )
         left, right = self._whole_blocks(module, left, right)
-        if kernel_of(parts) is not None:
-            left, right = left.flatten(1), right.flatten(1)
-        if left.ndim != 2 or right.ndim != 2 or right.shape[0] != left.shape[1]:
+        factors = as_factors(left, right)
+        if factors is None:
             raise CheckpointError(
                 f"{self.path}: {module} has factors of shapes {tuple(left.shape)} and {tuple(right.shape)}, which "
                 "do not multiply to a matrix; linear layers, embeddings and convolutions are read."
             )
-        return left, right
+        return factors
 
     def _whole_blocks(self, module: str, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """BD-LoRA's factors, which are stored as their blocks, with the zeros around these."""
@@ -257,7 +262,7 @@ class Adapter:
         return left, right
 
     def _rule(self, rank: int) -> BaseRule | None:
-        if self.kind == "loftq":
+        if self.peft_method == "loftq":
             settings = self.config.loftq_config
             return LoftQ(settings.loftq_bits if settings else 4, rank, settings.loftq_iter if settings else 1)
         return Truncation(rank) if self.config.kasa_config is not None else None
@@ -306,7 +311,7 @@ class Adapter:
         """What PEFT does to the memory that a tied output layer shares with the embedding, before it trains.
 
         Raises:
-            CheckpointError: That cannot be told from the adapter, or PEFT drops one of two changes.
+            CheckpointError: That cannot be distinguished from the adapter, or PEFT drops one of two changes.
         """
         one, other = found.get(name), found.get(source)
         if one is None or one.factors is None:
@@ -316,12 +321,12 @@ class Adapter:
                 f"{self.path}: trains single tokens of {source} and factors of {name}, which is tied to it; PEFT runs "
                 "such a model with one of the two left out, so that no merged weight is equal to it."
             )
-        if self.kind not in (*BASE_REDUCED, "kasa", "loftq"):
+        if self.peft_method not in (*BASE_REDUCED, "kasa", "loftq"):
             return
         if one.replaced is None:
             raise CheckpointError(
-                f"{self.path}: {self.kind} changed the weight that {name} shares with {source}, and the adapter does "
-                "not hold it; save it again with save_embedding_layers=True."
+                f"{self.path}: {self.peft_method} changed the weight that {name} shares with {source}, and the adapter "
+                "does not hold it; save it again with save_embedding_layers=True."
             )
         other = found.setdefault(source, TensorChange(source, source, str(self.path)))
         other.replaced = one.replaced if other.replaced is None else other.replaced
@@ -356,7 +361,7 @@ def open_adapter(path: Path | str, initial: Path | str | None = None) -> Adapter
     """
     path = Path(path)
     config = read_config(path)
-    start = find_start(path, config.kind, initial)
+    start = find_start(path, config.peft_method, initial)
     adapter = _opened(path, config)
     adapter.step = step_of(path)
     if start is not None:

@@ -165,7 +165,7 @@ class AdapterConfig(BaseModel):
         return str(self.init_lora_weights).lower().split("_niter_")[0] if self.init_lora_weights is not None else "true"
 
     @cached_property
-    def kind(self) -> str:
+    def peft_method(self) -> str:
         """Name of the method for people: lora, rslora, adalora, dora, kasa, pissa, olora, corda, lora_ga or loftq."""
         if self.adalora:
             return "adalora"

@@ -79,7 +79,7 @@ class Factors:
 
     @property
     def needs_base(self) -> bool:
-        """Whether the change cannot be told without the base weight."""
+        """Whether the change cannot be computed without the base weight."""
         return self.magnitude is not None or self.rule is not None
 
     @property
@@ -91,7 +91,7 @@ class Factors:
         return same or not (self.left.any() and self.right.any())
 
     def product(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The product scale * left @ right, (rows, cols): the dense form, for merging and for checks."""
+        """The product scale * left @ right, (rows, cols): the dense matrix, for merging and for checks."""
         return (self.scale * (self.left.to(dtype) @ self.right.to(dtype))).to(dtype)
 
     def merged(self, weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from glmspectra.checkpoint.adapter.stored import shortened
-from glmspectra.checkpoint.names import OUTPUT, place_of
+from glmspectra.checkpoint.names import OUTPUT, parse_name
 from glmspectra.checkpoint.reader import Checkpoint
 from glmspectra.errors import CheckpointError
 
@@ -91,7 +91,7 @@ class BaseLayout:
     def _source_of_tied(self, name: str) -> str | None:
         if name in self.tied:
             return self.tied[name]
-        if self.config.get("tie_word_embeddings", True) is False or place_of(name).zone != OUTPUT:
+        if self.config.get("tie_word_embeddings", True) is False or parse_name(name).zone != OUTPUT:
             return None
         embeddings = [other for other in self.shapes if EMBEDDING.search(other)]
         return embeddings[0] if len(embeddings) == 1 and name.endswith(".weight") else None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from glmspectra.checkpoint.adapter.adapter import Adapter
-from glmspectra.checkpoint.formats.pickle_bounds import check_pickles
+from glmspectra.checkpoint.formats.torch_file import load_torch_file
 from glmspectra.errors import CheckpointError
 
 OPTIMIZER_FILE = "optimizer.pt"
@@ -71,8 +71,8 @@ def read_moments(adapter: Adapter, file: Path, order: Sequence[str] | None = Non
         CheckpointError: It is of another optimizer or another adapter, cannot be read safely, or the order of its
             parameters is not known.
     """
-    if adapter.kind not in ("lora", "rslora") or adapter.whole:
-        beside = "what was trained beside its factors" if adapter.whole else f"a method such as {adapter.kind}"
+    if adapter.peft_method not in ("lora", "rslora") or adapter.whole:
+        beside = "what was trained beside its factors" if adapter.whole else f"a method such as {adapter.peft_method}"
         raise CheckpointError(f"{file}: second moments are read of plain LoRA alone, not of {beside}.")
     states, names = _parameters(file)
     if len(states) != 2 * len(adapter.names):
@@ -121,7 +121,9 @@ def _refuse_other(file: Path, state: Mapping[str, Any]) -> None:
         return
     what = next((said for key, said in _OTHERS if key in state and "exp_avg_sq" not in state), None)
     what = what or f"an optimizer that keeps {', '.join(sorted(map(str, state)))[:80] or 'nothing'}"
-    raise CheckpointError(f"{file}: is of {what}; AdamW's second moments are read of adamw_torch and its fused form.")
+    raise CheckpointError(
+        f"{file}: is of {what}; AdamW's second moments are read of adamw_torch and its fused variant."
+    )
 
 
 def _wanted(file: Path, adapter: Adapter, names: list[str], order: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -162,7 +164,7 @@ def _second_moment(file: Path, what: str, state: Mapping[str, Any], shape: torch
 def _of_weight(adapter: Adapter, name: str, of_a: torch.Tensor, of_b: torch.Tensor) -> SecondMoments:
     """From those of A (r, cols) and B (rows, r): dL/dB = s G A^T, dL/dA = s B^T G, with V separable as in Adafactor.
 
-    Shazeer & Stern 2018, Adafactor, section 3, for the separable form; E[(G a)_i^2] = sum_j V_ij a_j^2 for entries that
+    Shazeer & Stern 2018, Adafactor, section 3, for V; E[(G a)_i^2] = sum_j V_ij a_j^2 for entries that
     do not vary together.
     """
     own = adapter.own_factors(name)
@@ -172,16 +174,7 @@ def _of_weight(adapter: Adapter, name: str, of_a: torch.Tensor, of_b: torch.Tens
 
 
 def _load(file: Path) -> Mapping[str, Any]:
-    check_pickles(file)
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}); was it saved whole?") from None
-    except Exception as error:  # the restricted unpickler raises its own class
-        raise CheckpointError(
-            f"{file}: holds more than tensors and numbers, it is not opened ({type(error).__name__}); optimizers of "
-            "torchao save classes of their own."
-        ) from None
+    content = load_torch_file(file, "optimizers of torchao, for one, save classes of their own")
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: is no state of an optimizer.")
     return content

@@ -36,7 +36,7 @@ def parameter_changes(
     """The changes of a base's tensors that the factors of bare parameters make.
 
     Raises:
-        CheckpointError: The base has no such parameter, or which factors are whose cannot be told.
+        CheckpointError: The base has no such parameter, or which factors are whose cannot be known.
     """
     for module, wrappers in stored.items():
         keys = [key for key in config.target_parameters or [] if f".{module}".endswith(f".{key.rpartition('.')[0]}")]
@@ -46,16 +46,16 @@ def parameter_changes(
                 f"{path}: target_parameters names {len(names)} parameters of {module}, and the adapter has factors for "
                 f"{len(wrappers)}; it was not saved whole."
             )
-        places = [_Place(path, base, module, name) for name in names]
-        for place, parts in _assigned(path, module, places, wrappers):
-            yield from place.changes(_experts(path, config, f"{module}.{place.parameter}", place, parts))
+        stacks = [_Experts(path, base, module, name) for name in names]
+        for stack, parts in _assigned(path, module, stacks, wrappers):
+            yield from stack.changes(_experts(path, config, f"{module}.{stack.parameter}", stack, parts))
 
 
 def _position(parameter: str) -> tuple[int, str]:
     return (ORDER.index(parameter) if parameter in ORDER else len(ORDER), parameter)
 
 
-class _Place:
+class _Experts:
     """Where a base keeps one parameter of a module: stacked in one tensor, or each expert on its own."""
 
     def __init__(self, path: Path, base: BaseLayout, module: str, parameter: str):
@@ -121,14 +121,14 @@ class _Place:
 
 
 def _assigned(
-    path: Path, module: str, places: list[_Place], wrappers: Mapping[int, Parts]
-) -> Iterator[tuple[_Place, Parts]]:
+    path: Path, module: str, stacks: list[_Experts], wrappers: Mapping[int, Parts]
+) -> Iterator[tuple[_Experts, Parts]]:
     """Which wrapper is of which parameter: by shapes, and by the order of the class where these leave it open."""
     innermost_first = [wrappers[depth] for depth in sorted(wrappers, reverse=True)]
     orders = [
         order
         for order in permutations(innermost_first)
-        if all(place.fits(parts) for place, parts in zip(places, order, strict=True))
+        if all(stack.fits(parts) for stack, parts in zip(stacks, order, strict=True))
     ]
     if not orders:
         shapes = "; ".join(
@@ -136,24 +136,24 @@ def _assigned(
         )
         raise CheckpointError(
             f"{path}: the factors of {module} ({shapes}) do not fit its parameters in the base: "
-            + ", ".join(f"{place.parameter} of {place.experts} x {list(place.shape)}" for place in places)
+            + ", ".join(f"{stack.parameter} of {stack.experts} x {list(stack.shape)}" for stack in stacks)
             + "."
         )
-    if len(orders) > 1 and not all(place.parameter in ORDER for place in places):
+    if len(orders) > 1 and not all(stack.parameter in ORDER for stack in stacks):
         raise CheckpointError(
-            f"{path}: the parameters {', '.join(place.parameter for place in places)} of {module} have one shape, and "
-            "which factors are whose cannot be told."
+            f"{path}: the parameters {', '.join(stack.parameter for stack in stacks)} of {module} have one shape, and "
+            "which factors are whose cannot be known."
         )
-    yield from zip(places, orders[0], strict=True)  # permutations begin with the order itself
+    yield from zip(stacks, orders[0], strict=True)  # permutations begin with the order itself
 
 
-def _experts(path: Path, config: AdapterConfig, name: str, place: _Place, parts: Parts) -> list[Factors]:
+def _experts(path: Path, config: AdapterConfig, name: str, stack: _Experts, parts: Parts) -> list[Factors]:
     """The factors of each expert, as the layer multiplies: (out, rank) and (rank, in)."""
     further = sorted(parts.keys() - {"lora_A", "lora_B"})
     if further:
         raise CheckpointError(f"{path}: {name} has {', '.join(further)}, which PEFT does not give a bare parameter.")
     right, left = parts["lora_A"], parts["lora_B"]
-    rank = right.shape[0] // place.experts
+    rank = right.shape[0] // stack.experts
     expected, key = config.rank_of(name)
     if expected != rank:
         said = "" if key is None else f" (rank_pattern {key!r})"
@@ -162,6 +162,6 @@ def _experts(path: Path, config: AdapterConfig, name: str, place: _Place, parts:
             "refuse to load it."
         )
     scale = config.scale_of(name, rank)
-    ups = left.reshape(left.shape[0], rank, place.experts).permute(2, 0, 1).contiguous()
-    downs = right.reshape(place.experts, rank, right.shape[1])
+    ups = left.reshape(left.shape[0], rank, stack.experts).permute(2, 0, 1).contiguous()
+    downs = right.reshape(stack.experts, rank, right.shape[1])
     return [Factors(name, up, down, scale, rank) for up, down in zip(ups, downs, strict=True)]

@@ -11,7 +11,7 @@ from glmspectra.checkpoint.adapter.change import TensorChange
 from glmspectra.checkpoint.adapter.config import CONFIG_FILE, AdapterConfig
 from glmspectra.checkpoint.adapter.layout import BaseLayout
 from glmspectra.checkpoint.adapter.stored import WEIGHT_FILES, StoredAdapter
-from glmspectra.checkpoint.names import IN_LAYERS, place_of
+from glmspectra.checkpoint.names import IN_LAYERS, parse_name
 from glmspectra.errors import CheckpointError
 from glmspectra.language import text
 from glmspectra.peft_rules import fully_matched
@@ -62,7 +62,7 @@ def notes(path: Path, config: AdapterConfig, found: Mapping[str, TensorChange], 
 
 
 def _left_alone(config: AdapterConfig, found: Mapping[str, TensorChange], base: BaseLayout) -> list[str]:
-    """Modules that target_modules names and that have no factors, of the kinds of which others have some.
+    """Modules that target_modules names and that have no factors, of the types of which others have some.
 
     None are told where layers or modules were picked in another way too (a pattern, layers_to_transform, AdaLoRA).
     """
@@ -86,7 +86,7 @@ def _untargeted(config: AdapterConfig, modules: Collection[str]) -> Iterator[str
     layers = config.layers_to_transform
     numbers = {layers} if isinstance(layers, int) else set(layers or [])
     if config.ensure_weight_tying:  # PEFT makes factors of the tied layer too, and does not list it
-        modules = [module for module in modules if place_of(f"{module}.weight").zone == IN_LAYERS]
+        modules = [module for module in modules if parse_name(f"{module}.weight").zone == IN_LAYERS]
     counted = bool(numbers) and not config.layers_pattern and isinstance(targets, list)
     for module in modules:
         if module not in wanted or (counted and module not in targets and _layer(module) not in numbers):

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from glmspectra.checkpoint.adapter.config import CONFIG_FILE
-from glmspectra.checkpoint.adapter.lora_file import is_lora_file
+from glmspectra.checkpoint.adapter.lora_names import program_of
 from glmspectra.checkpoint.adapter.start import INITIAL_FOLDERS
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.json_files import read_object
@@ -19,7 +19,7 @@ FINAL_ADAPTER = "final_adapter"  # where a run keeps its last state
 class TunedCheckpoint:
     """One state of a run: `path` holds an adapter or a whole model; `step` is None where no file tells it.
 
-    An adapter is a folder, or one file in the form of a diffusion program (`lora_file`).
+    An adapter is a folder, or one file in the format of a diffusion program (`lora_file`).
     """
 
     path: Path
@@ -49,7 +49,7 @@ def tuned_checkpoints(path: Path | str) -> list[TunedCheckpoint]:
     found.sort(key=lambda state: state.step or 0)
     final = _state_in(path)
     if final:
-        step = _step_told_by(path)
+        step = _last_step(path)
         own = re.fullmatch(r"checkpoint-(\d+)", path.name)
         step = int(own[1]) if step is None and own else step
         if not (found and step is not None and found[-1].step == step):
@@ -90,12 +90,12 @@ def _state_in(folder: Path) -> tuple[Path, bool] | None:
 
 
 def _is_lora(path: Path) -> bool:
-    """Whether a file is LoRA in the form of a diffusion program, by its tensors' names."""
+    """Whether a file is LoRA in the format of a diffusion program, by its tensors' names."""
     if path.suffix != ".safetensors":
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            return is_lora_file(file.keys())
+            return program_of(file.keys()) is not None
     except (SafetensorError, OSError):
         return False  # whoever opens it says what is wrong
 
@@ -105,7 +105,7 @@ def _is_named_adapter(folder: Path) -> bool:
     return folder.name not in INITIAL_FOLDERS and not folder.name.startswith(("checkpoint-", "."))
 
 
-def _step_told_by(folder: Path) -> int | None:
+def _last_step(folder: Path) -> int | None:
     state = folder / "trainer_state.json"
     if not state.is_file():
         return None

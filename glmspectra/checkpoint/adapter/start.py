@@ -18,12 +18,12 @@ INITIAL_FOLDERS = (INITIAL_FOLDER, "pissa_init", "pissa_backup", "olora_init", "
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
-def find_start(path: Path, kind: str, initial: Path | str | None) -> Path | None:
+def find_start(path: Path, peft_method: str, initial: Path | str | None) -> Path | None:
     """The folder of the adapter as it was before its first step; None where it has no such start.
 
     Args:
         path: The adapter's folder.
-        kind: Its method, as `AdapterConfig.kind` names it.
+        peft_method: Its method, as `AdapterConfig.peft_method` names it.
         initial: The folder, where the caller knows it; otherwise it is looked for in the adapter's own folder, beside
             the checkpoint-N that it lies in and, for a method that needs one, beside the folder itself.
 
@@ -31,23 +31,23 @@ def find_start(path: Path, kind: str, initial: Path | str | None) -> Path | None
         RequestError: `initial` holds no adapter, or the method has no start.
         CheckpointError: The method needs its start and it is not there.
     """
-    needed = kind in BASE_REDUCED
+    needed = peft_method in BASE_REDUCED
     if initial is not None:
-        if kind in ("adalora", "kasa", "loftq"):
-            raise RequestError(f"{path}: an initial adapter has no meaning for {kind}; leave it out.")
+        if peft_method in ("adalora", "kasa", "loftq"):
+            raise RequestError(f"{path}: an initial adapter has no meaning for {peft_method}; leave it out.")
         if not (Path(initial) / CONFIG_FILE).is_file():
             raise RequestError(f"{initial}: no adapter here: there is no {CONFIG_FILE}.")
         return Path(initial)
-    if kind in ("adalora", "kasa", "loftq"):
+    if peft_method in ("adalora", "kasa", "loftq"):
         return None
     roots = [path, *(folder.parent for folder in (path, path.parent) if _CHECKPOINT.fullmatch(folder.name))]
-    places = [root / INITIAL_FOLDER for root in roots]
+    folders = [root / INITIAL_FOLDER for root in roots]
     if needed:
-        places += [root / name for root in (path, path.parent, path.parent.parent) for name in INITIAL_FOLDERS]
-    found = next((place for place in places if (place / CONFIG_FILE).is_file()), None)
+        folders += [root / name for root in (path, path.parent, path.parent.parent) for name in INITIAL_FOLDERS]
+    found = next((folder for folder in folders if (folder / CONFIG_FILE).is_file()), None)
     if found is None and needed:
         raise CheckpointError(
-            f"{path}: {kind} took its first factors out of the base, and without them the change cannot be told; "
+            f"{path}: {peft_method} took its first factors out of the base, and without them the change is unknown; "
             f"save the adapter before training as {INITIAL_FOLDER} in this folder, or name its folder."
         )
     return found

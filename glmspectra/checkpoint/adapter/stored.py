@@ -9,8 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from glmspectra.checkpoint.adapter.config import CONFIG_FILE
-from glmspectra.checkpoint.formats.pickle_bounds import check_pickles
-from glmspectra.checkpoint.formats.torch_kinds import stored_dtype
+from glmspectra.checkpoint.adapter.lora_names import program_of
+from glmspectra.checkpoint.formats.torch_file import load_torch_file
+from glmspectra.checkpoint.formats.torch_types import stored_dtype
 from glmspectra.device import dtype_name
 from glmspectra.errors import CheckpointError
 
@@ -28,16 +29,6 @@ _WITHOUT_EFFECT = re.compile(
     r"\.(?:lora_velora_\w+|lora_monteclora_sampler|original_module|trainable_tokens_original)\.?"
 )
 _SAVED = re.compile(r"\.modules_to_save(?:\.[^.]+(?=\.[^.]+$))?(?=\.)")
-# LoRA in the forms of other programs.
-_FOREIGN = (
-    (re.compile(r"\.lora_(?:down|up)\.|^lora_(?:unet|te\d?|prior)_"), "Kohya's sd-scripts (lora_down, lora_up)"),
-    (re.compile(r"\.lora\.(?:down|up)\.|_lora\.(?:down|up)\."), "diffusers' first versions (lora.down, lora.up)"),
-    (re.compile(r"\.hada_w\d|\.lokr_w\d"), "LyCORIS (LoHa or LoKr)"),
-    (
-        re.compile(r"^(?:diffusion_model|unet|transformer|text_encoder(?:_\d)?)\..*\.lora_[AB]\."),
-        "a diffusion model's own",
-    ),
-)
 
 
 @dataclass
@@ -72,8 +63,8 @@ def read_stored(path: Path, of_parameters: Collection[str] = ()) -> StoredAdapte
     if file is None:
         raise CheckpointError(f"{path}: {CONFIG_FILE} is there, but neither {' nor '.join(WEIGHT_FILES)}.")
     stored = _load(file)
-    if form := foreign_form(stored):
-        raise CheckpointError(f"{file}: is LoRA in the form of {form}; convert it to PEFT's form first.")
+    if program := program_of(stored):
+        raise CheckpointError(f"{file}: is LoRA in the format of {program}; convert it to PEFT's first.")
     _refuse_several(file, stored)
     found = StoredAdapter()
     saved: dict[str, torch.Tensor] = {}
@@ -91,7 +82,7 @@ def read_stored(path: Path, of_parameters: Collection[str] = ()) -> StoredAdapte
         if key.endswith(".weight") and "lora_A" in found.factors.get(module, {}):
             raise CheckpointError(
                 f"{file}: holds {key} beside factors of that weight; PEFT takes a base weight there from "
-                f"{module}.base_layer.weight alone, so that it cannot be told which one is meant."
+                f"{module}.base_layer.weight alone, so that it cannot be known which one is meant."
             )
     found.whole |= saved  # of a module with a bias and bias="all" PEFT also saves the original's, which is not used
     if not found.factors and not found.parameters:
@@ -109,11 +100,6 @@ def _refuse_several(file: Path, names: Iterable[str]) -> None:
         )
 
 
-def foreign_form(keys: Iterable[str]) -> str | None:
-    """The program whose form of LoRA these names are in, where it is one that is known and not read."""
-    return next((name for key in keys for pattern, name in _FOREIGN if pattern.search(key)), None)
-
-
 def _sort_in(
     file: Path,
     found: StoredAdapter,
@@ -128,16 +114,16 @@ def _sort_in(
     part = _PART.match(name)
     rows = _ROWS.match(name)
     if part:
-        kind = part["part"] + (".bias" if part["suffix"] == ".bias" else "")
-        if kind not in ("lora_B.bias",) and kind.endswith(".bias"):
+        factor = part["part"] + (".bias" if part["suffix"] == ".bias" else "")
+        if factor not in ("lora_B.bias",) and factor.endswith(".bias"):
             raise CheckpointError(f"{file}: the tensor {key!r} belongs to a variant of LoRA that is not read here.")
         module = _plain(part["module"])
         if any(f".{module}".endswith(f".{end}") for end in of_parameters):
             wrappers = found.parameters.setdefault(module, {})
             depth = part["module"].count(".base_layer")
-            _put(file, wrappers.setdefault(depth, {}), kind, tensor, key)
+            _put(file, wrappers.setdefault(depth, {}), factor, tensor, key)
         else:
-            _put(file, found.factors.setdefault(module, {}), kind, tensor, key)
+            _put(file, found.factors.setdefault(module, {}), factor, tensor, key)
     elif rows:
         _put(file, found.rows, _plain(rows["module"]), tensor, key)
     elif "lora_" in name or "trainable_tokens" in name:
@@ -152,7 +138,7 @@ def _sort_in(
 
 def _put(file: Path, table: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, key: str) -> None:
     if name in table:
-        raise CheckpointError(f"{file}: {key} is there twice, under two names; which one counts cannot be told.")
+        raise CheckpointError(f"{file}: {key} is there twice, under two names; which one counts cannot be known.")
     table[name] = tensor
 
 
@@ -162,21 +148,21 @@ def _plain(name: str) -> str:
 
 
 def _load(file: Path) -> Mapping[str, torch.Tensor]:
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
-        check_pickles(file)
-        stored = torch.load(file, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}); was it saved whole?") from None
-    except Exception as error:  # the restricted unpickler raises its own class
-        raise CheckpointError(f"{file}: holds more than tensors, it is not opened ({type(error).__name__}).") from None
+    if file.suffix == ".safetensors":
+        return load_safetensors(file)[0]
+    stored = load_torch_file(file)
     if not isinstance(stored, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in stored.values()):
         raise CheckpointError(f"{file}: holds no table of tensors.")
     return stored
+
+
+def load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
+    """The tensors of a file and its metadata. Raises CheckpointError where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); was it saved whole?") from None
 
 
 def shortened(names: list[str], limit: int = 4) -> str:

@@ -33,7 +33,7 @@ STATE_SUFFIXES = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"
 class State4bit:
     """What the serialised quant_state of a 4-bit weight says."""
 
-    kind: str  # nf4 or fp4
+    quant_type: str  # nf4 or fp4
     shape: tuple[int, ...]
     blocksize: int
     nested_blocksize: int | None
@@ -54,9 +54,9 @@ def recognise(name: str, files: Files) -> Logical | None:
     """The weight of four bits with its quant_state, or of eight with its row maxima `SCB`."""
     if not name.endswith("weight"):
         return None
-    for kind in ("nf4", "fp4"):
-        if name + STATE_PREFIX + kind in files.stored:
-            return _four_bits(name, name + STATE_PREFIX + kind, files)
+    for quant_type in ("nf4", "fp4"):
+        if name + STATE_PREFIX + quant_type in files.stored:
+            return _four_bits(name, name + STATE_PREFIX + quant_type, files)
     if files.stored[name].dtype == "int8" and name.removesuffix("weight") + "SCB" in files.stored:
         return _eight_bits(name, name.removesuffix("weight"), files)
     if files.method == "bitsandbytes" and files.stored[name].dtype in ("uint8", "int8"):
@@ -77,7 +77,7 @@ def _four_bits(name: str, state_name: str, files: Files) -> Logical:
         return files.weight(files.stored[name].shape, "bitsandbytes", parts, fault=str(error))
     needed = needed[:2] if state.nested_blocksize is None else needed
     absent = [part for part in needed if part not in files.stored]
-    fault = f"it is a bitsandbytes {state.kind} weight and {absent[0]} is missing" if absent else None
+    fault = f"it is a bitsandbytes {state.quant_type} weight and {absent[0]} is missing" if absent else None
     count = math.prod(state.shape)
     if not absent and (
         min(state.shape, default=0) < 0
@@ -85,14 +85,13 @@ def _four_bits(name: str, state_name: str, files: Files) -> Logical:
         or math.prod(files.stored[name + ".absmax"].shape) != -(-count // state.blocksize)
         or any(math.prod(files.stored[part].shape) != CODES[part.rpartition(".")[2]] for part in needed[1::2])
     ):
-        fault = (
-            f"{unlike(f'bitsandbytes {state.kind}', files, name, name + '.absmax')}; its state says {list(state.shape)}"
-        )
+        apart = unlike(f"bitsandbytes {state.quant_type}", files, name, name + ".absmax")
+        fault = f"{apart}; its state says {list(state.shape)}"
 
     def dequantize(tensors: Tensors) -> torch.Tensor:
         return dequantize_4bit(name, state, tensors)
 
-    return files.weight(state.shape, state.kind, parts, None if fault else dequantize, fault)
+    return files.weight(state.shape, state.quant_type, parts, None if fault else dequantize, fault)
 
 
 def _eight_bits(name: str, module: str, files: Files) -> Logical:

@@ -1,9 +1,9 @@
-"""The official ChatGLM2 int4/int8 form: whole numbers packed in int8, one scale a row.
+"""The official ChatGLM2 int4/int8 format: whole numbers packed in int8, one scale a row.
 
 A weight W of shape (rows, columns) is stored as `weight_scale` s of shape (rows,) and whole numbers q with
 W ~ s[:, None] * q, where s = max|row| / (2^(bits-1) - 1), so that q lies in -7..7 or -127..127. With 8 bits q
 is stored as it is, (rows, columns) int8; with 4 bits two neighbours of a row share a byte, the left one in
-its high half: (rows, columns / 2) int8. This is the form that the 2023 code of ChatGLM2-6B writes.
+its high half: (rows, columns / 2) int8. This is the format that the 2023 code of ChatGLM2-6B writes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def recognise(name: str, files: Files) -> Logical | None:
         return files.weight(entry.shape, "int8", parts, fault=fault)
     bits = _bits_of(entry.shape[1], files)
     if bits is None:
-        fault = 'whether it holds 4 or 8 bits a number cannot be told: give "quantization_bit" in config.json'
+        fault = 'whether it holds 4 or 8 bits a number cannot be known: give "quantization_bit" in config.json'
         return files.weight(entry.shape, "int8", parts, fault=fault)
 
     def dequantize(tensors: Tensors) -> torch.Tensor:
@@ -81,7 +81,7 @@ def quantize_rows(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.
     """Quantise a weight of shape (rows, columns): the packed int8 and the scales (rows,), of the weight's dtype.
 
     Arithmetic is done in the weight's own dtype and rounds half to even, as the original's, so that the
-    packed form of an fp16 weight is the same bit for bit. A row of zeros gets scale 0 (the original: NaN).
+    packed format of an fp16 weight is the same bit for bit. A row of zeros gets scale 0 (the original: NaN).
 
     Raises RequestError for other bits than 4 and 8, an odd number of columns with 4, or a weight that is not
     finite.
@@ -106,7 +106,7 @@ def quantize_rows(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.
 def dequantize_rows(
     packed: torch.Tensor, scale: torch.Tensor, bits: int, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """The weight of shape (rows, columns) from its packed form, in `dtype`, or float32 where it is None.
+    """The weight of shape (rows, columns) from its packed format, in `dtype`, or float32 where it is None.
 
     In float32 the products are exact for scales in fp16.
 
@@ -118,7 +118,7 @@ def dequantize_rows(
     if packed.dim() != 2 or packed.dtype != torch.int8 or scale.numel() != packed.shape[0]:
         raise CheckpointError(
             f"A packed weight of shape {list(packed.shape)} ({packed.dtype}) and scales of shape "
-            f"{list(scale.shape)} do not belong together: the form is int8 rows with one scale each."
+            f"{list(scale.shape)} do not belong together: the format is int8 rows with one scale each."
         )
     columns = packed.shape[1] * 8 // bits
     dtype = dtype or torch.float32

@@ -22,7 +22,7 @@ BITS = range(1, 9)
 
 
 def recognise_int8(name: str, files: Files) -> Logical | None:
-    """The weight of an int8 `X.weight` with `X.weight_scale`, unless it is ChatGLM's form (chatglm_int.py)."""
+    """The weight of an int8 `X.weight` with `X.weight_scale`, unless it is ChatGLM's format (chatglm_int.py)."""
     entry, scale, zero = files.stored[name], name + "_scale", name + "_zero_point"
     if entry.dtype != "int8" or not name.endswith("weight") or scale not in files.stored:
         return None
@@ -76,10 +76,10 @@ def recognise_packed(name: str, files: Files) -> Logical | None:
 
 
 def _bits(shape: tuple[int, ...], packed: tuple[int, ...], files: Files) -> int | None:
-    """Bits of a number: the configuration's among those that fit the width; None when they cannot be told.
+    """Bits of a number: the configuration's among those that fit the width; None when they cannot be known.
 
     Before version 0.18 a number never crossed from one word to the next; where that gives the same width as one string
-    of bits, the content cannot be told apart.
+    of bits, the content cannot be distinguished.
     """
     if len(shape) != 2 or len(packed) != 2 or shape[0] != packed[0] or min(shape) < 1:
         return None

@@ -37,7 +37,7 @@ def recognise(name: str, files: Files) -> Logical | None:
     found = [scale for scale in names if scale in files.stored]
     if len(found) != 1:
         what = f"has several scales ({', '.join(found)})" if found else "has no scale in the files"
-        fault = f"it is stored in {entry.dtype} and {what}: what its numbers mean cannot be told"
+        fault = f"it is stored in {entry.dtype} and {what}: what its numbers mean cannot be known"
         return files.weight(entry.shape, "fp8", [name], fault=fault)
     return _scaled(name, found[0], files)
 
@@ -51,10 +51,10 @@ def _scaled(name: str, scale: str, files: Files) -> Logical:
     entry, scale_entry = files.stored[name], files.stored[scale]
     exponents = scale_entry.dtype in ("uint8", "float8_e8m0fnu")
     block = _block(entry.shape, scale_entry.shape, scale_entry.dtype, files)
-    kind = "mxfp8" if block == MX_BLOCK and exponents else "fp8"
+    quantization = "mxfp8" if block == MX_BLOCK and exponents else "fp8"
     if block is None or not (exponents or scale_entry.dtype in WIDE):
         fault = unlike("float8 with a scale of a tensor, a row, a column or a block", files, name, scale)
-        return files.weight(entry.shape, kind, [name, scale], fault=fault)
+        return files.weight(entry.shape, quantization, [name, scale], fault=fault)
 
     def dequantize(tensors: Tensors) -> torch.Tensor:
         import torch
@@ -67,7 +67,7 @@ def _scaled(name: str, scale: str, files: Files) -> Logical:
             torch.mul(weight[rows].float(), factors[rows] if factors.shape[0] > 1 else factors, out=result[rows])
         return result
 
-    return files.weight(entry.shape, kind, [name, scale], dequantize)
+    return files.weight(entry.shape, quantization, [name, scale], dequantize)
 
 
 def _block(shape: tuple[int, ...], scale: tuple[int, ...], dtype: str, files: Files) -> tuple[int, int] | None:

@@ -1,6 +1,6 @@
 """GGUF, by the `gguf` package (an extra).
 
-Its reader maps the file, its tables dequantise every published block form.
+Its reader maps the file, its tables dequantise every published block format.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def recognise(name: str, files: Files) -> Logical | None:
     entry = files.stored[name]
     if not entry.dtype.startswith("gguf:"):
         return None
-    kind, shape = entry.dtype.removeprefix("gguf:"), entry.shape
+    ggml_type, shape = entry.dtype.removeprefix("gguf:"), entry.shape
 
     def blocks(tensors: Tensors) -> torch.Tensor:
-        return dequantize(tensors[name], kind, shape[-2:])  # of a stack, one expert
+        return dequantize(tensors[name], ggml_type, shape[-2:])  # of a stack, one expert
 
     return Logical(shape, "uint8", entry.nbytes, entry.file, (name,), entry.dtype, blocks)
 
@@ -70,13 +70,13 @@ class GgufFile:
         self.entries: dict[str, StoredTensor] = {}
         self._index: dict[str, int] = {}
         for index, tensor in enumerate(self._reader.tensors):
-            kind = tensor.tensor_type.name
+            ggml_type = tensor.tensor_type.name
             shape = tuple(int(n) for n in reversed(tensor.shape))
             if int(tensor.data_offset) + int(tensor.n_bytes) > size:
                 raise CheckpointError(
                     f"{path} is truncated: tensor {tensor.name} ends after the file does; fetch it again."
                 )
-            dtype = PLAIN.get(kind, f"gguf:{kind}")
+            dtype = PLAIN.get(ggml_type, f"gguf:{ggml_type}")
             self.entries[tensor.name] = StoredTensor(tensor.name, shape, dtype, int(tensor.n_bytes), path.name)
             self._index[tensor.name] = index
         try:
@@ -147,10 +147,10 @@ def check_header(path: Path) -> None:
             _skip_value(file, _number(file, 4, path, size), path, size)
 
 
-def _skip_value(file: BinaryIO, kind: int, path: Path, size: int) -> None:
-    if kind == _STRING:
+def _skip_value(file: BinaryIO, ggml_type: int, path: Path, size: int) -> None:
+    if ggml_type == _STRING:
         _skip(file, _number(file, 8, path, size), path, size)
-    elif kind == _ARRAY:
+    elif ggml_type == _ARRAY:
         inner, count = _number(file, 4, path, size), _number(file, 8, path, size)
         if inner == _ARRAY:
             raise CheckpointError(f"{path} holds an array of arrays, which no GGUF file needs: fetch it again.")
@@ -161,10 +161,10 @@ def _skip_value(file: BinaryIO, kind: int, path: Path, size: int) -> None:
             _skip(file, count * 8, path, size)
         for _ in range(count):
             _skip(file, _number(file, 8, path, size), path, size)
-    elif kind in _WIDTHS:
-        _skip(file, _WIDTHS[kind], path, size)
+    elif ggml_type in _WIDTHS:
+        _skip(file, _WIDTHS[ggml_type], path, size)
     else:
-        raise CheckpointError(f"{path} holds a value of the unknown type {kind}: it is no sound GGUF file.")
+        raise CheckpointError(f"{path} holds a value of the unknown type {ggml_type}: it is no sound GGUF file.")
 
 
 def _number(file: BinaryIO, width: int, path: Path, size: int) -> int:
@@ -202,7 +202,7 @@ def _contents(field: Any, key: str) -> Any:
         raise CheckpointError(f"The key {key} of the GGUF header is damaged ({error}): fetch the file again.") from None
 
 
-def dequantize(blocks: torch.Tensor, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
+def dequantize(blocks: torch.Tensor, ggml_type: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Float32 of `shape` from the bytes of quantised blocks.
 
     CheckpointError for a type the gguf package cannot undo.
@@ -214,9 +214,9 @@ def dequantize(blocks: torch.Tensor, kind: str, shape: tuple[int, ...]) -> torch
     result = torch.empty(rows.shape[0], shape[-1], dtype=torch.float32)
     try:
         for piece in row_chunks(result.shape):
-            result[piece] = torch.from_numpy(quants.dequantize(rows[piece], GGMLQuantizationType[kind]))
+            result[piece] = torch.from_numpy(quants.dequantize(rows[piece], GGMLQuantizationType[ggml_type]))
     except NotImplementedError as error:
         raise CheckpointError(
-            f"The gguf package cannot dequantise {kind} ({error}): take another quantisation."
+            f"The gguf package cannot dequantise {ggml_type} ({error}): take another quantisation."
         ) from None
     return result.reshape(shape)

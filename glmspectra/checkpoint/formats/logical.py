@@ -104,11 +104,11 @@ class Files:
         return Logical(shape, first.dtype, nbytes, first.file, tuple(components), quantization, dequantize, fault)
 
 
-def unlike(kind: str, files: Files, *names: str) -> str:
+def unlike(quantization: str, files: Files, *names: str) -> str:
     """The fault of a weight whose parts have shapes that the format does not have."""
     shapes = ", ".join(
         f"{name.rpartition('.')[2]} {list(files.stored[name].shape)} {files.stored[name].dtype}"
         for name in names
         if name in files.stored
     )
-    return f"its parts do not belong together as {kind} ({shapes}); save or fetch the model again"
+    return f"its parts do not belong together as {quantization} ({shapes}); save or fetch the model again"

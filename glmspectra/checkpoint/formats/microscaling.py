@@ -37,9 +37,9 @@ def recognise(name: str, files: Files) -> Logical | None:
 
 
 def _blocks(name: str, scale: str, second: str | None, files: Files) -> Logical:
-    shape, kind = files.stored[name].shape, files.stored[scale].dtype
+    shape, scale_dtype = files.stored[name].shape, files.stored[scale].dtype
     parts = [name, scale] + ([second] if second else [])
-    exponents = kind in EXPONENTS and second is None
+    exponents = scale_dtype in EXPONENTS and second is None
     label, size = ("mxfp4", MX_BLOCK) if exponents else ("nvfp4", NV_BLOCK)
     whole = (*shape[:-1], 2 * shape[-1]) if shape else ()
     fits = (
@@ -48,7 +48,7 @@ def _blocks(name: str, scale: str, second: str | None, files: Files) -> Logical:
     if second is not None:
         factor = files.stored[second]
         fits = fits and factor.shape in ((), (1,)) and factor.dtype in ("float32", "bfloat16", "float16")
-    if not fits or (not exponents and (kind != "float8_e4m3fn" or second is None)):
+    if not fits or (not exponents and (scale_dtype != "float8_e4m3fn" or second is None)):
         return files.weight(shape, label, parts, fault=unlike("MXFP4 or NVFP4", files, *parts))
     divides = second is not None and second.endswith("global_scale")
 

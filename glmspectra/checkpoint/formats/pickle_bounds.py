@@ -16,7 +16,7 @@ from glmspectra.errors import CheckpointError
 MAXIMUM_BYTES = 16 << 20  # of the pickle itself, without the numbers: some 60,000 tensors in one file
 MAXIMUM_OPCODES = 8_000_000
 MAXIMUM_MARKS = 1_000  # open at a time
-PICKLES = 5  # in torch's form of before 2020: a magic number, a version, the system, the tensors, their storages
+PICKLES = 5  # in torch's format of before 2020: a magic number, a version, the system, the tensors, their storages
 
 
 def check_pickles(path: Path) -> None:

@@ -1,7 +1,7 @@
 """optimum-quanto: `X.weight._data` and `X.weight._scale`; four and two bits have `X.weight._shift` too.
 
 Eight bits (qint8, qfloat8): W = scale * q, one scale a row, a column or a tensor. Four and two bits (qint4, qint2) lie
-in groups whose size is told only by the module's code, and are refused.
+in groups whose size is known only by the module's code, and are refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A weight through a quantised form and back: what NF4, int8 and ChatGLM2's int4 keep of it."""
+"""A weight through a quantized format and back: what NF4, int8 and ChatGLM2's int4 keep of it."""
 
 from types import ModuleType
 

@@ -1,7 +1,7 @@
 """Safetensors: the header checked here, sentence by sentence; the tensors read by the safetensors package.
 
 The header is read by itself because listing must not open gigabytes, and because every way a file can be bad
-is to be told in one clear sentence. The form: 8 bytes little-endian length, that many bytes of JSON, then the
+is to be said in one clear sentence. The format: 8 bytes little-endian length, that many bytes of JSON, then the
 data.
 """
 
@@ -23,7 +23,7 @@ from glmspectra.json_files import explain
 if TYPE_CHECKING:
     import torch
 
-# Types of the format's specification: torch's name and the bits of a number. Those that torch has not are told by name
+# Types of the format's specification: torch's name and the bits of a number. Those that torch has not are named
 # and not read.
 DTYPES = {
     "BOOL": ("bool", 8),
@@ -109,7 +109,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
         header = json.loads(raw, object_pairs_hook=_distinct)
     except _ListedTwice as error:
         raise CheckpointError(
-            f"{path} lists the tensor {error} twice in its header: which one counts cannot be told."
+            f"{path} lists the tensor {error} twice in its header: which one counts cannot be known."
         ) from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(

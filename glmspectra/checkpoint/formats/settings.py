@@ -278,12 +278,12 @@ def read_settings(config: Mapping[str, Any], origin: str) -> tuple[str | None, B
 def _stated(config: Mapping[str, Any], origin: str) -> tuple[Any, str]:
     """What is said of quantisation, and where: in config.json, a part of it (text_config), or a file beside it."""
     parts = {origin: config} | {f"{origin}, {key}": part for key, part in config.items() if isinstance(part, dict)}
-    stated = {place: part[key] for place, part in parts.items() for key in STATED if part.get(key)}
+    stated = {key_path: part[key] for key_path, part in parts.items() for key in STATED if part.get(key)}
     if stated:
-        place, content = next(iter(stated.items()))
-        if other := next((place for place in stated if stated[place] != content), None):
-            raise CheckpointError(f"{place} and {other} say different things of quantisation; leave one of the two.")
-        return content, place
+        key_path, content = next(iter(stated.items()))
+        if other := next((key_path for key_path in stated if stated[key_path] != content), None):
+            raise CheckpointError(f"{key_path} and {other} say different things of quantisation; leave one of the two.")
+        return content, key_path
     folder = Path(origin).parent
     for name, standard in BESIDE.items():
         if Path(origin).name == "config.json" and (folder / name).is_file():

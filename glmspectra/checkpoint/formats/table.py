@@ -19,7 +19,7 @@ from glmspectra.checkpoint.formats import (
     microscaling,
     quanto,
     reparametrized,
-    torch_kinds,
+    torch_types,
 )
 from glmspectra.checkpoint.formats.logical import Files, Logical, Read
 from glmspectra.checkpoint.formats.settings import read_settings
@@ -40,7 +40,7 @@ FORMATS: dict[str, Recognise] = {
     "fp8, MXFP8": fp8.recognise,
     "GGUF": gguf_file.recognise,
     "weight norm, spectral norm, pruning": reparametrized.recognise,
-    "torch": torch_kinds.recognise,
+    "torch": torch_types.recognise,
 }
 
 # Last words of names that are never a weight: scales, zero points, maxima, packed words, indices, codebooks. One that
@@ -199,7 +199,7 @@ def is_companion(name: str) -> bool:
 def _fault(name: str, entry: StoredTensor, files: Files, modules: Collection[str]) -> str | None:
     """Why a tensor that no format took is no matrix of numbers; None when it may be one.
 
-    modules: those that have a weight, whatever form it is stored in.
+    modules: those that have a weight, whatever format it is stored in.
     """
     if len(entry.shape) < 2:
         return None
@@ -207,11 +207,11 @@ def _fault(name: str, entry: StoredTensor, files: Files, modules: Collection[str
     if entry.dtype == "float8_e8m0fnu":
         return "it holds powers of two (E8M0), which are scales and no weight"
     if is_companion(name):
-        return "by its name it is a scale or packed part of a quantised weight, of no form that is known here"
+        return "by its name it is a scale or packed part of a quantised weight, of no format that is known here"
     scales = [f"{module}.{scale}" for scale in OF_STORED_NUMBERS] if module and word == "weight" else []
     scales = [scale for scale in (f"{name}_scale", f"{name}_scale_inv", *scales) if scale in files.stored]
     if scales and name.endswith("weight"):
-        return f"it holds {entry.dtype} beside the scale {scales[0]}: whether that is in it already cannot be told"
+        return f"it holds {entry.dtype} beside the scale {scales[0]}: whether that is in it already cannot be known"
     if "peft_type" not in files.config and FACTORS.search(name):
         return (
             "it is a factor of LoRA, and the files hold base and adapter side by side; save the adapter by "
@@ -220,7 +220,7 @@ def _fault(name: str, entry: StoredTensor, files: Files, modules: Collection[str
     inside = word not in ("weight", "bias") and (module in files.stored or module in modules)
     if entry.dtype.startswith(("float", "bfloat")) and (inside or PART_OF_A_WEIGHT.search(word)):
         whole = module if module in files.stored else f"{module}.weight"
-        return f"by its name it is a part of {whole}, of no form that is known here, and no matrix of its own"
+        return f"by its name it is a part of {whole}, of no format that is known here, and no matrix of its own"
     weight = word == "weight" or (len(entry.shape) == 3 and EXPERTS.search(name))
     if weight and entry.dtype in PACKED:
         of = f" of {files.method}" if files.method else ""

@@ -13,7 +13,7 @@ import torch
 
 from glmspectra.checkpoint.formats.hqq import flat, is_own_file
 from glmspectra.checkpoint.formats.pickle_bounds import check_pickles
-from glmspectra.checkpoint.formats.torch_kinds import stored_dtype
+from glmspectra.checkpoint.formats.torch_types import stored_dtype
 from glmspectra.checkpoint.records import StoredTensor
 from glmspectra.errors import CheckpointError
 
@@ -31,7 +31,7 @@ MOST_ENTRIES = 100_000  # looked at for tensors, in one entry
 class TorchFile:
     """One file of `torch.save`: `entries` by name; `read` maps a tensor.
 
-    Files in torch's form of before 2020 (no zip archive) cannot be mapped and are held in memory while open.
+    Files in torch's format of before 2020 (no zip archive) cannot be mapped and are held in memory while open.
 
     Attributes:
         beside: Entries that hold tensors in a further dictionary or list, which are not read, and why.
@@ -55,11 +55,20 @@ class TorchFile:
 
     def _open(self) -> dict[str, torch.Tensor]:
         if self._tensors is None:
-            self._tensors, self.beside = _tensors_of(self.path, _load(self.path))
+            self._tensors, self.beside = _tensors_of(self.path, load_torch_file(self.path))
         return self._tensors
 
 
-def _load(path: Path) -> Any:
+def load_torch_file(path: Path, advice: str = "take a safetensors file instead") -> Any:
+    """What `torch.save` wrote, by torch's restricted unpickler, on the CPU and, where it can be, mapped.
+
+    Args:
+        path: The file.
+        advice: What to do where the file asks for more than tensors.
+
+    Raises:
+        CheckpointError: It is damaged, asks for more than tensors, or passes the bounds of `check_pickles`.
+    """
     with path.open("rb") as file:
         start = file.read(4)
     if start[:2] not in (b"PK", b"\x80\x02"):
@@ -76,7 +85,7 @@ def _load(path: Path) -> Any:
         what = f" ({named[1] or named[2]})" if named else ""
         raise CheckpointError(
             f"{path} holds a pickle that asks for more than tensors{what}: it was refused and "
-            "nothing of it was run; take the model's safetensors files instead."
+            f"nothing of it was run; {advice}."
         ) from error
     except Exception as error:  # cut at an unlucky byte, a pickle makes its reader fail in any way
         raise CheckpointError(
@@ -85,7 +94,7 @@ def _load(path: Path) -> Any:
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The shape; of a nested tensor that of its pieces one under the other, so that it has the place of a matrix."""
+    """The shape; of a nested tensor that of its pieces one under the other, so that it counts as a matrix."""
     if not tensor.is_nested:
         return tuple(tensor.shape)
     pieces = [tuple(piece.shape) for piece in tensor.unbind()]

@@ -1,4 +1,4 @@
-"""Whether a written tensor is base and adapter together, told on random inputs and without making it again.
+"""Whether a written tensor is base and adapter together, checked on random inputs and without making it again.
 
 Rounding a weight w to a type of relative spacing eps changes it by less than eps |w| / 2, evenly spread. The output of
 an input x then has a standard deviation of at most eps sqrt(sum x_j^2 w_j^2) / sqrt(12), from which both bounds below

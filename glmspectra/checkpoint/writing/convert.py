@@ -29,15 +29,15 @@ def convert(
     """Rewrite an opened checkpoint into the folder `out`; interrupted, the same call goes on.
 
     Args:
-        checkpoint: Of form `safetensors` or `bin`.
+        checkpoint: Of format `safetensors` or `bin`.
         out: A folder that does not exist yet, or is empty.
-        dtype: None writes every tensor as stored, bit for bit, quantised ones in their packed form;
+        dtype: None writes every tensor as stored, bit for bit, quantised ones in their packed format;
             `float16`, `bfloat16` or `float32` dequantises, and casts every floating point tensor.
         shard_bytes: A shard holds no more, unless one tensor alone does.
         on_bytes: Called with the number of bytes just written.
 
     Raises:
-        RequestError: `out` holds something, another process writes it, or the form cannot be converted.
+        RequestError: `out` holds something, another process writes it, or the format cannot be converted.
         CheckpointError: A tensor cannot be read, does not fit `dtype`, or was not written as it is, or its file changed
             meanwhile.
         StoreError: The file system refuses; finished shards are kept.
@@ -56,8 +56,10 @@ def convert(
 
 
 def _check_request(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None:
-    if checkpoint.form not in ("safetensors", "bin"):
-        raise RequestError(f"{checkpoint.path} is of form {checkpoint.form}; only safetensors and .bin are converted.")
+    if checkpoint.format not in ("safetensors", "bin"):
+        raise RequestError(
+            f"{checkpoint.path} is of format {checkpoint.format}; only safetensors and .bin are converted."
+        )
     if dtype is not None and dtype not in FLOATING:
         raise RequestError(f"--dtype {dtype} is none of {', '.join(FLOATING)}.")
     if out.resolve() == checkpoint.folder.resolve():
@@ -100,7 +102,7 @@ def _copy_others(checkpoint: Checkpoint, target: Path, dtype: str | None) -> lis
         if not path.is_file() or path.name.startswith(".") or path.name in weights or path.name == PROGRESS:
             continue
         if path.suffix in SUFFIXES or NOT_WEIGHTS.match(path.name) or (dtype is not None and path.name in BESIDE):
-            continue  # another form of the same weights, a trainer's state, or that they were quantised
+            continue  # another format of the same weights, a trainer's state, or that they were quantised
         shutil.copyfile(path, target / path.name)
         copied.append(path.name)
     config = target / "config.json"

@@ -1,6 +1,6 @@
 """Writes a checkpoint folder: verified shards, their index, and the files beside them; whole or not at all.
 
-Used by `convert` in both its forms and by `merge`. The folder is built beside its final place and renamed when
+Used by `convert` in both its uses and by `merge`. The folder is built beside its final place and renamed when
 everything in it was read back. Killed at any moment, or out of disk, the same request goes on after the last shard that
 was verified.
 """

@@ -24,7 +24,7 @@ from glmspectra.checkpoint.adapter.change import TensorChange
 from glmspectra.checkpoint.adapter.layout import EMBEDDING, BaseLayout
 from glmspectra.checkpoint.formats.reparametrized import REFUSED_PARTS, REMADE
 from glmspectra.checkpoint.formats.settings import BESIDE, STATED
-from glmspectra.checkpoint.names import OUTPUT, place_of
+from glmspectra.checkpoint.names import OUTPUT, parse_name
 from glmspectra.checkpoint.reader import Checkpoint, open_checkpoint
 from glmspectra.checkpoint.selection import unread_sentence
 from glmspectra.checkpoint.writing.agreement import INPUTS, Agreement, agreement, same_bits
@@ -49,7 +49,7 @@ class Merged:
 
     Attributes:
         out, base, adapter: The three folders.
-        kind: The adapter's method.
+        peft_method: The adapter's method.
         changed: Matrices that factors were added to. whole: Tensors that were replaced or partly replaced.
         untied: Tensors that were tied to another one and now stand on their own.
         dtype: Of the changed weights as written.
@@ -65,7 +65,7 @@ class Merged:
     out: str
     base: str
     adapter: str
-    kind: str
+    peft_method: str
     changed: int = 0
     whole: int = 0
     untied: list[str] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Merged:
 
     def as_dict(self) -> dict[str, Any]:
         """The same as a dictionary for JSON."""
-        return asdict(self)
+        return {"kind" if name == "peft_method" else name: value for name, value in asdict(self).items()}
 
     def lines(self) -> list[str]:
         """What a person is told."""
@@ -89,7 +89,7 @@ class Merged:
         lines = [
             text(
                 "merge-done-dequantized" if self.dequantized else "merge-done",
-                kind=self.kind,
+                method=self.peft_method,
                 matrices=matrices,
                 base=Path(self.base).name,
             ),
@@ -144,19 +144,19 @@ def merge(
         RequestError: base or adapter is not there, or `out` is.
         CheckpointError: The adapter is of another base, either cannot be read, or the result is not base + adapter.
     """
-    place = locate_model(base)
-    folder = place if place.is_dir() else place.parent
+    located = locate_model(base)
+    folder = located if located.is_dir() else located.parent
     if out.resolve() == folder.resolve():
         raise RequestError(f"--out {out} is the base model's own folder; name another.")
     check_target(out, "--out")  # said before anything is read
     opened = open_adapter(Path(adapter))
-    with open_checkpoint(place) as checkpoint:
-        if checkpoint.form == "gguf":
+    with open_checkpoint(located) as checkpoint:
+        if checkpoint.format == "gguf":
             raise RequestError(
-                f"{place}: a GGUF file holds quantized weights under other names; merge into the folder it was made "
+                f"{located}: a GGUF file holds quantized weights under other names; merge into the folder it was made "
                 "from, or load and save it by transformers first."
             )
-        work = _Merge(checkpoint, opened, dtype, Merged(str(out), str(place), str(adapter), opened.kind))
+        work = _Merge(checkpoint, opened, dtype, Merged(str(out), str(located), str(adapter), opened.peft_method))
         if unread := unread_sentence(checkpoint):
             work.report.notes.append(unread)
         work.write(out, shard_bytes, lambda staging: _copy_rest(folder, Path(adapter), staging, work), progress)
@@ -295,7 +295,7 @@ def _vocabulary(checkpoint: Checkpoint, changes: Mapping[str, TensorChange]) -> 
     """
     sizes: dict[str, tuple[int, int]] = {}
     for name in {*checkpoint.tensors, *changes}:
-        if not EMBEDDING.search(name) and place_of(name).zone != OUTPUT:
+        if not EMBEDDING.search(name) and parse_name(name).zone != OUTPUT:
             continue
         change = changes.get(name)
         before = checkpoint.tensors[change.source if change is not None else name].shape

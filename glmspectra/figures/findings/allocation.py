@@ -11,7 +11,7 @@ from glmspectra.figures.rank_tables import is_control, moved_share, ranks_by_wei
 from glmspectra.figures.words import percent, signed
 from glmspectra.language import Words
 
-LEAST_GAP = 0.5  # directions between the kinds of matrix; less is no difference worth a word
+LEAST_GAP = 0.5  # directions between matrix types; less is no difference worth a word
 _AT = "#map?set=ranks&map=difference"
 
 
@@ -42,7 +42,7 @@ def near_uniform(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
 
 
 def far_from_uniform(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
-    """How much is elsewhere than with uniform ranks, and which kind of matrix got most and least."""
+    """How much is elsewhere than with uniform ranks, and which matrix type got most and least."""
     found = _wide(evidence)
     if found is None or "uniform" not in found[0] or found[1] == "uniform":
         return
@@ -52,7 +52,7 @@ def far_from_uniform(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         return
     gained, variant = (wide[chosen] - wide["uniform"]).groupby(wide["matrix"]).mean(), ""
     if float(gained.max() - gained.min()) < LEAST_GAP and wide["layer"].notna().any():
-        # One kind of matrix, or all kinds alike: what differs is the layers.
+        # One matrix type, or all alike: what differs is the layers.
         gained, variant = (wide[chosen] - wide["uniform"]).groupby(wide["layer"].astype("Int64")).mean(), "-layers"
     values: dict[str, Any] = {
         "share": percent(moved, 2),
@@ -72,11 +72,11 @@ def left_out(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     wide, chosen = found
     none = wide[wide[chosen] == 0]
     if len(none) >= rule.threshold:
-        kinds = ", ".join(dict.fromkeys(none["matrix"].astype(str)))
+        types = ", ".join(dict.fromkeys(none["matrix"].astype(str)))
         values: dict[str, Any] = {
             "count": len(none),
             "all": str(len(wide)),
-            "kinds": Words(kinds, kinds.replace(", ", "、")),
+            "types": Words(types, types.replace(", ", "、")),
         }
         yield rule.says(f"{len(none)} / {len(wide)}", 1 + len(none) / len(wide), "#map?set=ranks&map=chosen", **values)
 

@@ -11,8 +11,10 @@ from glmspectra.figures.training_log import TrainingRun
 from glmspectra.store.columns import column
 
 LEAST_LAYERS = 6  # fewer have no spread to compare with
-LEAST_RATIO = 1.5  # from its kind's median, however small the spread
-FAR_RATIO = 4.0  # a ratio that is told at half the deviation: ordinary layers of one kind do not differ so much
+LEAST_RATIO = 1.5  # from its matrix type's median, however small the spread
+FAR_RATIO = (
+    4.0  # a ratio that is a finding at half the deviation: ordinary layers of one matrix type do not differ so much
+)
 
 
 @dataclass(frozen=True)

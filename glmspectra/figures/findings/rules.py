@@ -13,7 +13,12 @@ RULES = (
     Rule("against-uniform", "loss of a row, suggested - uniform, 95 % interval", 0.0, tuning.against_uniform, True),
     Rule("against-base", "loss of a row, tuned - base, 95 % interval", 0.0, tuning.against_base, True),
     Rule("nonfinite", "status", 1, weights.nonfinite, True),
-    Rule("outlier", "robust deviation from the kind's median, over 5 + 90 / layers", 1.0, weights.outlying_matrices),
+    Rule(
+        "outlier",
+        "robust deviation from the matrix type's median, over 5 + 90 / layers",
+        1.0,
+        weights.outlying_matrices,
+    ),
     Rule("far-entries", "abs_max_in_std", 50.0, weights.far_entries),
     Rule("channels", "row_peak, column_peak", 5.0, weights.outlier_channels),
     Rule("poor-fits", "alpha > 6 or alpha_ks > 0.1, share of fits", 0.2, weights.poor_fits),
@@ -69,7 +74,7 @@ def rules_as_markdown() -> str:
 def both_patterns(rule: str) -> tuple[str, str]:
     """The sentence of a rule with its variables by name, in English and Chinese."""
     names = (
-        "layer matrix measure value median count all first share factor most criterion least plus minus kinds low "
+        "layer matrix measure value median count all first share factor most criterion least plus minus types low "
         "high mean rows same run best step last rise fall steps times runs one two before after second loss other "
         "from to growth peak"
     )

@@ -13,7 +13,7 @@ from glmspectra.figures.words import number, percent, signed
 from glmspectra.language import Words, both
 
 
-def _told(gap: dict[str, float]) -> bool:
+def _has_interval(gap: dict[str, float]) -> bool:
     """Whether a difference has an interval: of one row there is none."""
     return bool(np.isfinite(gap["low"]) and np.isfinite(gap["high"]))
 
@@ -24,7 +24,7 @@ def against_uniform(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     if gap is None:
         return
     low, high = gap["low"], gap["high"]
-    if not _told(gap):
+    if not _has_interval(gap):
         yield rule.says(signed(gap["mean"]), np.inf, "#outcome", variant="-one", mean=signed(gap["mean"]))
         return
     variant = "-better" if high < rule.threshold else "-worse" if low > rule.threshold else ""
@@ -38,7 +38,7 @@ def against_base(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         gap = evidence.scores.differences.get(f"{name}-base")
         if gap is None:
             continue
-        if not _told(gap):
+        if not _has_interval(gap):
             yield rule.says(signed(gap["mean"]), 1e6, "#outcome", variant="-one", mean=signed(gap["mean"]))
             return
         variant = "" if gap["high"] < rule.threshold else "-worse" if gap["low"] > rule.threshold else "-none"

@@ -41,7 +41,7 @@ def _listed(names: Iterable[str]) -> Words:
 
 
 def outlying_cells(rows: pd.DataFrame, rule: Rule) -> list[Finding]:
-    """The matrices that stand out from their kind, each once, by the measure in which it does most."""
+    """The matrices that stand out from their matrix type, each once, by the measure in which it does most."""
     rows = in_layers(rows)
     if not len(rows):
         return []

@@ -14,14 +14,14 @@ function drawGrowth(host) {
   const growth = data.growth, names = unique(growth.matrix), off = new Set();
   const build = () => {
     let drawn = [];
-    const key = legend(names, names.map((_, place) => look(place)), () => redraw(drawn), off);
+    const key = legend(names, names.map((_, index) => look(index)), () => redraw(drawn), off);
     drawn = Object.keys(growth.values).map((measure) => {
       const column = growth.columns[measure], factor = column.share ? 100 : 1;
-      const series = names.map((name, place) => ({
-        name, style: look(place),
+      const series = names.map((name, index) => ({
+        name, style: look(index),
         points: growth.steps.map((step, at) => {
-          const told = finite(growth.matrix.map((matrix, row) => (matrix === name ? growth.values[measure][row][at] : null)));
-          return { x: step, y: told.length ? factor * d3.median(told) : null, low: factor * d3.min(told), high: factor * d3.max(told), series: name };
+          const known = finite(growth.matrix.map((matrix, row) => (matrix === name ? growth.values[measure][row][at] : null)));
+          return { x: step, y: known.length ? factor * d3.median(known) : null, low: factor * d3.min(known), high: factor * d3.max(known), series: name };
         }),
       }));
       return figure(capital(inLanguage(column.label)), (width) => {

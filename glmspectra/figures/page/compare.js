@@ -3,9 +3,9 @@ function drawCompared(host) {
   const runs = data.compared;
   // What the first finding is about is shown first.
   const link = document.querySelector('.findings a[href^="#compared?"]');
-  const told = new URLSearchParams(link ? link.getAttribute("href").split("?")[1] : "");
+  const given = new URLSearchParams(link ? link.getAttribute("href").split("?")[1] : "");
   const state = { off: new Set() };
-  for (const key of ["measure", "matrix"]) state[key] = address.query.get(key) ?? told.get(key);
+  for (const key of ["measure", "matrix"]) state[key] = address.query.get(key) ?? given.get(key);
   const build = () => {
     const measures = unique(runs.flatMap((run) => measuresOf(run))).filter((name) => runs.filter((run) => run.values[name]).length > 1);
     const column = (name) => runs.find((run) => run.columns[name]).columns[name];
@@ -15,14 +15,14 @@ function drawCompared(host) {
     if (!matrices.includes(state.matrix)) state.matrix = matrices[0];
     const again = (key) => (value) => { state[key] = value; remember({ measure: state.measure, matrix: state.matrix }); build(); };
     const described = column(state.measure), factor = described.share ? 100 : 1;
-    const series = runs.map((run, place) => {
+    const series = runs.map((run, index) => {
       const rows = rowsOf(run, "whole").filter((row) => !state.matrix || run.rows.matrix[row] === state.matrix);
       const layers = unique(rows.map((row) => run.rows.layer[row])).sort((a, b) => a - b), last = layers[layers.length - 1] || 1;
       const points = layers.map((layer) => {
         const values = finite(rows.filter((row) => run.rows.layer[row] === layer).map((row) => run.values[state.measure]?.[row] ?? null));
         return { x: (100 * layer) / last, y: values.length ? factor * d3.median(values) : null, layer, series: inLanguage(run.label) };
       });
-      return { name: inLanguage(run.label), style: look(place), points };
+      return { name: inLanguage(run.label), style: look(index), points };
     });
     let drawn = null;
     const key = legend(series.map((one) => one.name), series.map((one) => one.style), () => drawn.draw(), state.off);
@@ -52,19 +52,19 @@ function differenceMap(runs, measure, column) {
     if (before === null || after === null || after === undefined) return null;
     return column.log && before > 0 ? after / before - 1 : after - before;
   });
-  const told = { ...column, signed: 1, log: 0, share: column.log || column.share ? 1 : 0 };
+  const signed = { ...column, signed: 1, log: 0, share: column.log || column.share ? 1 : 0 };
   const by = column.log ? Math.log1p : (value) => value, back = column.log ? (value) => Number(Math.expm1(value).toPrecision(3)) : (value) => value;
-  const scale = coloursOf({ ...told, signed: 1 }, [-1e-12, ...rows.map((row) => (values[row] === null ? null : by(values[row])))]);
+  const scale = coloursOf({ ...signed, signed: 1 }, [-1e-12, ...rows.map((row) => (values[row] === null ? null : by(values[row])))]);
   const colours = { ...scale, of: (value) => scale.of(by(value)), low: back(scale.low), high: back(scale.high) };
   const title = t(column.log ? "ui-difference-percent" : "ui-difference", { measure: capital(inLanguage(column.label)), one: inLanguage(one.label), two: inLanguage(two.label) });
   const drawn = figure(title, (width) => {
-    const svg = mapSvg(width, one, rows, values, told, colours, new Set());
+    const svg = mapSvg(width, one, rows, values, signed, colours, new Set());
     for (const cell of svg.querySelectorAll('[role="button"]')) for (const name of ["role", "tabindex", "aria-label"]) cell.removeAttribute(name);
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", title);
     return svg;
   }, t("ui-difference-caption"));
-  return h("div", {}, h("span", { className: "ramp" }, shown(colours.low, told), h("i", { style: `background:linear-gradient(to right,${d3.range(0, 1.01, 0.1).map((share) => colours.ramp(share)).join(",")})` }), shown(colours.high, told)), drawn.element);
+  return h("div", {}, h("span", { className: "ramp" }, shown(colours.low, signed), h("i", { style: `background:linear-gradient(to right,${d3.range(0, 1.01, 0.1).map((share) => colours.ramp(share)).join(",")})` }), shown(colours.high, signed)), drawn.element);
 }
 
 function drawOutcome(host) {

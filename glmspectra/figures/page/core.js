@@ -89,7 +89,7 @@ function digits(value, count = 4) {
 const shown = (value, column) => (value === null || value === undefined ? "" : column.share ? `${digits(100 * value)}\u00a0%` : digits(value));
 const unitOf = (column) => inLanguage(column.unit);
 const axisOf = (column) => (unitOf(column) ? t("ui-with-unit", { label: inLanguage(column.label), unit: unitOf(column) }) : inLanguage(column.label));
-const sentences = (told) => told.filter(Boolean).join(language === "zh" ? "" : " ");
+const sentences = (parts) => parts.filter(Boolean).join(language === "zh" ? "" : " ");
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const finite = (values) => values.filter((value) => value !== null && Number.isFinite(value));
 
@@ -100,8 +100,8 @@ function rowsOf(set, which = "whole") {
   const found = [];
   for (let row = 0; row < set.rows.layer.length; row += 1) {
     const part = set.rows.part[row];
-    const kind = part === "whole" ? "whole" : HEAD.test(part) ? "heads" : "parts";
-    if (set.rows.layer[row] !== null && kind === which) found.push(row);
+    const rows = part === "whole" ? "whole" : HEAD.test(part) ? "heads" : "parts";
+    if (set.rows.layer[row] !== null && rows === which) found.push(row);
   }
   return found;
 }

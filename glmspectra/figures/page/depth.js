@@ -2,18 +2,18 @@
 function byDepth(set, name, which) {
   const rows = rowsOf(set, which), names = unique(rows.map((row) => seriesOf(set, row)));
   const layers = d3.range(d3.min(rows, (row) => set.rows.layer[row]), d3.max(rows, (row) => set.rows.layer[row]) + 1);
-  return names.map((series, place) => {
+  return names.map((series, index) => {
     const own = new Map(rows.filter((row) => seriesOf(set, row) === series).map((row) => [set.rows.layer[row], set.values[name][row]]));
     // A layer without a value stays a gap: no line over a matrix that was left out.
-    return { name: series, style: look(place), points: layers.map((layer) => ({ x: layer, y: own.get(layer) ?? null, series })) };
+    return { name: series, style: look(index), points: layers.map((layer) => ({ x: layer, y: own.get(layer) ?? null, series })) };
   });
 }
 function depthFigure(set, name, which, isOn) {
   const column = set.columns[name];
   const all = byDepth(set, name, which);
   const values = all.flatMap((series) => series.points.map((point) => point.y));
-  const told = finite(values);
-  const log = Boolean(column.log) && d3.min(told) > 0 && d3.max(told) > 5 * d3.min(told);
+  const known = finite(values);
+  const log = Boolean(column.log) && d3.min(known) > 0 && d3.max(known) > 5 * d3.min(known);
   const factor = column.share ? 100 : 1;
   return figure(capital(inLanguage(column.label)), (width) => {
     const on = all.filter((series) => isOn(series.name)).map((series) => ({ ...series, points: series.points.map((point) => ({ ...point, y: point.y === null || (log && point.y <= 0) ? null : point.y * factor })) }));
@@ -33,9 +33,9 @@ function drawDepth(host) {
   const state = { set: sets[0].id, which: "whole", first: address.query.get("depth"), off: new Set() };
   const build = () => {
     const set = setNamed(state.set), measures = measuresOf(set);
-    const kinds = ["whole", "parts"].filter((kind) => rowsOf(set, kind).length);
-    if (!kinds.length || !measures.length) { host.replaceChildren(h("p", { className: "note" }, t("ui-no-layers"))); return; }
-    if (!kinds.includes(state.which)) state.which = kinds[0];
+    const groups = ["whole", "parts"].filter((group) => rowsOf(set, group).length);
+    if (!groups.length || !measures.length) { host.replaceChildren(h("p", { className: "note" }, t("ui-no-layers"))); return; }
+    if (!groups.includes(state.which)) state.which = groups[0];
     let chosen = (DEPTH_FIRST[set.id] ?? DEPTH_FIRST.weight).filter((name) => measures.includes(name));
     chosen = unique([...(measures.includes(state.first) ? [state.first] : []), ...chosen, ...measures]).slice(0, 3);
     const names = byDepth(set, chosen[0], state.which);
@@ -46,7 +46,7 @@ function drawDepth(host) {
       h("div", { className: "tools" },
         sets.length > 1 ? select(t("ui-set"), sets.map((one) => [one.id, inLanguage(one.label)]), state.set, (value) => { state.set = value; state.off.clear(); build(); }) : null,
         select(t("ui-first-measure"), measures.map((name) => [name, capital(inLanguage(set.columns[name].label))]), chosen[0], (value) => { state.first = value; remember({ depth: value }); build(); }),
-        kinds.length > 1 ? select(t("ui-rows"), kinds.map((kind) => [kind, t(`ui-rows-${kind}`)]), state.which, (value) => { state.which = value; state.off.clear(); build(); }) : null),
+        groups.length > 1 ? select(t("ui-rows"), groups.map((group) => [group, t(`ui-rows-${group}`)]), state.which, (value) => { state.which = value; state.off.clear(); build(); }) : null),
       key.element, h("div", { className: "figures three" }, drawn.map((one) => one.element)));
   };
   listeners.push(build);

@@ -2,10 +2,10 @@
 const figures = [];
 const SYMBOLS = ["circle", "square", "triangle", "diamond", "cross", "star", "wye"];
 const DASHES = ["none", "6 2", "5 2 1 2", "1.5 1.5", "9 2"];
-const look = (place) => ({
-  color: `var(--s${place % 7})`,
-  dash: DASHES[(place + Math.floor(place / 7)) % DASHES.length],
-  symbol: SYMBOLS[(place + 2 * Math.floor(place / 7)) % SYMBOLS.length],
+const look = (index) => ({
+  color: `var(--s${index % 7})`,
+  dash: DASHES[(index + Math.floor(index / 7)) % DASHES.length],
+  symbol: SYMBOLS[(index + 2 * Math.floor(index / 7)) % SYMBOLS.length],
 });
 const narrow = (width) => width < 460;
 
@@ -83,7 +83,7 @@ function logTicks(low, high, most, whole) {
   }
   const decades = all.filter((value) => first(value) === 1);
   const every = Math.ceil(decades.length / most);
-  return { ticks: decades.filter((_, place) => place % every === 0), minor: decades };
+  return { ticks: decades.filter((_, index) => index % every === 0), minor: decades };
 }
 const ticksPlain = (value) => digits(value, 4);
 // Ticks of one axis are all written alike: 2e−5 beside 1e−4, not beside 0.0001.
@@ -122,10 +122,10 @@ function axes({ width, height = 250, x, y, marks, left = 52, right = 12, bottom 
 const tip = (points, options) => Plot.tip(points, Plot.pointer({ ...options, fill: "var(--ground)", stroke: "var(--soft)", fontSize: 12, ariaHidden: "true" }));
 // A domain with a little air; of a logarithmic axis only what is above zero.
 function around(values, log, { zero = false } = {}) {
-  const told = finite(values).filter((value) => !log || value > 0);
+  const known = finite(values).filter((value) => !log || value > 0);
   let low = Infinity, high = -Infinity;
-  for (const value of told) { low = Math.min(low, value); high = Math.max(high, value); }
-  if (!told.length) return log ? [1, 10] : [0, 1];
+  for (const value of known) { low = Math.min(low, value); high = Math.max(high, value); }
+  if (!known.length) return log ? [1, 10] : [0, 1];
   if (log) return low === high ? [low / 2, high * 2] : [low / 1.15, high * 1.15];
   if (zero && low >= 0) low = 0;
   const air = (high - low || Math.abs(high) || 1) * 0.05;
@@ -147,11 +147,11 @@ function legend(names, styles, change, off = new Set()) {
     svg.append("path").attr("transform", "translate(17,6)").attr("fill", style.color).attr("d", d3.symbol(symbol, 40)());
     return svg.node();
   };
-  const element = h("div", { className: "legend", role: "group", "aria-label": t("ui-series") }, names.map((name, place) =>
+  const element = h("div", { className: "legend", role: "group", "aria-label": t("ui-series") }, names.map((name, index) =>
     h("button", { type: "button", "aria-pressed": String(!off.has(name)), onclick: (event) => {
       if (off.has(name)) off.delete(name); else off.add(name);
       event.currentTarget.setAttribute("aria-pressed", String(!off.has(name)));
       change();
-    } }, swatch(styles[place]), name)));
+    } }, swatch(styles[index]), name)));
   return { element, on: (name) => !off.has(name) };
 }

@@ -1,7 +1,7 @@
 // The map: layer by matrix, coloured by a measure; cells that stand out are framed; a cell opens its matrix's panel.
 function coloursOf(column, values) {
-  const told = finite(values);
-  const low = d3.min(told), high = d3.max(told);
+  const known = finite(values);
+  const low = d3.min(known), high = d3.max(known);
   if (column.signed && low < 0) {
     const reach = Math.max(Math.abs(low), Math.abs(high)) || 1;
     return { diverging: true, of: (value) => d3.interpolatePuOr(1 - (value + reach) / (2 * reach)), low: -reach, high: reach, ramp: (share) => d3.interpolatePuOr(1 - share) };
@@ -16,10 +16,10 @@ function drawMap(host) {
   let drawn = null;
   const build = () => {
     const set = setNamed(state.set), measures = measuresOf(set);
-    const kinds = ["whole", "parts", "heads"].filter((kind) => rowsOf(set, kind).length);
-    if (!kinds.includes(state.which)) state.which = kinds[0] ?? "whole";
+    const groups = ["whole", "parts", "heads"].filter((group) => rowsOf(set, group).length);
+    if (!groups.includes(state.which)) state.which = groups[0] ?? "whole";
     if (!measures.includes(state.measure)) state.measure = measures[0];
-    if (!measures.length || !kinds.length) { host.replaceChildren(h("p", { className: "note" }, t("ui-no-layers"))); return; }
+    if (!measures.length || !groups.length) { host.replaceChildren(h("p", { className: "note" }, t("ui-no-layers"))); return; }
     const column = set.columns[state.measure], rows = rowsOf(set, state.which), values = set.values[state.measure];
     const colours = coloursOf(column, rows.map((row) => values[row]));
     const out = new Set(set.out[state.measure] ?? []);
@@ -27,7 +27,7 @@ function drawMap(host) {
     const tools = h("div", { className: "tools" },
       sets.length > 1 ? select(t("ui-set"), sets.map((one) => [one.id, inLanguage(one.label)]), state.set, again("set")) : null,
       select(t("ui-measure"), measures.map((name) => [name, capital(inLanguage(set.columns[name].label))]), state.measure, again("measure")),
-      kinds.length > 1 ? select(t("ui-rows"), kinds.map((kind) => [kind, t(`ui-rows-${kind}`)]), state.which, again("which")) : null,
+      groups.length > 1 ? select(t("ui-rows"), groups.map((group) => [group, t(`ui-rows-${group}`)]), state.which, again("which")) : null,
       h("span", { className: "ramp" }, shown(colours.low, column),
         h("i", { style: `background:linear-gradient(to right,${d3.range(0, 1.01, 0.1).map((share) => colours.ramp(share)).join(",")})` }), shown(colours.high, column)),
       rows.some((row) => out.has(row)) ? h("span", { className: "ramp" }, h("span", { className: "out-key" }), t("ui-stands-out")) : null);
@@ -41,7 +41,7 @@ function drawMap(host) {
 }
 
 const layersOf = (set, rows) => d3.range(d3.min(rows, (row) => set.rows.layer[row]), d3.max(rows, (row) => set.rows.layer[row]) + 1);
-// Places of the map without a row, such as a matrix without an adapter.
+// Cells of the map without a row, such as a matrix without an adapter.
 function emptyCells(set, rows) {
   const names = unique(rows.map((row) => seriesOf(set, row))), layers = layersOf(set, rows);
   const there = new Set(rows.map((row) => `${set.rows.layer[row]} ${seriesOf(set, row)}`));
@@ -88,11 +88,11 @@ function makeButtons(svg, set, rows, values, column, [ofX, ofY]) {
   const xs = unique(rows.map(ofX)), ys = unique(rows.map(ofY));
   if (typeof xs[0] === "number") xs.sort((a, b) => a - b);
   if (typeof ys[0] === "number") ys.sort((a, b) => a - b);
-  for (const [place, cell] of cells.entries()) {
-    const row = rows[place];
+  for (const [index, cell] of cells.entries()) {
+    const row = rows[index];
     at.set(`${ofX(row)} ${ofY(row)}`, cell);
     cell.setAttribute("role", "button");
-    cell.setAttribute("tabindex", place === 0 ? "0" : "-1");
+    cell.setAttribute("tabindex", index === 0 ? "0" : "-1");
     cell.setAttribute("aria-label", `${nameOf(set, row)}: ${shown(values[row], column) || "–"}`);
     const open = () => openPanel(placeOf(set, row), true);
     cell.addEventListener("click", open);

@@ -36,7 +36,7 @@ function drawPanel(host) {
       const next = layers[layers.indexOf(layer) + step];
       if (next !== undefined) openPanel(shownPlace.replace(/^L\d+/, `L${next}`));
     };
-    const same = unique(set.rows.layer.map((one, place) => (one === layer ? place : null)).filter((one) => one !== null && !HEAD.test(set.rows.part[one])));
+    const same = unique(set.rows.layer.map((one, index) => (one === layer ? index : null)).filter((one) => one !== null && !HEAD.test(set.rows.part[one])));
     host.replaceChildren(
       h("div", { className: "panel-head" }, h("h3", {}, nameOf(set, row)),
         h("button", { type: "button", onclick: () => go(-1) }, t("ui-layer-before")), h("button", { type: "button", onclick: () => go(1) }, t("ui-layer-after")),
@@ -83,14 +83,14 @@ function panelFigures(place, state) {
 
 function pointsOf(set, row) {
   const sigma = set.sigma[row], count = sigma[sigma.length - 1];
-  return set.grids[count].map((number, place) => ({ x: number, y: sigma[place] })).filter((point) => point.y !== null);
+  return set.grids[count].map((number, index) => ({ x: number, y: sigma[index] })).filter((point) => point.y !== null);
 }
 const numberAt = (set, name, row) => (set.values[name] ? set.values[name][row] : null);
 
 // Where the words of a level line cover no point: above its right end where the spectrum crosses it early, else below its left.
 function besides(points, level, log) {
-  const place = log ? Math.log : (x) => x, last = place(points[points.length - 1].x) || 1;
-  const above = points.filter((point) => point.y > level), crosses = above.length ? place(above[above.length - 1].x) / last : 0;
+  const scaled = log ? Math.log : (x) => x, last = scaled(points[points.length - 1].x) || 1;
+  const above = points.filter((point) => point.y > level), crosses = above.length ? scaled(above[above.length - 1].x) / last : 0;
   return crosses < 0.5 ? { frameAnchor: "right", dy: -8 } : { frameAnchor: "left", dx: 5, dy: 9 };
 }
 
@@ -135,7 +135,7 @@ function noiseDensity(sigma, rows, cols, level) {
 function densityFigure(set, row, label) {
   const [top, ...counts] = set.bins[row], step = top / counts.length, sigma = set.sigma[row];
   const total = sigma[sigma.length - 1];
-  const bars = counts.map((count, place) => ({ x1: place * step, x2: (place + 1) * step, y: count / total / step, count }));
+  const bars = counts.map((count, index) => ({ x1: index * step, x2: (index + 1) * step, y: count / total / step, count }));
   const level = numberAt(set, "mp_sigma", row), edge = numberAt(set, "mp_edge", row), rows = numberAt(set, "rows", row), cols = numberAt(set, "cols", row);
   const curve = level ? d3.range(0, top, top / 160).map((x) => ({ x, y: noiseDensity(x, rows, cols, level) })) : [];
   const beyond = total - d3.sum(counts);
@@ -153,7 +153,7 @@ function densityFigure(set, row, label) {
 
 function histogramFigure(set, row, label) {
   const [edges, counts] = set.histograms[row], total = d3.sum(counts);
-  const bars = counts.map((count, place) => ({ x1: edges[place], x2: edges[place + 1], y: count / total / (edges[place + 1] - edges[place]), count })).filter((bar) => bar.count > 0);
+  const bars = counts.map((count, index) => ({ x1: edges[index], x2: edges[index + 1], y: count / total / (edges[index + 1] - edges[index]), count })).filter((bar) => bar.count > 0);
   const mean = numberAt(set, "mean", row) ?? 0, std = numberAt(set, "std", row);
   const low = d3.min(bars, (bar) => bar.y) / 2, high = d3.max(bars, (bar) => bar.y) * 1.4;
   const normal = std ? d3.range(-1, 1.0001, 0.0125).map((share) => mean + 6 * std * share).filter((x) => x >= edges[0] && x <= edges[edges.length - 1])

@@ -3,10 +3,10 @@ function drawCriteria(host) {
   const build = () => {
     const { names, chosen, controls, moved } = data.criteria, parts = [];
     if (data.curve) {
-      const { lines: told, chosen: budget, metric, of } = data.curve;
-      const judged = told.filter((line) => !line.control || line.name === "uniform"), left = controls.filter((name) => name !== "uniform");
+      const { lines: budgets, chosen: budget, metric, of } = data.curve;
+      const judged = budgets.filter((line) => !line.control || line.name === "uniform"), left = controls.filter((name) => name !== "uniform");
       const factor = metric === "energy" ? 100 : 1;
-      const series = judged.map((line, place) => ({ name: line.name, style: look(place), points: line.x.map((x, at) => ({ x, y: line.y[at] * factor, series: line.name })) }));
+      const series = judged.map((line, index) => ({ name: line.name, style: look(index), points: line.x.map((x, at) => ({ x, y: line.y[at] * factor, series: line.name })) }));
       const off = new Set();
       let drawn = null;
       const key = legend(series.map((one) => one.name), series.map((one) => one.style), () => drawn.draw(), off);

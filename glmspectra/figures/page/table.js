@@ -46,15 +46,15 @@ function drawTable(host) {
     const head = h("thead", {}, h("tr", {},
       h("th", { scope: "col", className: "stick first number", "aria-sort": sorted("layer"), "data-name": "layer" }, sorter("layer", false), meant("layer", false)),
       h("th", { scope: "col", className: "stick second", "aria-sort": sorted("matrix"), "data-name": "matrix" }, sorter("matrix", false), meant("matrix", false)),
-      columns.map((name, place) => h("th", { scope: "col", className: `number${place >= ESSENTIAL ? " further" : ""}${inLanguage(set.columns[name].head).length < 12 ? " short" : ""}`, "aria-sort": sorted(name), "data-name": name }, sorter(name, true), meant(name, true)))));
+      columns.map((name, index) => h("th", { scope: "col", className: `number${index >= ESSENTIAL ? " further" : ""}${inLanguage(set.columns[name].head).length < 12 ? " short" : ""}`, "aria-sort": sorted(name), "data-name": name }, sorter(name, true), meant(name, true)))));
     const outs = new Map(columns.map((name) => [name, new Set(set.out[name] ?? [])]));
     const line = (row) => h("tr", {},
       h("td", { className: "stick first number" }, set.rows.layer[row] === null ? "–" : String(set.rows.layer[row])),
       h("th", { scope: "row", className: "stick second" }, set.rows.layer[row] === null ? seriesOf(set, row) : h("a", { href: `#${encodeURI(placeOf(set, row))}` }, seriesOf(set, row))),
-      columns.map((name, place) => {
+      columns.map((name, index) => {
         const value = set.values[name][row], top = tops[name];
         const bar = value !== null && top > 0 && lows[name] >= 0 ? ` --w:${Math.max(0, Math.min(100, (100 * value) / top)).toFixed(1)}%` : "";
-        return h("td", { className: `number${bar ? " bar" : ""}${place >= ESSENTIAL ? " further" : ""}${outs.get(name).has(row) ? " out" : ""}`, style: bar || undefined }, shown(value, set.columns[name]));
+        return h("td", { className: `number${bar ? " bar" : ""}${index >= ESSENTIAL ? " further" : ""}${outs.get(name).has(row) ? " out" : ""}`, style: bar || undefined }, shown(value, set.columns[name]));
       }));
     let rows = [], at = 0;
     more = (all = false) => {

@@ -23,13 +23,13 @@ function drawTraining(host) {
   const build = () => {
     let drawn = [];
     const names = runs.map((run) => titleOf(run));
-    const key = legend(names, names.map((_, place) => look(place)), () => redraw(drawn), off);
+    const key = legend(names, names.map((_, index) => look(index)), () => redraw(drawn), off);
     const span = (longest * state.span) / 100;
-    const told = CURVES.filter((name) => runs.some((run) => run.curves[name]));
-    const boxes = told.map((name) => {
+    const present = CURVES.filter((name) => runs.some((run) => run.curves[name]));
+    const boxes = present.map((name) => {
       const one = figure(t(`ui-curve-${name.replaceAll("_", "-")}`), (width) => {
         const log = Boolean(state.log[name]), raw = ["loss", "grad_norm", "tokens_per_second"].includes(name) && span > 0;
-        const on = runs.map((run, place) => ({ run, style: look(place) })).filter(({ run }) => run.curves[name] && key.on(titleOf(run))).map(({ run, style }) => {
+        const on = runs.map((run, index) => ({ run, style: look(index) })).filter(({ run }) => run.curves[name] && key.on(titleOf(run))).map(({ run, style }) => {
           const logged = run.curves[name].x.map((x, at) => ({ x, y: run.curves[name].y[at], series: titleOf(run) })).filter((p) => p.y !== null && (!log || p.y > 0));
           return { name: titleOf(run), style, logged, points: raw ? smoothed(logged, span) : logged };
         });

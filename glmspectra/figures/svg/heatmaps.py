@@ -153,8 +153,8 @@ def draw_heads(matrices: pd.DataFrame, name: str = "stable_rank") -> Figure | No
     rows = rows[is_head(rows["part"])] if len(rows) else rows
     if not len(rows) or not has(rows, name):
         return None
-    places = [split_head(part) for part in rows["part"]]
-    rows = rows.assign(group=[group for group, _ in places], head=[head for _, head in places])
+    heads = [split_head(part) for part in rows["part"]]
+    rows = rows.assign(group=[group for group, _ in heads], head=[head for _, head in heads])
     tables = {
         group: part.drop_duplicates(["layer", "head"]).pivot(index="layer", columns="head", values=name).astype(float)
         for group, part in rows.groupby("group", sort=False)

@@ -23,7 +23,7 @@ from glmspectra.figures.tables import (
 )
 
 TOP = 20  # the original study drew this many
-MOST_LINES = 14  # more lines on one pair of axes cannot be told apart
+MOST_LINES = 14  # more lines on one pair of axes cannot be distinguished
 MOST_PANELS = 4 * MOST_LINES
 
 

@@ -36,7 +36,7 @@ PALE = "#d5d9de"
 # Words that may meet a line: nothing is laid behind them, since that would hide data.
 HALO = {"facecolor": "none", "edgecolor": "none", "pad": 0}
 
-# For one line per layer: cividis keeps its order in grey print and for every kind of colour blindness.
+# For one line per layer: cividis keeps its order in grey print and for any colour blindness.
 DEPTH_MAP = "cividis"
 HEAT_MAP = "cividis"
 SIGNED_MAP = "PuOr"
@@ -114,7 +114,7 @@ class Stroke:
 
 
 def strokes(names: Sequence[str]) -> dict[str, Stroke]:
-    """A look for each name, by its place in the sequence; no two of the first 315 look the same."""
+    """A look for each name, by its index in the sequence; no two of the first 315 look the same."""
     return {
         name: Stroke(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
         for i, name in enumerate(names)

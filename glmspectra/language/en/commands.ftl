@@ -1,6 +1,6 @@
 # `glmspectra inspect`, `convert`, `merge`, `squeeze`, `delta`, `init`, `chat`, `loop`; what interrupts and how far a work is.
 
-inspect-summary = { $name }: { $type }, { $form }, { $files } of { $bytes }, { $tensors } tensors, { $parameters } parameters
+inspect-summary = { $name }: { $type }, { $format }, { $files } of { $bytes }, { $tensors } tensors, { $parameters } parameters
 inspect-no-type = no model_type
 inspect-files =
     { $count ->
@@ -42,6 +42,13 @@ adapter-left-alone =
        *[other] { $count } modules that target_modules names have no factors in the adapter, { $name } for one; they stay as in the base.
     }
 
+adapter-other-models = { $adapter }: also changes { $models }, of which this base has nothing.
+adapter-convolutions =
+    { $count ->
+        [one] { $adapter }: also changes 1 convolution, which is measured only where no base is named: { $names }.
+       *[other] { $adapter }: also changes { $count } convolutions, which are measured only where no base is named: { $names }.
+    }
+
 adapter-zero = { $path } changes no weight: all its products B A are zero, as before the first step of a training.
 
 convert-done =
@@ -57,8 +64,8 @@ convert-done-resumed =
 convert-glm-tokenizer = tokenizer.json puts [gMASK] sop before every text, as the model was trained to see.
 convert-own-tokenizer = The tokenizer is not ChatGLM2's and was copied as it is: where AutoTokenizer puts no [gMASK] sop before a text, take its ids from glmspectra.chatglm2.ChatGLMTokenizer.
 
-merge-done = { $kind } adapter of { $matrices } merged into { $base }: the adapter was added to the base's original weights, not to a quantized copy.
-merge-done-dequantized = { $kind } adapter of { $matrices } merged into { $base }: the base was stored quantized and was dequantized first, then the adapter added.
+merge-done = { $method } adapter of { $matrices } merged into { $base }: the adapter was added to the base's original weights, not to a quantized copy.
+merge-done-dequantized = { $method } adapter of { $matrices } merged into { $base }: the base was stored quantized and was dequantized first, then the adapter added.
 merge-written = Written to { $path }: { $size } MiB of { $dtype } in { $files }.
 merge-rounding = Rounding to { $dtype } took at most { $share } of a matrix's change.
 merge-rounding-of = Rounding to { $dtype } took at most { $share } of a matrix's change ({ $name }).
@@ -82,8 +89,8 @@ delta-layers =
     }
 delta-title = { $run }: median over { $layers }
 delta-title-step = { $run } at step { $step }: median over { $layers }
-delta-measured = { $matrices } ({ $kinds }), in { $seconds } s on { $device }.
-delta-measured-states = { $matrices } in { $states } states ({ $kinds }), in { $seconds } s on { $device }.
+delta-measured = { $matrices } ({ $methods }), in { $seconds } s on { $device }.
+delta-measured-states = { $matrices } in { $states } states ({ $methods }), in { $seconds } s on { $device }.
 delta-outside =
     { $count ->
         [one] 1 matrix that was trained is not among those selected, { $names }; --matrices all measures it too.

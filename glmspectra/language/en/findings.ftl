@@ -2,15 +2,15 @@
 
 finding-nothing = Nothing stands out: none of { $count } rules found anything beyond its threshold.
 
-finding-against-uniform = No difference from uniform ranks of the same cost can be told: { $mean } nats a token, averaged over { $rows } rows (95 % interval { $low } to { $high }). This is one run; a claim about ranks takes several seeds.
+finding-against-uniform = No difference from uniform ranks of the same cost can be seen: { $mean } nats a token, averaged over { $rows } rows (95 % interval { $low } to { $high }). This is one run; a claim about ranks takes several seeds.
 finding-against-uniform-better = In this one run the suggested ranks did better than uniform ranks of the same cost: { $mean } nats a token, averaged over { $rows } rows (95 % interval { $low } to { $high }). A claim about ranks takes several seeds.
 finding-against-uniform-worse = In this one run uniform ranks of the same cost did better than the suggested ones: { $mean } nats a token, averaged over { $rows } rows (95 % interval { $low } to { $high }). A claim about ranks takes several seeds.
-finding-against-uniform-one = Suggested and uniform ranks of the same cost differ by { $mean } nats a token on the only row: one row has no interval, so nothing can be told.
+finding-against-uniform-one = Suggested and uniform ranks of the same cost differ by { $mean } nats a token on the only row: one row has no interval, so nothing can be said.
 rule-against-uniform = The sign of a difference is known where its 95 % interval leaves out 0.
 finding-against-base = Tuning lowered the loss: { $mean } nats a token, averaged over { $rows } rows (95 % interval { $low } to { $high }).
 finding-against-base-worse = Tuning raised the loss: { $mean } nats a token, averaged over { $rows } rows (95 % interval { $low } to { $high }).
-finding-against-base-none = No difference between the tuned model and the base can be told: { $mean } nats a token, averaged over { $rows } rows (95 % interval { $low } to { $high }).
-finding-against-base-one = The tuned model and the base differ by { $mean } nats a token on the only row: one row has no interval, so nothing can be told.
+finding-against-base-none = No difference between the tuned model and the base can be seen: { $mean } nats a token, averaged over { $rows } rows (95 % interval { $low } to { $high }).
+finding-against-base-one = The tuned model and the base differ by { $mean } nats a token on the only row: one row has no interval, so nothing can be said.
 rule-against-base = The sign of a difference is known where its 95 % interval leaves out 0.
 finding-nonfinite =
     { $count ->
@@ -18,8 +18,8 @@ finding-nonfinite =
        *[other] NaN, infinity or numbers beyond float32 in { $count } matrices ({ $first } first): they have no spectrum.
     }
 rule-nonfinite = A single entry that is no number spoils every product it enters.
-finding-outlier = Layer { $layer } { $matrix }: { $measure } { $value }, median of its kind { $median }.
-finding-outlier-also = Layer { $layer } { $matrix }: { $measure } { $value }, median of its kind { $median }; also out in { $others }.
+finding-outlier = Layer { $layer } { $matrix }: { $measure } { $value }, median of its matrix type { $median }.
+finding-outlier-also = Layer { $layer } { $matrix }: { $measure } { $value }, median of its matrix type { $median }; also out in { $others }.
 rule-outlier = One row of normal noise in a thousand or fewer reaches it, for 6 to 80 layers (drawn 20,000 times); and the cell is 1.5 times away from the median. Half of the deviation is enough for a cell 4 times away.
 finding-far-entries =
     { $count ->
@@ -67,8 +67,8 @@ finding-larger-than-weight =
        *[other] ΔW is larger than W in { $count } of { $all } matrices (most: { $most } in layer { $layer } { $matrix }): the learning rate is probably too high.
     }
 rule-larger-than-weight = Fine-tuning changes weights by a few percent; a change as large as the weight replaces it.
-finding-outlying-change = ΔW of layer { $layer } { $matrix }: { $measure } { $value }, median of its kind { $median }.
-finding-outlying-change-also = ΔW of layer { $layer } { $matrix }: { $measure } { $value }, median of its kind { $median }; also out in { $others }.
+finding-outlying-change = ΔW of layer { $layer } { $matrix }: { $measure } { $value }, median of its matrix type { $median }.
+finding-outlying-change-also = ΔW of layer { $layer } { $matrix }: { $measure } { $value }, median of its matrix type { $median }; also out in { $others }.
 rule-outlying-change = As for the weights.
 finding-unchanged =
     { $count ->
@@ -99,8 +99,8 @@ finding-far-from-uniform-layers = { $share } of the parameters stand elsewhere t
 rule-far-from-uniform = Below a tenth the ranks are nearly uniform, which is said then.
 finding-left-out =
     { $count ->
-        [one] 1 of { $all } matrices gets rank 0 and no adapter ({ $kinds }).
-       *[other] { $count } of { $all } matrices get rank 0 and no adapter ({ $kinds }).
+        [one] 1 of { $all } matrices gets rank 0 and no adapter ({ $types }).
+       *[other] { $count } of { $all } matrices get rank 0 and no adapter ({ $types }).
     }
 rule-left-out = A matrix without an adapter cannot change.
 finding-criteria-disagree = The criteria disagree: on layer { $layer } { $matrix } { $low } gives { $least }, { $high } gives { $most }; the median difference is { $median } (controls left out).
@@ -130,6 +130,6 @@ rule-same-answers = A training that taught something changes most answers.
 finding-moved-measures = { $matrix }: { $measure } { $before } in { $one }, { $after } in { $two } (medians over the layers).
 rule-moved-measures = Medians of the same matrix in checkpoints of one training differ by a few percent.
 finding-alike = { $one } and { $two } agree: no median over the layers differs by more than { $most }.
-rule-alike = Below 1 % no line can be told from another.
+rule-alike = Below 1 % no line can be distinguished from another.
 finding-nothing-shared = { $one } and { $two } have no matrix name in common: only the medians of all matrices are compared.
 rule-nothing-shared = Without a shared name there is no matrix to put beside the other.

@@ -80,7 +80,7 @@ page-head-best-perplexity = perplexity there
 page-runs-caption = Training losses are the mean of the last five that were logged.
 
 page-head-report = report
-page-head-kind = kind
+page-head-about = about
 page-head-finding = first finding
 page-head-gain = gain over base
 page-head-mean-rank = mean rank
@@ -91,14 +91,14 @@ page-overview-caption =
         [one] One report in this folder.
        *[other] { $count } reports in this folder.
     }
-page-kind-svd = spectra
-page-kind-values = values
-page-kind-delta = changes
-page-kind-ranks = ranks
-page-kind-training = training
-page-kind-evaluate = evaluation
-page-kind-loop = loop
-page-kind-compare = comparison
+page-about-svd = spectra
+page-about-values = values
+page-about-delta = changes
+page-about-ranks = ranks
+page-about-training = training
+page-about-evaluate = evaluation
+page-about-loop = loop
+page-about-compare = comparison
 
 page-files-ranks = Ranks used: { $path }
 page-files-adapter = Adapter: { $path }
@@ -155,7 +155,7 @@ page-head-best-loss-means = The lowest loss on rows not trained on, in nats per 
 page-head-best-step-means = The step at which the evaluation loss was lowest.
 page-head-best-perplexity-means = Exponential of the lowest evaluation loss.
 page-head-report-means = A page of this folder.
-page-head-kind-means = What the page is about.
+page-head-about-means = What the page is about.
 page-head-finding-means = What stands out most on the page.
 page-head-gain-means = Loss of the base less that after training, in nats per token, averaged over rows.
 page-head-mean-rank-means = Mean of the ranks that the chosen criterion gives.

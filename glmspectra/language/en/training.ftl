@@ -1,27 +1,27 @@
 # `glmspectra train`, `evaluate` and `infer`: settings, data, memory, training, evaluation.
 
-settings-renamed = { $place }: { $old } is taken as { $new }.
-settings-grouped = { $place }: group_by_length is taken as train_sampling_strategy "{ $strategy }".
-settings-warmup-aside = { $place }: warmup_ratio is set aside, since warmup_steps is given.
-settings-warmup = { $place }: warmup_ratio is taken as warmup_steps, below 1 a share of all steps.
-settings-adafactor = { $place }: adafactor is taken as optim adafactor.
-settings-adafactor-off = { $place }: adafactor is taken as optim, which stays as it is.
-settings-optimizer = { $place }: optim "{ $old }" is gone from transformers and is taken as "{ $new }".
-settings-gives-way = { $place }: { $key } is set aside, since { $other } is given.
-settings-rate-of-nano = { $place }: learning_rate { $rate } is what the embedded model learns at, and far too high for most others: `glmspectra train --find-lr` says which fits.
-settings-aside = { $place }: { $key } is set aside: { $why }.
+settings-renamed = { $source }: { $old } is taken as { $new }.
+settings-grouped = { $source }: group_by_length is taken as train_sampling_strategy "{ $strategy }".
+settings-warmup-aside = { $source }: warmup_ratio is set aside, since warmup_steps is given.
+settings-warmup = { $source }: warmup_ratio is taken as warmup_steps, below 1 a share of all steps.
+settings-adafactor = { $source }: adafactor is taken as optim adafactor.
+settings-adafactor-off = { $source }: adafactor is taken as optim, which stays as it is.
+settings-optimizer = { $source }: optim "{ $old }" is gone from transformers and is taken as "{ $new }".
+settings-gives-way = { $source }: { $key } is set aside, since { $other } is given.
+settings-rate-of-nano = { $source }: learning_rate { $rate } is what the embedded model learns at, and far too high for most others: `glmspectra train --find-lr` says which fits.
+settings-aside = { $source }: { $key } is set aside: { $why }.
 settings-long = { $beginning }... ({ $count } entries)
-settings-idle = { $place }: { $key } has no effect here. { $why }.
+settings-idle = { $source }: { $key } has no effect here. { $why }.
 
 data-rows =
     { $count ->
         [one] 1 row
        *[other] { $count } rows
     }
-data-file = { $file }: { $rows } of { $form }
-data-file-forms = { $file }: { $rows }: { $forms }
-data-form = { $rows } of { $form }
-data-form-unknown = no form that is known
+data-file = { $file }: { $rows } of { $format }
+data-file-row-formats = { $file }: { $rows }: { $formats }
+data-row-format = { $rows } of { $format }
+data-row-format-unknown = no format that is known
 data-and = { $names } and { $last }
 data-unread = { $file }: columns that are not read: { $names }
 data-unanswered =
@@ -51,8 +51,8 @@ data-long = { $name }: longer than max_length { $length } (on_long { $rule }): {
 data-last-answer = { $name }: of { $count } conversations only the last answer is learnt, since the chat template rewrites earlier turns
 data-bad =
     { $count ->
-        [one] 1 row cannot be used ({ $kinds })
-       *[other] { $count } rows cannot be used ({ $kinds })
+        [one] 1 row cannot be used ({ $causes })
+       *[other] { $count } rows cannot be used ({ $causes })
     }
 data-bad-left-out = left out: { $bad }
 data-bad-more = ... and { $count } more
@@ -65,6 +65,11 @@ data-shorter = max_length { $wanted } comes down to { $limit }, the positions th
 data-no-system = the chat template has no place for a system text, which stands before the first question.
 
 training-moved = the earlier run is now { $path }.
+training-damaged = { $path } is damaged: { $damage }; the one before it is taken.
+damage-sums-unreadable = its { $file } cannot be read
+damage-sums-other = its { $file } is not what was written
+damage-file-missing = { $file } is missing or cannot be read
+damage-file-other = { $file } is not what { $sums } says
 training-goes-on = the run goes on from { $path }.
 training-begins = { $path } holds no checkpoint yet: the run begins anew.
 training-differs = differs from when the run began: { $what }.

@@ -47,7 +47,7 @@ ui-rows = Rows
 ui-rows-whole = whole matrices
 ui-rows-parts = parts of fused matrices
 ui-rows-heads = attention heads
-ui-stands-out = stands out from its kind
+ui-stands-out = stands out from its matrix type
 ui-no-layers = No matrix of this run lies in a layer: see the table.
 ui-layer-matrix = Layer { $layer }, { $matrix }
 ui-map-caption = Light is high. Choose a cell to open its matrix.
@@ -90,7 +90,7 @@ ui-histogram-title = Values: { $label }
 ui-histogram-caption = Logarithmic; the curve is the normal distribution of the same mean and spread.
 ui-rank-by-criterion = Rank by each criterion
 ui-rank-by-criterion-caption = Blue is the chosen criterion.
-ui-numbers = Numbers: { $label } (in brackets the median of its kind)
+ui-numbers = Numbers: { $label } (in brackets the median of its matrix type)
 ui-spectra-title = Singular values of { $matrix }
 ui-spectra-caption = A line a layer, dark near the input. Lines that lie together mean that depth does not matter; one that leaves the bundle at the left has a few strong directions, one that leaves it at the right is closer to losing rank.
 ui-values-title = Distribution of { $matrix } by depth
@@ -152,4 +152,4 @@ ui-save-csv = Save as CSV
 ui-copy = Copy
 ui-copied = Copied
 ui-table-label = Table: { $label }
-ui-table-note = A head sorts, largest first. Filters compare columns by their names in the tables (alpha > 6, layer <= 3, relative_frobenius > 50 %) and find words; a matrix's name opens it. Bars show the share of the largest; framed cells stand out from their kind.
+ui-table-note = A head sorts, largest first. Filters compare columns by their names in the tables (alpha > 6, layer <= 3, relative_frobenius > 50 %) and find words; a matrix's name opens it. Bars show the share of the largest; framed cells stand out from their matrix type.

@@ -1,6 +1,6 @@
 # `glmspectra inspect`、`convert`、`merge`、`squeeze`、`delta`、`init`、`chat`、`loop`；中断与进度。
 
-inspect-summary = { $name }：{ $type }，{ $form }，{ $files }共 { $bytes }，{ $tensors } 个张量，{ $parameters } 个参数
+inspect-summary = { $name }：{ $type }，{ $format }，{ $files }共 { $bytes }，{ $tensors } 个张量，{ $parameters } 个参数
 inspect-no-type = 无 model_type
 inspect-files = { $count } 个文件
 inspect-cost = 对所选内容做 svd：{ $matrices }，读取 { $bytes }，float64 运算 { $flop }flop，最大的一个（{ $largest }）在 { $device } 上需内存 { $memory }。
@@ -26,6 +26,9 @@ checkpoint-is-adapter = { $name } 是适配器：这里逐个测量其因子；`
 
 adapter-left-alone = target_modules 所指的模块中有 { $count } 个在适配器里没有因子（如 { $name }），保持基座原样。
 
+adapter-other-models = { $adapter }：另外改变 { $models }，此基座中没有这些部分。
+adapter-convolutions = { $adapter }：另外改变 { $count } 个卷积，只有不指定基座时才测量：{ $names }。
+
 adapter-zero = { $path } 不改变任何权重：所有乘积 B A 均为零，与训练第一步之前相同。
 
 convert-done = { $count } 个 safetensors 文件，共 { $size } GB，已写入 { $path } 并核对；另复制 { $copied } 个文件。
@@ -33,8 +36,8 @@ convert-done-resumed = { $count } 个 safetensors 文件，其中 { $kept } 个�
 convert-glm-tokenizer = tokenizer.json 在每段文本前加 [gMASK] sop，与模型训练时一致。
 convert-own-tokenizer = 分词器不是 ChatGLM2 的，已原样复制：若 AutoTokenizer 不在文本前加 [gMASK] sop，请用 glmspectra.chatglm2.ChatGLMTokenizer 取得编号。
 
-merge-done = { $kind } 适配器（{ $matrices }）已并入 { $base }：适配器加在基座的原始权重上，而不是量化后的副本上。
-merge-done-dequantized = { $kind } 适配器（{ $matrices }）已并入 { $base }：基座以量化形式存储，先反量化，再加上适配器。
+merge-done = { $method } 适配器（{ $matrices }）已并入 { $base }：适配器加在基座的原始权重上，而不是量化后的副本上。
+merge-done-dequantized = { $method } 适配器（{ $matrices }）已并入 { $base }：基座以量化形式存储，先反量化，再加上适配器。
 merge-written = 已写入 { $path }：{ $size } MiB，{ $dtype }，{ $files }。
 merge-rounding = 舍入到 { $dtype } 至多损失一个矩阵改变量的 { $share }。
 merge-rounding-of = 舍入到 { $dtype } 至多损失一个矩阵改变量的 { $share }（{ $name }）。
@@ -54,8 +57,8 @@ squeeze-adapter = 适配器：{ $path }
 delta-layers = { $count } 层
 delta-title = { $run }：{ $layers }的中位数
 delta-title-step = { $run } 第 { $step } 步：{ $layers }的中位数
-delta-measured = { $matrices }（{ $kinds }），用时 { $seconds } 秒（{ $device }）。
-delta-measured-states = { $matrices }，{ $states } 个状态（{ $kinds }），用时 { $seconds } 秒（{ $device }）。
+delta-measured = { $matrices }（{ $methods }），用时 { $seconds } 秒（{ $device }）。
+delta-measured-states = { $matrices }，{ $states } 个状态（{ $methods }），用时 { $seconds } 秒（{ $device }）。
 delta-outside = 有 { $count } 个训练过的矩阵不在所选之中：{ $names }；加 --matrices all 一并测量。
 delta-nonfinite = 其中 { $count } 个在基座中或训练后含 NaN、无穷或超出 float32 范围的数：{ $names }
 delta-similarity = 与另一适配器的相似度：余弦 { $least } 至 { $most }。

@@ -1,4 +1,4 @@
-"""Training data: read, checked, put into the model's form, tokenized once, batched.
+"""Training data: read, checked, put into the model's template, tokenized once, batched.
 
 data = prepare_data(settings, tokenizer, family_of(model.config))
 data.train, data.valid       # datasets.Dataset: input_ids, labels, length (packed: position_ids, examples)

@@ -25,7 +25,7 @@ from glmspectra.tuning.data.rows import BadRow, Row
 
 TOKENS, EXAMPLES, NOTES = "tokens", "examples.arrow", "notes.json"
 BATCH = 1000  # examples that are in memory at once
-FORMAT = 2  # raise when what is stored changes its meaning
+VERSION = 2  # raise when what is stored changes its meaning
 
 
 @dataclass
@@ -86,7 +86,7 @@ def cache_key(rows: Sequence[Row], encoder: Encoder) -> str:
     """The key of a split: 32 hex digits."""
     digest = hashlib.sha256()
     settings = (
-        FORMAT,
+        VERSION,
         encoder.template,
         encoder.max_length,
         encoder.on_long,

@@ -115,7 +115,7 @@ class Encoder:
         labels[0] = IGNORED
         return Example(ids, labels, context_cut, target_cut)
 
-    # The chat template: whole turns go first, then the start of the question, so that the form stays whole.
+    # The chat template: whole turns go first, then the start of the question, so that the template stays whole.
 
     def _chat(self, turns: list[Turn], tools: str) -> Example | str | None:
         example = self._chat_whole(turns, tools)
@@ -196,7 +196,7 @@ class Encoder:
     def _ended(self, piece: list[int], last: bool) -> tuple[list[int], int]:
         """An answer and how many of its tokens are learnt: up to the special token that ends it, which is learnt.
 
-        A template that ends answers with none gets eos after the last one; after earlier answers the form goes on
+        A template that ends answers with none gets eos after the last one; after earlier answers the template goes on
         with the next question, and an eos there would be a text that is never seen when chatting.
         """
         ends = [index for index, token in enumerate(piece) if token in self.special]

@@ -181,15 +181,15 @@ def _encoder(
     if limit is not None and limit < max_length:
         report.notes.append(text("data-shorter", wanted=max_length, limit=limit))
         max_length = limit
-    forms = {form for split in rows.values() for form in split.forms}
-    conversations = any(not pair for pair, template, _ in forms if template == "auto")
-    for pair, template, _ in forms:
+    prompt_types = {one for split in rows.values() for one in split.prompt_types}
+    conversations = any(not pair for pair, template, _ in prompt_types if template == "auto")
+    for pair, template, _ in prompt_types:
         if template != "auto":
             choose_template(template, family, tokenizer, not pair)  # refuses what cannot be
     template = choose_template(finetune.template, family, tokenizer, conversations)
     report.template, report.max_length = template, max_length
     encoder = Encoder(tokenizer, template, max_length, finetune.on_long, finetune.separator)
-    asks_chat = any(system and "chat" in (own, template if own == "auto" else "") for _, own, system in forms)
+    asks_chat = any(system and "chat" in (own, template if own == "auto" else "") for _, own, system in prompt_types)
     if asks_chat and not encoder.takes_system:
         report.notes.append(text("data-no-system"))
     return encoder

@@ -54,7 +54,7 @@ def find_sources(path: Path) -> tuple[dict[str, Source], list[str]]:
     valid.*, in several pieces too (train-00000-of-00002.parquet).
 
     Raises:
-        RequestError: Nothing is there, or it is of no known form.
+        RequestError: Nothing is there, or it is of no known format.
         DataError: It cannot be read.
     """
     if path.is_file():
@@ -67,7 +67,7 @@ def find_sources(path: Path) -> tuple[dict[str, Source], list[str]]:
 
 
 def read_file(path: Path, columns: Columns) -> list[Row | BadRow]:
-    """All rows of one file, in order. Its suffix says the form; what has none of the known ones is read as JSONL."""
+    """All rows of one file, in order. Its suffix says the format; what has none of the known ones is read as JSONL."""
     return list(Source([path]).rows(columns))
 
 
@@ -125,7 +125,7 @@ def _parsed(path: Path, values: Values, columns: Columns, facts: FileFacts, pars
         yield row
     if not facts.rows:
         raise DataError(f"{path}: holds no rows.")
-    if not facts.forms and first is not None and not is_recognized(map(str, first), columns):
+    if not facts.row_formats and first is not None and not is_recognized(map(str, first), columns):
         raise DataError(
             f"{path}: no question and answer are recognized among its columns {', '.join(map(str, first))}; say which "
             "they are: --columns context=COLUMN,target=COLUMN, or messages=COLUMN for conversations."

@@ -1,4 +1,4 @@
-"""Which columns of a row are its question, answer, history and system text: the forms of data in use.
+"""Which columns of a row are its question, answer, history and system text: the formats of data in use.
 
     context, target                                       the original study
     instruction, input, output (system, history)          Alpaca, LLaMA-Factory
@@ -7,7 +7,7 @@
     messages of {role, content}                           OpenAI; `weight`, `loss` and `train` say what is learnt
     question, answer; 问题, 答案; content, summary; ...     what published data sets call them
 
-A form counts for a row when its columns are there. Columns that `Columns` names come first.
+A format counts for a row when its columns are there. Columns that `Columns` names come first.
 """
 
 import json
@@ -38,11 +38,11 @@ EXTRAS = {"system": ("system", "system_prompt"), "history": ("history",), "tools
 
 @dataclass
 class FileFacts:
-    """What was found in one file: the forms of its rows, the columns that were not read, how its bytes were read."""
+    """What was found in one file: the formats of its rows, the columns that were not read, how its bytes were read."""
 
     file: str
     rows: int = 0
-    forms: Counter[str] = field(default_factory=Counter)
+    row_formats: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
     unanswered: int = 0
     silent: int = 0
@@ -51,15 +51,15 @@ class FileFacts:
 
     def lines(self) -> list[str]:
         rows = both("data-rows", count=self.rows)
-        if len(self.forms) > 1:
-            forms = listed(
-                text("data-form", rows=both("data-rows", count=count), form=form)
-                for form, count in self.forms.most_common()
+        if len(self.row_formats) > 1:
+            formats = listed(
+                text("data-row-format", rows=both("data-rows", count=count), format=name)
+                for name, count in self.row_formats.most_common()
             )
-            said = text("data-file-forms", file=self.file, rows=rows, forms=forms)
+            said = text("data-file-row-formats", file=self.file, rows=rows, formats=formats)
         else:
-            form = next(iter(self.forms), None) or both("data-form-unknown")
-            said = text("data-file", file=self.file, rows=rows, form=form)
+            name = next(iter(self.row_formats), None) or both("data-row-format-unknown")
+            said = text("data-file", file=self.file, rows=rows, format=name)
         lines = ["; ".join([said, *self.how])]
         if self.unread:
             named = listed(
@@ -115,7 +115,7 @@ def _parse(file: str, line: int, value: Any, columns: Columns, facts: FileFacts,
             said.encode("utf-8")
         except UnicodeEncodeError:
             return BadRow(file, line, "holds half of a surrogate pair, which is no text")
-    facts.forms[_listed(list(used.values()))] += 1
+    facts.row_formats[_listed(list(used.values()))] += 1
     facts.unread.update(str(name) for name in value if name not in used.values() and not _empty(value[name]))
     facts.unread.update(f"{name} of a turn" for name in talk.unread)
     facts.unanswered += talk.unanswered
@@ -162,7 +162,7 @@ def _messages_column(value: Mapping[str, Any]) -> str | None:
 
 
 def _pair_columns(value: Mapping[str, Any], answered: bool = True) -> tuple[str, str] | None:
-    """The question's and the answer's column; of forms whose columns are there, one that holds an answer."""
+    """The question's and the answer's column; of formats whose columns are there, one that holds an answer."""
     known = _lowered(value)
     there = [pair for pair in PAIRS if pair[0] in known and (pair[1] in known or not answered)]
     filled = [pair for pair in there if pair[1] in known and not _empty(value[known[pair[1]]])]

@@ -115,7 +115,9 @@ class DataReport:
             "on_long": self.on_long,
             "bad_rows": [asdict(bad) for bad in self.bad],
             # asdict makes a Counter of the pairs of a Counter
-            "files": [vars(facts) | {"forms": dict(facts.forms), "unread": dict(facts.unread)} for facts in self.files],
+            "files": [
+                vars(facts) | {"forms": dict(facts.row_formats), "unread": dict(facts.unread)} for facts in self.files
+            ],
             "splits": {name: asdict(split) for name, split in self.splits.items()},
             "duplicates": self.duplicates,
             "shared_contexts": self.shared_contexts,
@@ -123,9 +125,9 @@ class DataReport:
         }
 
     def _bad_heading(self, language: str | None = None) -> str:
-        kinds = Counter(_kind(bad.reason) for bad in self.bad)
-        parts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        return text("data-bad", language, count=len(self.bad), kinds=parts)
+        causes = Counter(_cause(bad.reason) for bad in self.bad)
+        parts = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
+        return text("data-bad", language, count=len(self.bad), causes=parts)
 
     def _bad_lines(self, language: str | None = None) -> list[str]:
         lines = [str(bad) for bad in self.bad[:LISTED]]
@@ -133,8 +135,8 @@ class DataReport:
         return [*lines, *([text("data-bad-more", language, count=rest)] if rest else [])]
 
 
-def _kind(reason: str) -> str:
-    """The kind of a reason, for counting: what stands before its particulars."""
+def _cause(reason: str) -> str:
+    """The cause that a reason names, for counting: what stands before its particulars."""
     for mark in (":", " at byte", " of line", ";", " (", " among "):
         reason = reason.split(mark)[0]
     return reason

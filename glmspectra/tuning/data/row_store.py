@@ -19,7 +19,7 @@ class RowStore(Sequence[Row]):
     Attributes:
         keys: Of each row a digest of all its texts, white space at the ends aside, as of `key`.
         contexts: Of each row a digest of the texts that are no answers.
-        forms: (pair, template, whether a system text is there) of any row.
+        prompt_types: (pair, template, whether a system text is there) of any row.
     """
 
     def __init__(self, rows: Iterable[Row] = (), folder: Path | None = None):
@@ -29,7 +29,7 @@ class RowStore(Sequence[Row]):
         self._chosen: Sequence[int] | None = None
         self.keys: list[bytes] = []
         self.contexts: list[bytes] = []
-        self.forms: set[tuple[bool, str, bool]] = set()
+        self.prompt_types: set[tuple[bool, str, bool]] = set()
         for row in rows:
             self.append(row)
 
@@ -42,13 +42,13 @@ class RowStore(Sequence[Row]):
         self._ends.append(self._ends[-1] + written)
         self.keys.append(key(row))
         self.contexts.append(context_key(row))
-        self.forms.add((row.pair, row.template, row.turns[0][0] == "system"))
+        self.prompt_types.add((row.pair, row.template, row.turns[0][0] == "system"))
 
     def select(self, indices: Iterable[int]) -> "RowStore":
         """The rows of these indices, in this order; an index may stand several times."""
         chosen = array.array("q", indices)
         part = object.__new__(RowStore)
-        part.folder, part.forms, part._file, part._ends = self.folder, self.forms, self._file, self._ends
+        part.folder, part.prompt_types, part._file, part._ends = self.folder, self.prompt_types, self._file, self._ends
         part._chosen = chosen if self._chosen is None else array.array("q", (self._chosen[index] for index in chosen))
         part.keys = [self.keys[index] for index in chosen]
         part.contexts = [self.contexts[index] for index in chosen]

@@ -4,7 +4,7 @@ plain: the context as it stands, then the target. It is what the original study 
     instruction, and so it is the default for ChatGLM2: prompt = tokenizer.encode(context), which puts [gMASK] sop
     in front, then the tokens of the target and eos. A context that ends in neither white space nor a colon gets the
     separator behind it, so that question and answer do not run into one.
-chat: the tokenizer's chat template (ChatGLM2's is "[Round 1]\n\n问：...\n\n答：", the form that `model.chat` asks
+chat: the tokenizer's chat template (ChatGLM2's is "[Round 1]\n\n问：...\n\n答：", the text that `model.chat` asks
     in). It is the default for instruction-tuned models, which have seen nothing else.
 """
 
@@ -39,7 +39,7 @@ class Segment:
     learnt: bool
 
 
-def has_chat_form(tokenizer: Any) -> bool:
+def has_chat_template(tokenizer: Any) -> bool:
     """Whether the tokenizer knows how a conversation looks."""
     return bool(getattr(tokenizer, "chat_template", None))
 
@@ -48,7 +48,7 @@ def choose_template(wanted: str, family: Family, tokenizer: Any, conversations: 
     """What `template` means for this model and data.
 
     Raises:
-        ConfigError: chat is asked for, or needed for conversations, and the tokenizer has no chat form; or plain is
+        ConfigError: chat is asked for, or needed for conversations, and the tokenizer has no chat template; or plain is
             asked for conversations.
     """
     if conversations and wanted == "plain":
@@ -56,13 +56,13 @@ def choose_template(wanted: str, family: Family, tokenizer: Any, conversations: 
             'template is "plain" and the data holds conversations (messages or a history), whose turns only a chat '
             'template can mark; write template "chat" or "auto".'
         )
-    if (wanted == "chat" or conversations) and not has_chat_form(tokenizer):
+    if (wanted == "chat" or conversations) and not has_chat_template(tokenizer):
         raise ConfigError(
             f"the {'data holds conversations' if conversations else 'template is chat'} and the tokenizer "
             f"({type(tokenizer).__name__}) has no chat template; use rows of context and target with template plain."
         )
     if wanted == "auto":
-        return "chat" if conversations or (family.template == "chat" and has_chat_form(tokenizer)) else "plain"
+        return "chat" if conversations or (family.template == "chat" and has_chat_template(tokenizer)) else "plain"
     return "chat" if wanted == "chat" else "plain"
 
 
@@ -130,7 +130,7 @@ def chat_segments(tokenizer: Any, turns: Sequence[Turn], tools: str = "") -> tup
         if not full.startswith(prompt):
             raise DataError(
                 "the chat template writes another text before an answer than the one it asks with, so the answer "
-                "cannot be told from its prompt; use rows of context and target with template plain."
+                "cannot be distinguished from its prompt; use rows of context and target with template plain."
             )
         if not prompt.startswith(done):
             return _last_answer_only(tokenizer, turns, tools), True

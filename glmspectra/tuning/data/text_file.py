@@ -24,7 +24,9 @@ LARGEST_JSON = 2 << 30  # characters of a .json file, which is read as a whole
 SAMPLE = 1 << 16
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
-COMPRESSED |= {bytes([0x50 + kind, 0x2A, 0x4D, 0x18]): "zstandard" for kind in range(16)}  # pzstd begins with a note
+COMPRESSED |= {
+    bytes([0x50 + nibble, 0x2A, 0x4D, 0x18]): "zstandard" for nibble in range(16)
+}  # pzstd begins with a note
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 FOREIGN = {
     b"PK\x03\x04": "a zip archive or an Excel sheet; unpack it, or save the sheet as CSV",

@@ -1,4 +1,4 @@
-"""Batch inference: questions from a data file of any form to a JSON Lines file of answers."""
+"""Batch inference: questions from a data file of any format to a JSON Lines file of answers."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def prompt_ids(encoder: Encoder, question: Row | str) -> list[int]:
     before = tuple(index for index, (role, _) in enumerate(row.turns) if role == "assistant")
     example = encoder.encode(replace(row, turns=(*row.turns, ("assistant", "a")), silent=before))
     if example is None or isinstance(example, str):
-        place = f"{row.file}, line {row.line}: " if row.file else ""
-        raise DataError(f"{place}the question {row.turns[-1][1][:40]!r} does not fit: {example or 'too long'}.")
+        source = f"{row.file}, line {row.line}: " if row.file else ""
+        raise DataError(f"{source}the question {row.turns[-1][1][:40]!r} does not fit: {example or 'too long'}.")
     return split_prompt(example.input_ids, example.labels)[0]
 
 
 @dataclass
 class Loaded:
-    """A model that answers: with its tokenizer, and the form that its questions take."""
+    """A model that answers: with its tokenizer, and the template that its questions take."""
 
     model: Any
     tokenizer: Any

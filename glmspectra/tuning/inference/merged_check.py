@@ -59,7 +59,7 @@ def compare_logits(base: str | Path, adapter: Path, merged: Path, seed: int = 0)
         CheckpointError: One of the two cannot be loaded.
     """
     opened = open_adapter(adapter)
-    if opened.kind == "loftq" or (opened.start is not None and opened.kind not in BASE_REDUCED):
+    if opened.peft_method == "loftq" or (opened.start is not None and opened.peft_method not in BASE_REDUCED):
         raise RequestError(
             f"--verify: {adapter} began on a quantized base, and the merged checkpoint holds the published weights and "
             "what training changed; their logits differ by the error of the quantization."

@@ -1,6 +1,6 @@
 """AdaLoRA with a start rank for each matrix, exact budgets, a plain loss, and a state that training resumes from.
 
-The layers and the file form are PEFT's; what it saves loads in plain PEFT. Of PEFT's allocator four things
+The layers and the file format are PEFT's; what it saves loads in plain PEFT. Of PEFT's allocator four things
 are changed, each because it does not do what it says (Zhang et al. 2023, "Adaptive budget allocation for
 parameter-efficient fine-tuning", https://arxiv.org/abs/2303.10512; equations 5 to 9 and algorithm 1):
 
@@ -199,12 +199,12 @@ class MaskedRankAllocator(RankAllocator):
                 for parameter, value in zip(self.triplets(name), saved, strict=True):
                     parameter.copy_(value)
         self.kept = dict(state["kept"])
-        places = {
+        devices = {
             n: self.layers[n.rpartition(".lora_")[0]].lora_E[self.adapter_name].device for n in state["exp_avg_ipt"]
         }
         self.ipt = {}
-        self.exp_avg_ipt = {name: value.to(places[name]) for name, value in state["exp_avg_ipt"].items()}
-        self.exp_avg_unc = {name: value.to(places[name]) for name, value in state["exp_avg_unc"].items()}
+        self.exp_avg_ipt = {name: value.to(devices[name]) for name, value in state["exp_avg_ipt"].items()}
+        self.exp_avg_unc = {name: value.to(devices[name]) for name, value in state["exp_avg_unc"].items()}
         self.ipt = {name: torch.zeros_like(value) for name, value in self.exp_avg_ipt.items()}
 
 
@@ -253,5 +253,5 @@ def allocator_of(model: PeftModel) -> MaskedRankAllocator | None:
 
 
 def _first(length: int, rank: int | None) -> torch.Tensor:
-    """Mask [length] of bool, true in the first `rank` places (all of them for None)."""
+    """Mask [length] of bool, true in the first `rank` entries (all of them for None)."""
     return torch.arange(length) < (length if rank is None else rank)

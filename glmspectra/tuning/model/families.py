@@ -15,7 +15,7 @@ class Family:
 
     model_types: `model_type` of config.json.
     targets: matrices that get an adapter when the settings name none: module names, or "all-linear".
-    template: what `template: auto` means for a pair; "chat" falls back to plain where the tokenizer has no form.
+    template: what `template: auto` means for a pair; "chat" falls back to plain where the tokenizer has none.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Family:
 
     @property
     def default_targets(self) -> list[str] | str:
-        """`target_modules` in the form PEFT takes."""
+        """`target_modules` as PEFT takes them."""
         return self.targets if isinstance(self.targets, str) else list(self.targets)
 
 
@@ -55,5 +55,5 @@ OTHER = Family("other", (), "all-linear")
 
 def family_of(config: Mapping[str, Any] | Any) -> Family:
     """The family of a model, by its configuration: the dict of a config.json, or a `PreTrainedConfig`."""
-    kind = config.get("model_type") if isinstance(config, Mapping) else getattr(config, "model_type", None)
-    return next((family for family in FAMILIES if kind in family.model_types), OTHER)
+    model_type = config.get("model_type") if isinstance(config, Mapping) else getattr(config, "model_type", None)
+    return next((family for family in FAMILIES if model_type in family.model_types), OTHER)

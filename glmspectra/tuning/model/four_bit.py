@@ -74,7 +74,7 @@ def check_four_bit(model: Any) -> int:
 
 
 def keep_layout(model: nn.Module) -> int:
-    """Stop bitsandbytes from repacking 4-bit weights for AVX512_BF16 in place; returns the number of layers told so.
+    """Stop bitsandbytes from repacking 4-bit weights for AVX512_BF16 in place; returns the number of layers so marked.
 
     Its flag is per module and set by what the CPU can do; on a GPU it has no effect. Call right after
     loading.

@@ -105,10 +105,10 @@ def _write_patterns_out(config: LoraConfig, stored: Iterable[str]) -> None:
     if by_expression or isinstance(config.exclude_modules, str) or config.layers_pattern:
         config.target_modules = modules
         config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
-    for kind in ("alpha_pattern",) if isinstance(config, AdaLoraConfig) else ("rank_pattern", "alpha_pattern"):
-        values = getattr(config, kind) or {}
+    for setting in ("alpha_pattern",) if isinstance(config, AdaLoraConfig) else ("rank_pattern", "alpha_pattern"):
+        values = getattr(config, setting) or {}
         if not isinstance(values, dict):
-            raise CheckpointError(f"{kind} of the adapter is no object of patterns and numbers.")
-        keys = ModulePatterns(values, kind)
+            raise CheckpointError(f"{setting} of the adapter is no object of patterns and numbers.")
+        keys = ModulePatterns(values, setting)
         exact = {module: values[key] for module in modules if (key := keys.first(module)) is not None}
-        setattr(config, kind, {module_pattern(module): value for module, value in exact.items()})
+        setattr(config, setting, {module_pattern(module): value for module, value in exact.items()})

@@ -67,7 +67,7 @@ def changes_base(settings: Settings) -> bool:
     """Whether the factors do not start at a zero update of the base as it is on disk.
 
     PiSSA and OLoRA take them out of it, LoftQ makes up for its quantisation; what training changed can then only be
-    told with the start kept.
+    with the start kept.
     """
     start = settings.lora.init_lora_weights
     return isinstance(start, str) and start.startswith(("pissa", "olora", "loftq"))

@@ -62,7 +62,7 @@ def resolve_targets(model: Any, lora: LoraArgs) -> list[str]:
     return chosen
 
 
-def check_pattern(kind: str, pattern: Mapping[str, Any], adapted: Iterable[str]) -> None:
+def check_pattern(setting: str, pattern: Mapping[str, Any], adapted: Iterable[str]) -> None:
     """Stop at a key of `rank_pattern` or `alpha_pattern` that changes nothing.
 
     A key is a regex that must match a whole ending of a module's name, at a dot; the first key that matches a
@@ -72,29 +72,29 @@ def check_pattern(kind: str, pattern: Mapping[str, Any], adapted: Iterable[str])
     names = list(adapted)
     taken: dict[str, str] = {}
     for key in pattern:
-        matches = matched_by(key, names, kind, ConfigError)
+        matches = matched_by(key, names, setting, ConfigError)
         if not matches:
-            raise ConfigError(_no_match(kind, key, names))
+            raise ConfigError(_no_match(setting, key, names))
         free = [name for name in matches if name not in taken]
         if not free:
             raise ConfigError(
-                f"{kind} key {key} changes nothing: key {taken[matches[0]]} stands before it and matches first; put "
+                f"{setting} key {key} changes nothing: key {taken[matches[0]]} stands before it and matches first; put "
                 "the narrower key before the wider one."
             )
         taken |= dict.fromkeys(free, key)
 
 
-def resolve_names(kind: str, values: Mapping[str, Any], adapted: Iterable[str]) -> dict[str, Any]:
+def resolve_names(setting: str, values: Mapping[str, Any], adapted: Iterable[str]) -> dict[str, Any]:
     """Values for single modules by full name; a key may be a full name or an unambiguous ending of one."""
     names = list(adapted)
     resolved: dict[str, Any] = {}
     for key, value in values.items():
         matches = [name for name in names if name == key or name.endswith(f".{key}")]
         if not matches:
-            raise ConfigError(_no_match(kind, key, names))
+            raise ConfigError(_no_match(setting, key, names))
         if len(matches) > 1:
             raise ConfigError(
-                f"{kind} key {key} fits {len(matches)} modules, {matches[0]} among them; write a full name."
+                f"{setting} key {key} fits {len(matches)} modules, {matches[0]} among them; write a full name."
             )
         resolved[matches[0]] = value
     return resolved
@@ -120,10 +120,10 @@ def _matching(
     return [name for name, answer in answers if answer is True or isinstance(answer, re.Match)]
 
 
-def _no_match(kind: str, key: str, names: list[str]) -> str:
+def _no_match(setting: str, key: str, names: list[str]) -> str:
     plain = key.removeprefix(PEFT_PREFIX)
     if plain != key and any(name.endswith(plain) for name in names):
-        return f"{kind} key {key} matches no module; leave out {PEFT_PREFIX}, names start inside the model: {plain}."
+        return f"{setting} key {key} matches no module; leave out {PEFT_PREFIX}, names start inside the model: {plain}."
     candidates = names if "." in plain else sorted({name.rpartition(".")[2] for name in names})
     close = nearest(plain, candidates, count=3) or sorted({name.rpartition(".")[2] for name in names})[:8]
-    return f"{kind} key {key} matches no module that can be adapted; the nearest are: {', '.join(close)}."
+    return f"{setting} key {key} matches no module that can be adapted; the nearest are: {', '.join(close)}."

@@ -82,7 +82,7 @@ def _check_method(finetune: FinetuneArgs, section: Section, faults: Faults) -> N
     if finetune.load_in_4bit != finetune.method.startswith("q"):
         other = finetune.method.removeprefix("q") if finetune.method.startswith("q") else "q" + finetune.method
         faults.add(
-            section.place("method"),
+            section.source("method"),
             f'method "{finetune.method}" and load_in_4bit {str(finetune.load_in_4bit).lower()} contradict each other; '
             f'write method "{other}" or leave load_in_4bit out.',
         )
@@ -96,26 +96,26 @@ def _check_adapter(method: str, lora: LoraArgs, section: Section, faults: Faults
         and lora.layers_to_transform is not None
     ):
         faults.add(
-            section.place("layers_to_transform"),
+            section.source("layers_to_transform"),
             "layers_to_transform works with a list of target_modules, and target_modules is a regex; "
             "put the layer numbers into the regex.",
         )
     if lora.layers_pattern is not None and lora.layers_to_transform is None:
-        faults.add(section.place("layers_pattern"), "layers_pattern needs layers_to_transform, the layers it counts.")
+        faults.add(section.source("layers_pattern"), "layers_pattern needs layers_to_transform, the layers it counts.")
     if method.startswith("q") and isinstance(start, str) and start.startswith("pissa"):
         faults.add(
-            section.place("init_lora_weights"),
+            section.source("init_lora_weights"),
             f'init_lora_weights "{start}" takes singular vectors out of the weights, which a 4-bit base cannot give '
             f"up; allowed with method {method}: true, false, gaussian, olora, eva, loftq.",
         )
     if method == "lora" and start == "loftq":
         faults.add(
-            section.place("init_lora_weights"),
+            section.source("init_lora_weights"),
             'init_lora_weights "loftq" makes up for the error of a 4-bit base; it goes with method qlora.',
         )
     if isinstance(lora.target_modules, list) and not lora.target_modules:
         faults.add(
-            section.place("target_modules"),
+            section.source("target_modules"),
             "target_modules is an empty list, so nothing would be trained; "
             "name modules, or write null for those of the model's family.",
         )
@@ -128,29 +128,29 @@ def _check_adalora(
         for key in ADALORA_KEYS:
             if key in section.values:
                 faults.add(
-                    section.place(key),
+                    section.source(key),
                     f"{key} is a key of AdaLoRA and method is {method}; remove it, or write method "
                     f'"{"qadalora" if method == "qlora" else "adalora"}" into finetune_args.json.',
                 )
         return
     for key, reason in LORA_ONLY_KEYS.items():
         if section.values.get(key):
-            faults.add(section.place(key), f"{key} does not go with method {method}: {reason}.")
+            faults.add(section.source(key), f"{key} does not go with method {method}: {reason}.")
     if not isinstance(lora.init_lora_weights, bool):
         faults.add(
-            section.place("init_lora_weights"),
+            section.source("init_lora_weights"),
             f'init_lora_weights "{lora.init_lora_weights}" does not go with method {method}; allowed: true or false.',
         )
     target = lora.target_r if lora.target_r is not None else lora.r
     if lora.init_r is not None and target > lora.init_r and not {"r", "target_r"} & wrong:
         faults.add(
-            section.place("target_r"),
+            section.source("target_r"),
             f"target_r {target} is above init_r {lora.init_r}, and AdaLoRA only takes ranks away; "
             f"allowed: at most {lora.init_r}.",
         )
     if lora.init_r is not None and lora.start_ranks and max(lora.start_ranks.values()) > lora.init_r:
         faults.add(
-            section.place("start_ranks"),
+            section.source("start_ranks"),
             f"start_ranks holds {max(lora.start_ranks.values())}, above init_r {lora.init_r}; "
             "raise init_r to the largest start rank.",
         )
@@ -167,7 +167,7 @@ def _check_phases(lora: LoraArgs, max_steps: int, section: Section, faults: Faul
         return
     if lora.tinit + lora.tfinal >= total:
         faults.add(
-            section.place("tinit"),
+            section.source("tinit"),
             f"tinit {lora.tinit} and tfinal {lora.tfinal} leave no {name} for ranks to fall in; "
             f"their sum must be below {total}.",
         )
@@ -176,21 +176,21 @@ def _check_phases(lora: LoraArgs, max_steps: int, section: Section, faults: Faul
 def _check_train(finetune: FinetuneArgs, train: TrainArgs, sections: Mapping[str, Section], faults: Faults) -> None:
     section = sections["train"]
     if train.bf16 and train.fp16:
-        faults.add(section.place("fp16"), "bf16 and fp16 are both true; keep one.")
+        faults.add(section.source("fp16"), "bf16 and fp16 are both true; keep one.")
     if finetune.packing and train.train_sampling_strategy == "group_by_length":
         faults.add(
-            section.place("train_sampling_strategy"),
+            section.source("train_sampling_strategy"),
             "packing fills rows to one length, so there is nothing to group by length; remove one of the two.",
         )
     if finetune.valid_path is not None and finetune.valid_fraction is not None:
         faults.add(
-            sections["finetune"].place("valid_fraction"),
+            sections["finetune"].source("valid_fraction"),
             "valid_path and valid_fraction are both given; keep one, since each says what is evaluated on.",
         )
     options = SCHEDULE_OPTIONS[train.lr_scheduler_type]
     if unknown := [key for key in train.lr_scheduler_kwargs or {} if key not in options]:
         faults.add(
-            section.place("lr_scheduler_kwargs"),
+            section.source("lr_scheduler_kwargs"),
             f'the schedule "{train.lr_scheduler_type}" has no option {unknown[0]}; it has '
             f"{', '.join(options) or 'none'}.",
         )
@@ -198,20 +198,20 @@ def _check_train(finetune: FinetuneArgs, train: TrainArgs, sections: Mapping[str
         name, has = piece.partition("=")[0].strip(), OPTIMIZER_OPTIONS.get(train.optim, ())
         if "=" not in piece or name not in has:
             faults.add(
-                section.place("optim_args"),
+                section.source("optim_args"),
                 f'the optimizer "{train.optim}" has no option {name or "without a name"} in optim_args'
                 f"{'' if '=' in piece else ' without a value'}; it has {', '.join(has) or 'none'}.",
             )
             break
     if train.load_best_model_at_end and train.eval_strategy == "no":
         faults.add(
-            section.place("load_best_model_at_end"),
+            section.source("load_best_model_at_end"),
             'load_best_model_at_end needs eval_strategy "steps" or "epoch".',
         )
     for named in [finetune.columns, *(source.columns for source in finetune.sources)]:
         if named and "messages" in named and {"context", "target", "input"} & named.keys():
             faults.add(
-                sections["finetune"].place("columns"),
+                sections["finetune"].source("columns"),
                 "columns names messages and context, target or input; give either.",
             )
             break
@@ -225,9 +225,9 @@ def check_train_keys(train: TrainArgs, section: Section, wrong: set[str], notes:
             continue
         if statuses()[key] == "refused":
             value_shown = "(hidden)" if is_secret(key) else shown(value)
-            faults.add(section.place(key), f"{key} is {value_shown}; allowed: {takes(key)}. {why}.")
+            faults.add(section.source(key), f"{key} is {value_shown}; allowed: {takes(key)}. {why}.")
         else:
-            notes.append(text("settings-idle", place=section.place(key), key=key, why=why))
+            notes.append(text("settings-idle", source=section.source(key), key=key, why=why))
 
 
 def join_shared_keys(sections: Mapping[str, Section], faults: Faults) -> None:
@@ -236,13 +236,13 @@ def join_shared_keys(sections: Mapping[str, Section], faults: Faults) -> None:
     for key in ("seed", "resume_from_checkpoint"):
         if key not in train.values:
             continue
-        place = train.place(key)
+        source = train.source(key)
         value = train.drop(key)
         if finetune.values.get(key) is None:
-            finetune.put(key, value, place)
+            finetune.put(key, value, source)
         elif value is not None and value != finetune.values[key]:
             faults.add(
-                place,
-                f"{key} is {shown(value)} here and {shown(finetune.values[key])} in {finetune.place(key)}; "
+                source,
+                f"{key} is {shown(value)} here and {shown(finetune.values[key])} in {finetune.source(key)}; "
                 "keep one of the two.",
             )

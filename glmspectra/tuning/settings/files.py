@@ -47,7 +47,7 @@ class Section:
         self.sources.pop(key)
         return self.values.pop(key)
 
-    def place(self, key: str) -> str:
+    def source(self, key: str) -> str:
         """Where a fault of `key` is to be looked for."""
         return self.sources.get(key, self.file)
 
@@ -58,8 +58,8 @@ class Faults:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def add(self, place: str, sentence: str) -> None:
-        self.lines.append(f"{place}: {sentence}")
+    def add(self, source: str, sentence: str) -> None:
+        self.lines.append(f"{source}: {sentence}")
 
     def raise_any(self, where: str) -> None:
         """Raise `ConfigError` with one line for one fault, or a heading and one line each for several."""
@@ -138,7 +138,7 @@ def apply_override(
     left = left.strip()
     option = f"--set {left}"
     if not equals or not left:
-        faults.add(option, "is not of the form section.key=value, for example --set lora.r=8.")
+        faults.add(option, "is not written as section.key=value, for example --set lora.r=8.")
         return
     try:
         value: Any = parse_json(right, option, ConfigError)
@@ -190,14 +190,14 @@ def build(
             if key in wrong:  # a union reports each of its arms; the user made one mistake
                 continue
             wrong.add(key)
-            place = section.place(key)
+            source = section.source(key)
             if item["type"] == "extra_forbidden":
-                faults.add(place, f"unknown key {key}{_hint(key, fields, section, others)}")
+                faults.add(source, f"unknown key {key}{_hint(key, fields, section, others)}")
             elif item["type"] == "missing":
-                faults.add(place, f"key {key} is missing; it takes {allowed_for(fields[key])}.")
+                faults.add(source, f"key {key} is missing; it takes {allowed_for(fields[key])}.")
             else:
                 value = "(hidden)" if is_secret(key) else shown(section.values.get(key))
-                faults.add(place, f"{key} is {value}; allowed: {allowed_for(fields[key])}.")
+                faults.add(source, f"{key} is {value}; allowed: {allowed_for(fields[key])}.")
     right = {key: value for key, value in section.values.items() if key not in wrong}
     required = {key: "" for key, info in fields.items() if info.is_required() and key not in right}
     return model.model_validate(right | required), wrong

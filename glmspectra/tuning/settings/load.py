@@ -217,8 +217,8 @@ def load_settings(
     settings = Settings(finetune=built["finetune"], lora=built["lora"], train=built["train"], notes=notes)
     _check_base_of_ranks(settings)
     if "learning_rate" not in options["train"].values and _rate_of_nano(settings):
-        place = sections["train"].place("learning_rate")
-        settings.notes.append(text("settings-rate-of-nano", place=place, rate=f"{settings.train.learning_rate:g}"))
+        source = sections["train"].source("learning_rate")
+        settings.notes.append(text("settings-rate-of-nano", source=source, rate=f"{settings.train.learning_rate:g}"))
     if (beside := beside_sentence(Path(settings.finetune.model_path))) is not None:
         settings.notes.append(beside)
     return settings
@@ -278,5 +278,7 @@ def _method_by_option(file: Section, option: Section, notes: list[str]) -> None:
             theirs = file.values[other]
             agrees = four_bit == (theirs.startswith("q") if isinstance(theirs, str) else theirs)
             if not agrees:
-                notes.append(text("settings-gives-way", place=file.place(other), key=other, other=option.place(mine)))
+                notes.append(
+                    text("settings-gives-way", source=file.source(other), key=other, other=option.source(mine))
+                )
                 file.drop(other)

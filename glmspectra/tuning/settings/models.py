@@ -95,7 +95,7 @@ class FinetuneArgs(BaseModel):
     template: Template = _key(
         "auto",
         "one of auto, plain, chat",
-        "plain: the context as it stands; chat: in the model's chat form; auto: what the model's family says.",
+        "plain: the context as it stands; chat: in the model's chat template; auto: what the model's family says.",
     )
     separator: str = _key(
         "\n",
@@ -186,7 +186,7 @@ class FinetuneArgs(BaseModel):
     @field_validator("columns", mode="before")
     @classmethod
     def _from_option(cls, value: Any) -> Any:
-        """`context=question,target=answer`, the form of `--columns`, is taken as well."""
+        """`context=question,target=answer`, as `--columns` takes it, is taken as well."""
         if isinstance(value, str):
             return parse_columns(value)
         return value

@@ -55,46 +55,46 @@ def translate(section: Section, notes: list[str], faults: Faults) -> None:
     """Rename or set aside the names of earlier versions, in place; one note a key."""
     fields = TrainArgs.model_fields
     for old in list(section.values):
-        value, place = section.values[old], section.place(old)
+        value, source = section.values[old], section.source(old)
         if old in RENAMED:
             new = RENAMED[old]
             if new in section.values:
                 if section.values[new] != value:
                     faults.add(
-                        place,
+                        source,
                         f"{old} is the old name of {new}, and both are given with different values; keep {new}.",
                     )
                 section.drop(old)
                 continue
             section.rename(old, new, value)
             if old not in SILENT:
-                notes.append(text("settings-renamed", place=place, old=old, new=new))
+                notes.append(text("settings-renamed", source=source, old=old, new=new))
         elif old == "group_by_length":
             if not isinstance(value, bool):
-                faults.add(place, f"{old} is {value!r}; allowed: true or false.")
+                faults.add(source, f"{old} is {value!r}; allowed: true or false.")
                 section.drop(old)
                 continue
             strategy = "group_by_length" if value else "random"
             section.rename(old, "train_sampling_strategy", strategy)
-            notes.append(text("settings-grouped", place=place, strategy=strategy))
+            notes.append(text("settings-grouped", source=source, strategy=strategy))
         elif old == "warmup_ratio":
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                faults.add(place, f"warmup_ratio is {value!r}; allowed: a number from 0 up to, not including, 1.")
+                faults.add(source, f"warmup_ratio is {value!r}; allowed: a number from 0 up to, not including, 1.")
                 section.drop(old)
             elif section.values.get("warmup_steps"):
                 section.drop(old)
-                notes.append(text("settings-warmup-aside", place=place))
+                notes.append(text("settings-warmup-aside", source=source))
             else:
                 section.rename(old, "warmup_steps", value)
-                notes.append(text("settings-warmup", place=place))
+                notes.append(text("settings-warmup", source=source))
         elif old == "adafactor":
             section.drop(old)
             if value:
-                section.put("optim", "adafactor", place)
-            notes.append(text("settings-adafactor" if value else "settings-adafactor-off", place=place))
+                section.put("optim", "adafactor", source)
+            notes.append(text("settings-adafactor" if value else "settings-adafactor-off", source=source))
         elif old in SET_ASIDE and old not in fields:
             section.drop(old)
-            notes.append(text("settings-aside", place=place, key=old, why=SET_ASIDE[old]))
+            notes.append(text("settings-aside", source=source, key=old, why=SET_ASIDE[old]))
         elif old == "optim" and isinstance(value, str) and value in _OPTIMIZERS:
-            section.put(old, _OPTIMIZERS[value], place)
-            notes.append(text("settings-optimizer", place=place, old=value, new=_OPTIMIZERS[value]))
+            section.put(old, _OPTIMIZERS[value], source)
+            notes.append(text("settings-optimizer", source=source, old=value, new=_OPTIMIZERS[value]))

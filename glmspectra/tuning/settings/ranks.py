@@ -8,7 +8,7 @@ from glmspectra.errors import ConfigError
 from glmspectra.json_files import read_object
 from glmspectra.tuning.settings.files import Section
 
-FORM = 1
+VERSION = 1
 
 
 class RanksBase(BaseModel):
@@ -52,14 +52,14 @@ def read_ranks(path: Path) -> RanksFile:
     """Read and check a ranks file.
 
     Raises:
-        ConfigError: the file is absent, not JSON, of another form, or lacks a key.
+        ConfigError: the file is absent, not JSON, of another version, or lacks a key.
     """
     if not path.exists():
         raise ConfigError(f"ranks {path}: there is no such file; `glmspectra suggest-rank` writes one.")
     raw = read_object(path, ConfigError)
-    if raw.get("glmspectra_ranks") != FORM:
+    if raw.get("glmspectra_ranks") != VERSION:
         raise ConfigError(
-            f'ranks {path}: is no ranks file of form {FORM} (key "glmspectra_ranks"); '
+            f'ranks {path}: is no ranks file of version {VERSION} (key "glmspectra_ranks"); '
             "`glmspectra suggest-rank` writes one."
         )
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from glmspectra.errors import RequestError
 from glmspectra.files import write_text
+from glmspectra.language import Words, both
 
 STATE_FILE = "trainer_state.json"
 SUMS_FILE = "SHA256SUMS"
@@ -42,36 +43,36 @@ def write_sums(folder: Path) -> None:
     write_text(folder / SUMS_FILE, "".join(lines))
 
 
-def damage_of(checkpoint: Path) -> str | None:
+def damage_of(checkpoint: Path) -> Words | None:
     """What is wrong with a checkpoint, as the end of a sentence, or None where every file is as it was written."""
     try:
         lines = (checkpoint / SUMS_FILE).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        return f"its {SUMS_FILE} cannot be read"
+        return both("damage-sums-unreadable", file=SUMS_FILE)
     found = [_LINE.fullmatch(line) for line in lines]
     names = [match[2] for match in found if match]
     if len(names) < len(lines) or STATE_FILE not in names:
-        return f"its {SUMS_FILE} is not what was written"
+        return both("damage-sums-other", file=SUMS_FILE)
     for match in found:
         assert match is not None  # counted above
         path = checkpoint / match[2]
         try:
             same = _sha256(path) == match[1]
         except OSError:
-            return f"{match[2]} is missing or cannot be read"
+            return both("damage-file-missing", file=match[2])
         if not same:
-            return f"{match[2]} is not what {SUMS_FILE} says"
+            return both("damage-file-other", file=match[2], sums=SUMS_FILE)
     return None
 
 
-def newest_whole(output_dir: Path) -> tuple[Path | None, list[str]]:
+def newest_whole(output_dir: Path) -> tuple[Path | None, list[Words]]:
     """The newest checkpoint whose files are all as they were written, and a line for each newer one that is damaged."""
-    lines: list[str] = []
+    lines: list[Words] = []
     for checkpoint in reversed(checkpoints(output_dir)):
         damage = damage_of(checkpoint)
         if damage is None:
             return checkpoint, lines
-        lines.append(f"{checkpoint} is damaged: {damage}; the one before it is taken.")
+        lines.append(both("training-damaged", path=str(checkpoint), damage=damage))
     return None, lines
 
 

@@ -1,7 +1,7 @@
 """A Triton kernel for the loss of a row of logits and its gradient, which takes the logits' place.
 
 Left to torch, softmax in float32 of half-precision logits goes through memory some ten times (a float32 copy, the
-largest, its place, a sum of exponents, the difference, its exponent, rounding): here logits are read twice and written
+largest, its index, a sum of exponents, the difference, its exponent, rounding): here logits are read twice and written
 once.
 
 Under TRITON_INTERPRET=1 the same code runs on a CPU, for tests.
@@ -25,17 +25,17 @@ def _loss_kernel(logits, targets, nll, correct, SIZE: tl.constexpr, GRADIENT: tl
     due = tl.load(base + target).to(tl.float32)  # before any thread writes here: the sums below wait for all of them
     peak = tl.full((BLOCK,), -1e38, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
-    place = tl.zeros((BLOCK,), tl.int32)
+    index = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, SIZE, BLOCK):
         c = start + tl.arange(0, BLOCK)
         x = tl.load(base + c, mask=c < SIZE, other=float("-inf")).to(tl.float32)
         higher = tl.maximum(peak, x)
         total = total * tl.exp(peak - higher) + tl.exp(x - higher)
-        place = tl.where(x > peak, c, place)
+        index = tl.where(x > peak, c, index)
         peak = higher
     highest = tl.max(peak, axis=0)
     total_ = tl.sum(total * tl.exp(peak - highest), axis=0)
-    first = tl.min(tl.where(peak == highest, place, SIZE), axis=0)  # as argmax, the first of several
+    first = tl.min(tl.where(peak == highest, index, SIZE), axis=0)  # as argmax, the first of several
     normaliser = highest + tl.log(total_)
     tl.store(nll + row, normaliser - due)
     tl.store(correct + row, (first == target).to(tl.int8))

@@ -22,7 +22,7 @@ tags:
 
 {results}
 
-- `{adapter}/`: the adapter, in PEFT's form
+- `{adapter}/`: the adapter, in PEFT's format
 - `optimizer.pt`, `scheduler.pt`, `rng_state*.pth`, `trainer_state.json`, `progress.json`: what training goes
   on from
 - `training_args.bin`: the Trainer's arguments, a pickle that nothing here opens

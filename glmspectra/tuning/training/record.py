@@ -55,7 +55,7 @@ class RunRecord(BaseModel):
     """One run folder.
 
     Attributes:
-        base: fingerprint of the base's files (None: a form that has none).
+        base: fingerprint of the base's files (None: a format that has none).
         data: split -> hash of its token ids and labels.
         precision: types of weights and products, autocast.
         finished: the result, None until then.
@@ -180,7 +180,7 @@ def _fingerprint_of_base(settings: Settings) -> str | None:
         with open_checkpoint(locate_model(settings.finetune.model_path)) as checkpoint:
             return checkpoint.fingerprint
     except CheckpointError:
-        return None  # transformers loads a form that is not measured here; its path is compared
+        return None  # transformers loads a format that is not measured here; its path is compared
 
 
 def _versions() -> dict[str, str]:

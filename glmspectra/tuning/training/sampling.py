@@ -50,7 +50,7 @@ class EpochSampler(Sampler[int]):
         for part in order.split(MEGABATCH * self.global_batch):
             by_length = part[torch.argsort(self.lengths[part], descending=True, stable=True)]
             batches += by_length.split(self.global_batch)
-        # An incomplete batch stays last, or all batches behind it would be cut at other places.
+        # An incomplete batch stays last, or all batches behind it would be cut elsewhere.
         full = [batch for batch in batches if len(batch) == self.global_batch]
         rest = [batch for batch in batches if len(batch) < self.global_batch]
         if full:

@@ -70,8 +70,8 @@ def choose_start(settings: Settings, record: RunRecord, allow_changed: bool = Fa
     found, damaged = newest_whole(output)
     if found is None and damaged:
         raise RequestError(
-            f"{output}: no checkpoint is whole. {' '.join(damaged)} Begin anew with --overwrite, which moves the "
-            "folder aside."
+            f"{output}: no checkpoint is whole. {' '.join(words.en for words in damaged)} Begin anew with --overwrite, "
+            "which moves the folder aside."
         )
     if found is None:
         _check_wanted(must, output)
@@ -81,7 +81,7 @@ def choose_start(settings: Settings, record: RunRecord, allow_changed: bool = Fa
             "begin anew with --overwrite."
         )
     where = text("training-goes-on", path=str(found)) if found else text("training-begins", path=str(output))
-    return Start(found, notes=[*notes, *damaged, where])
+    return Start(found, notes=[*notes, *(words.shown for words in damaged), where])
 
 
 def move_aside(folder: Path) -> Path | None:
@@ -104,7 +104,7 @@ def _check_named(checkpoint: Path) -> None:
     if not (checkpoint / STATE_FILE).is_file():
         raise RequestError(f"resume_from_checkpoint {checkpoint}: no {STATE_FILE} there, so it is no whole checkpoint.")
     if damage := damage_of(checkpoint):
-        raise RequestError(f"resume_from_checkpoint {checkpoint} is damaged: {damage}.")
+        raise RequestError(f"resume_from_checkpoint {checkpoint} is damaged: {damage.en}.")
 
 
 def _compare(settings: Settings, record: RunRecord, origin: Path, allow_changed: bool) -> tuple[list[str], bool]:

@@ -17,6 +17,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerState
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
+from glmspectra.checkpoint.formats.torch_file import load_torch_file
 from glmspectra.errors import TrainingError
 from glmspectra.files import atomic_folder, write_text
 from glmspectra.json_files import read_model
@@ -278,7 +279,7 @@ class AdapterTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The adapter in PEFT's form in a folder of its name, and the training arguments."""
+        """The adapter in PEFT's format in a folder of its name, and the training arguments."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
@@ -344,7 +345,7 @@ class AdapterTrainer(Trainer):
             path = folder / adalora.STATE_FILE
             if not path.is_file():
                 raise TrainingError(f"{folder}: has no {adalora.STATE_FILE}, without which AdaLoRA cannot go on.")
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_torch_file(path)
             self.allocator.load_state_dict(state, folder)
             parameters = dict(self.model.named_parameters())
             with torch.no_grad():

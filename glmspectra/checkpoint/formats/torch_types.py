@@ -1,4 +1,4 @@
-"""What torch saves in kinds of its own, and safetensors in types that torch has not.
+"""Tensor types of torch alone (quantized, sparse, nested), and types of safetensors that torch has not.
 
 Quantised tensors are dequantised by torch's own rule; sparse and nested ones, and the foreign types, are refused.
 """
@@ -29,7 +29,7 @@ def stored_dtype(tensor: torch.Tensor) -> str:
 def recognise(name: str, files: Files) -> Logical | None:
     """A tensor of `torch.quantize_per_tensor` or `_per_channel`; with its fault a sparse, nested or foreign one."""
     entry = files.stored[name]
-    kind, space, _ = entry.dtype.partition(" ")
+    layout, space, _ = entry.dtype.partition(" ")
     if entry.dtype in QUANTISED:
 
         def dequantize(tensors: Tensors) -> torch.Tensor:
@@ -40,6 +40,6 @@ def recognise(name: str, files: Files) -> Logical | None:
         fault = f"it is stored in {entry.dtype.partition(':')[2]}, a type that torch has not"
         return files.weight(entry.shape, entry.dtype, [name], fault=fault)
     if space:
-        fault = f"it is a {kind} tensor, no array of numbers; save it as a dense one"
-        return files.weight(entry.shape, kind, [name], fault=fault)
+        fault = f"it is a {layout} tensor, no array of numbers; save it as a dense one"
+        return files.weight(entry.shape, layout, [name], fault=fault)
     return None

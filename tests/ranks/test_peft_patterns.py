@@ -15,7 +15,7 @@ from glmspectra.json_files import write_json
 from glmspectra.peft_rules import matched_by, module_pattern
 from glmspectra.ranks import Limits, gather, lora_args, parse_budget, ranks_file, suggest
 from glmspectra.ranks.exports import export
-from glmspectra.ranks.peft_form import scale_of, target_modules, verify
+from glmspectra.ranks.peft_patterns import scale_of, target_modules, verify
 from tests.ranks.made_evidence import SHAPES, base_run, delta_run
 
 LAYERS = 12
@@ -172,8 +172,8 @@ def test_exports_for_plain_peft_axolotl_llama_factory_and_ms_swift(evidence, all
     arguments = lora_args(allocation, evidence)
     written = [
         p
-        for kind in ("peft", "axolotl", "llama-factory", "ms-swift")
-        for p in export(kind, tmp_path, arguments, allocation, evidence)
+        for trainer in ("peft", "axolotl", "llama-factory", "ms-swift")
+        for p in export(trainer, tmp_path, arguments, allocation, evidence)
     ]
     assert all(path.is_file() for path in written)
     layers, trainable = adapted(peft.LoraConfig.from_pretrained(tmp_path / "peft"))

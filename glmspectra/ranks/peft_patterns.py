@@ -21,7 +21,7 @@ from glmspectra.ranks.allocation import Allocation
 from glmspectra.ranks.evidence import Evidence
 from glmspectra.ranks.suggest import Suggestion
 
-FORM = 1
+VERSION = 1
 DEFAULT_SCALE = 2.0  # the original study's lora_alpha 24 over r 12
 ADALORA_START = 1.5  # initial over final budget: Zhang et al. 2023, section 4.1
 
@@ -64,7 +64,7 @@ def lora_args(
         "target_modules": target_modules(list(ranks), modules),
         "rank_pattern": rank_pattern,
         "alpha_pattern": alpha_pattern,
-        "use_rslora": rslora,  # told either way: the alphas are wrong under the other rule
+        "use_rslora": rslora,  # written either way: the alphas are wrong under the other rule
     }
     return arguments
 
@@ -133,11 +133,11 @@ def ranks_file(
     criterion = criterion or suggestion.criterion
     allocation, evidence = suggestion.allocations[criterion], suggestion.evidence
     return {
-        "glmspectra_ranks": FORM,
+        "glmspectra_ranks": VERSION,
         "base": {"name": evidence.base_name, "fingerprint": evidence.base_fingerprint},
         "criterion": criterion,
         "budget": {
-            "kind": suggestion.budget.kind,
+            "kind": suggestion.budget.unit,
             "text": suggestion.budget.text,
             "parameters": suggestion.budget.parameters,
             "used": allocation.parameters,

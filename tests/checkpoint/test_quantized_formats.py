@@ -237,7 +237,7 @@ def test_gguf_written_here(tmp_path):
     gguf = pytest.importorskip("gguf")
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((6, 64), dtype=np.float32)
-    kinds = {
+    types = {
         "blk.0.attn_q.weight": gguf.GGMLQuantizationType.Q8_0,
         "blk.0.attn_k.weight": gguf.GGMLQuantizationType.Q4_0,
         "blk.0.ffn_up.weight": gguf.GGMLQuantizationType.BF16,
@@ -246,32 +246,32 @@ def test_gguf_written_here(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     writer.add_head_count(2)
     writer.add_embedding_length(64)
-    for name, kind in kinds.items():
-        if kind == gguf.GGMLQuantizationType.F16:
+    for name, ggml_type in types.items():
+        if ggml_type == gguf.GGMLQuantizationType.F16:
             writer.add_tensor(name, weight.astype(np.float16))
         else:
-            writer.add_tensor(name, gguf.quants.quantize(weight, kind), raw_dtype=kind)
+            writer.add_tensor(name, gguf.quants.quantize(weight, ggml_type), raw_dtype=ggml_type)
     writer.add_tensor("blk.0.attn_norm.weight", np.ones(64, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     with open_checkpoint(tmp_path) as checkpoint:
-        assert (checkpoint.form, checkpoint.name) == ("gguf", tmp_path.name)
+        assert (checkpoint.format, checkpoint.name) == ("gguf", tmp_path.name)
         assert checkpoint.config["model_type"] == "llama"
         assert [record.matrix for record in select(checkpoint)] == ["attn_q", "attn_k", "ffn_gate", "ffn_up"]
         records = checkpoint.tensors
         assert records["blk.0.attn_q.weight"].quantization == "gguf:Q8_0"
         assert records["blk.0.ffn_up.weight"].dtype == "bfloat16"
-        for name, kind in kinds.items():
+        for name, ggml_type in types.items():
             assert records[name].shape == (6, 64)
             found = checkpoint.read(name).float()
             quantized = (
                 weight.astype(np.float16)
-                if kind == gguf.GGMLQuantizationType.F16
-                else gguf.quants.quantize(weight, kind)
+                if ggml_type == gguf.GGMLQuantizationType.F16
+                else gguf.quants.quantize(weight, ggml_type)
             )
-            expected = gguf.quants.dequantize(quantized, kind)
+            expected = gguf.quants.dequantize(quantized, ggml_type)
             assert np.array_equal(found.numpy(), expected)
             assert np.abs(found.numpy() - weight).max() < 0.6
             checkpoint.release(name)
@@ -290,15 +290,15 @@ def test_gguf_experts_are_taken_one_by_one(tmp_path):
     gguf = pytest.importorskip("gguf")
     weight = np.random.default_rng(0).standard_normal((3, 8, 64), dtype=np.float32)
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    kind = gguf.GGMLQuantizationType.Q8_0
-    packed = gguf.quants.quantize(weight, kind)
-    writer.add_tensor("blk.0.ffn_gate_exps.weight", packed, raw_dtype=kind)
+    ggml_type = gguf.GGMLQuantizationType.Q8_0
+    packed = gguf.quants.quantize(weight, ggml_type)
+    writer.add_tensor("blk.0.ffn_gate_exps.weight", packed, raw_dtype=ggml_type)
     writer.add_tensor("blk.0.ffn_up_exps.weight", weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    expected = torch.from_numpy(gguf.quants.dequantize(packed, kind))
+    expected = torch.from_numpy(gguf.quants.dequantize(packed, ggml_type))
     with open_checkpoint(tmp_path) as checkpoint:
         records = select(checkpoint)
         assert [(record.experts, record.rows, record.columns) for record in records] == [(3, 8, 64)] * 2
