@@ -1,6 +1,7 @@
 """The options that every command shares, each fact stated once.
 
-Nothing here or at the top of a command module may import torch, transformers, pandas or rich: `--help` is to answer at once.
+Nothing here or at the top of a command module may import torch, transformers, pandas or rich: `--help` is to answer at
+once.
 """
 
 from pathlib import Path
