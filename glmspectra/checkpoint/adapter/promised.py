@@ -54,10 +54,11 @@ def check_base(path: Path, config: AdapterConfig, stored: StoredAdapter, base: B
 def notes(path: Path, config: AdapterConfig, found: Mapping[str, TensorChange], base: BaseLayout) -> list[str]:
     """What a person is told: modules without factors, and a second file of weights that is not read."""
     modules = _left_alone(config, found, base)
-    read, *files = [name for name in WEIGHT_FILES if (path / name).is_file()]  # PEFT reads the first too
+    files = [name for name in WEIGHT_FILES if (path / name).is_file()]  # PEFT reads the first too; a file holds none
     said = [text("adapter-left-alone", count=len(modules), name=modules[0])] if modules else []
-    if files:
-        said.append(text("checkpoint-beside", checkpoint=path.name, count=len(files), name=files[0], read=read))
+    if files[1:]:
+        read, *beside = files
+        said.append(text("checkpoint-beside", checkpoint=path.name, count=len(beside), name=beside[0], read=read))
     return said
 
 
