@@ -18,6 +18,7 @@ from rank_study.arms import ARMS
 from rank_study.bases import Base, fuse_norms, layer_linears
 from rank_study.cutting import thin_svd
 from rank_study.facts import (
+    PILOT,
     PILOT_SEEDS,
     PILOTS,
     Facts,
@@ -56,16 +57,24 @@ def rows(base):
     return {"train": part, "development": part, "test": part}
 
 
+class ShortFacts(Facts):
+    """With pilots of a tenth of the steps."""
+
+    def pilots(self, seed, steps=PILOT):
+        return super().pilots(seed, max(steps // 10, 3))
+
+
 def facts_in(folder, base, rows, own_pilots=()):
     return Facts(base, rows["train"], "medical", folder, 1e-2, 8, 2, own_pilots)
 
 
 @pytest.fixture(scope="module")
 def facts(base, rows, tmp_path_factory):
-    return facts_in(tmp_path_factory.mktemp("pilots"), base, rows)
+    return ShortFacts(base, rows["train"], "medical", tmp_path_factory.mktemp("pilots"), 1e-2, 8, 2)
 
 
-def test_every_arm_ends_within_its_budget_and_close_to_it(base, rows, facts):
+def test_every_arm_ends_within_its_budget_and_close_to_it(base, rows, facts, monkeypatch):
+    monkeypatch.setattr("rank_study.facts.SECOND_ORDER_ROWS", 8)
     arms = list(ARMS)
     jobs = [Job("smollm2", "medical", arm, 2, 5, 1e-2, "development") for arm in arms]
 
@@ -239,6 +248,7 @@ def test_loss_change_takes_the_gradient_after_each_change():
 
 def test_seeds_of_confirming_have_pilots_of_their_own(base, rows, tmp_path, monkeypatch):
     own = facts_in(tmp_path, base, rows, own_pilots=range(201, 207))
+    monkeypatch.setattr("rank_study.facts.SECOND_ORDER_ROWS", 4)
     found = {seed: own.pilots(seed, 4) for seed in (202, 204, 206, 5, 6)}
     files = {file.stem.rpartition("-")[0] for file in tmp_path.glob("*.json")}
     of = ("", "-of-200", "-of-205")

@@ -128,7 +128,8 @@ def test_a_cut_adapter_is_the_dense_truncated_svd(base, rows, facts):
     assert min(held) >= np.sort(dropped)[-2]  # one threshold; what was left over may go to one smaller direction
 
 
-def test_ways_give_each_job_its_line_and_stay_within_the_budget(base, rows, facts):
+def test_ways_give_each_job_its_line_and_stay_within_the_budget(base, rows, facts, monkeypatch):
+    monkeypatch.setattr("rank_study.workers.PILOT", 8)
     whole = sum(target.cost for target in facts.targets)
     cut = [job(arm, seed, budget) for seed in (300, 301) for budget in (2, 4) for arm in controls.CUTS]
     tests = [job(arm, seed, part="truncated") for seed in (300, 301) for arm in ("uniform", DELTA)]

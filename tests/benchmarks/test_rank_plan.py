@@ -336,11 +336,12 @@ def test_arms_are_compared_with_the_kind_alone_in_a_family_of_their_own():
 
 def test_what_suggest_rank_says_of_a_gain_is_what_the_lines_say():
     lines = read_lines(Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "ranks.jsonl")
+    table = table_rows(lines)
     assert list(study_gains.SETTINGS) == list(SETTINGS)
     for name, gains in study_gains.GAINS.items():
         arm = {"type:delta-threshold": "type-alone", "delta-adamw": "delta-preconditioned"}.get(name, name)
         for setting, gain in zip(study_gains.SETTINGS, gains, strict=True):
-            found = [row for row in table_rows(lines) if (row["base"], row["task"], row["arm"]) == (*setting, arm)]
+            found = [row for row in table if (row["base"], row["task"], row["arm"]) == (*setting, arm)]
             gained = sorted(-row["paired"].mean for row in found)
             assert len(found) == 3
             assert (gain.least, gain.most) == pytest.approx((gained[0], gained[-1]), abs=6e-4), (name, setting)

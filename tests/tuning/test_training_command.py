@@ -61,7 +61,8 @@ def test_training_stops_early_and_keeps_the_best(tmp_path, model, data, command)
         "learning_rate": 2.0,
         "max_grad_norm": 100.0,
     }
-    args = write_args(tmp_path / "args", model, data, {"early_stopping_patience": 3, "eval_samples": 2}, train=changes)
+    finetune = {"early_stopping_patience": 3, "eval_samples": 2, "eval_samples_max_new_tokens": 8}
+    args = write_args(tmp_path / "args", model, data, finetune, train=changes)
     status, out, err = command("train", "--args", args, "--device", "cpu", "--no-report", "--json")
     assert status == 0, err
     result = json.loads(out)

@@ -51,11 +51,14 @@ class Evidence:
     training: Sequence[TrainingRun] = ()
     scores: Scores = field(default_factory=Scores)
     compared: dict[str, Tables] = field(default_factory=dict)
+    _rows: dict[str, pd.DataFrame] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, quantity: str) -> pd.DataFrame:
         """Matrices of one quantity that lie in a layer, of a stack of experts each; empty where there are none."""
-        tables = self.sets.get(quantity)
-        return in_layers(matrices_alone(tables.matrices)) if tables is not None else pd.DataFrame()
+        if quantity not in self._rows:  # most rules ask for them
+            tables = self.sets.get(quantity)
+            self._rows[quantity] = pd.DataFrame() if tables is None else in_layers(matrices_alone(tables.matrices))
+        return self._rows[quantity]
 
 
 def link_to(row: pd.Series, measure: str = "") -> str:
@@ -122,11 +125,13 @@ def outlying(rows: pd.DataFrame, name: str) -> pd.DataFrame:
 
     Returns:
         Their layer, matrix, part, series and value, with `size` and `middle`, the largest first; the index is that of
-        `rows`.
+        `rows`. A table without rows and columns where none does.
     """
     values = pd.to_numeric(rows[name], errors="coerce").to_numpy(float, na_value=np.nan)
     size, middle = deviations(rows["series"].to_numpy(object), values, column(name).log)
     out = np.flatnonzero(size)
+    if not len(out):
+        return pd.DataFrame()
     found = rows.iloc[out][list(dict.fromkeys(["layer", "matrix", "part", "series", name]))]
     found = found.assign(size=size[out], middle=middle[out])
     return found.sort_values("size", ascending=False, kind="stable")

@@ -45,8 +45,8 @@ def outlying_cells(rows: pd.DataFrame, rule: Rule) -> list[Finding]:
     rows = in_layers(rows)
     if not len(rows):
         return []
-    tables = [outlying(rows, name).assign(measure=name) for name in TELLING if name in rows]
-    tables = [table for table in tables if len(table)]
+    out = {name: outlying(rows, name) for name in TELLING if name in rows}
+    tables = [table.assign(measure=name) for name, table in out.items() if len(table)]
     if not tables:
         return []
     cells = pd.concat(tables).sort_values("size", ascending=False, kind="stable")
