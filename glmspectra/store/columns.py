@@ -213,9 +213,11 @@ SPECTRUM = (
     _column("mp_sigma", REAL, "weight", "bulk noise level", "主体噪声水平",
             "Standard deviation of the entries of the fitted noise.", "拟合噪声的元素标准差。", log=True),
     _column("mp_edge", REAL, "weight", "Marchenko-Pastur edge", "马尔琴科-帕斯图尔边界",
-            "Noise of the bulk's level goes beyond it once in a hundred matrices; parts of a fused weight may "
-            "differ in scale.",
-            "与主体同水平的噪声每百个矩阵才有一次超出；融合权重各部分尺度可能不同。", log=True),
+            "Noise of the bulk's level goes beyond it once in a hundred matrices. Each part of a fused weight has a "
+            "level of its own: by its own spectrum with --split, by its entries' scale without; the spikes counted "
+            "beyond the two edges may differ.",
+            "与主体同水平的噪声每百个矩阵才有一次超出。融合权重的各部分各有噪声水平：加 --split 时由该部分的谱估计，"
+            "不加时由其元素的尺度估计，因此两种边界之外的尖峰数可能不同。", log=True),
     _column("mp_spikes", WHOLE, "directions", "spikes beyond the bulk edge", "超出主体边界的奇异值",
             "Singular values above the Marchenko-Pastur edge: directions that noise of this size hardly ever makes.",
             "大于马尔琴科-帕斯图尔边界的奇异值个数：同等噪声几乎不会产生的方向。", short=("spikes", "尖峰数")),
