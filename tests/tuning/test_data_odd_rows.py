@@ -1,10 +1,13 @@
 """Rows, tables and folders that are odd: two names of one thing, zero bytes, cut frames, pieces that are missing."""
 
 import json
+import shutil
 
 import pyarrow
+import pyarrow.feather
 import pyarrow.parquet
 import pytest
+from datasets import Dataset
 
 from glmspectra.errors import DataError
 from glmspectra.tuning.data.read import find_sources, read_dataset, read_file
@@ -71,6 +74,25 @@ def test_a_row_of_a_table_that_is_short_is_a_bad_one(tmp_path):
     assert whole.turns[0] == ("user", "c")
 
 
+def test_arrow_is_read_as_a_stream_and_as_a_file(tmp_path):
+    """What `datasets` saved, by its one file, and Feather; under another suffix both are named."""
+    rows = [{"context": f"问{number}", "target": "答" * number} for number in range(1, 2500)]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    (stream,) = (tmp_path / "saved").glob("*.arrow")
+    pyarrow.feather.write_feather(pyarrow.Table.from_pylist(rows), tmp_path / "rows.feather")
+    for path in (stream, tmp_path / "rows.feather"):
+        read = read_file(path, Columns())
+        assert [(row.turns[0][1], row.turns[-1][1]) for row in read] == [
+            (row["context"], row["target"]) for row in rows
+        ]
+        shutil.copy(path, tmp_path / "rows.jsonl")
+        with pytest.raises(DataError, match=r"an Arrow (stream|file); give it the suffix \.arrow"):
+            read_file(tmp_path / "rows.jsonl", Columns())
+        (tmp_path / "short.arrow").write_bytes(path.read_bytes()[:-3000])
+        with pytest.raises(DataError, match="cannot be read as Arrow"):
+            read_file(tmp_path / "short.arrow", Columns())
+
+
 def test_a_column_that_is_there_twice_in_a_table_is_refused(tmp_path):
     names = ["context", "target", "target"]
     table = pyarrow.Table.from_arrays([pyarrow.array([name]) for name in "abc"], names=names)
@@ -92,5 +114,5 @@ def test_a_piece_that_is_missing_is_told(tmp_path, numbers, missing):
 
 def test_files_of_other_kinds_beside_the_data_are_named(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"context": "a", "target": "b"}\n')
-    (tmp_path / "more.arrow").write_bytes(b"x")
-    assert find_sources(tmp_path)[1] == [f"{tmp_path}: files that are not read: more.arrow"]
+    (tmp_path / "more.orc").write_bytes(b"x")
+    assert find_sources(tmp_path)[1] == [f"{tmp_path}: files that are not read: more.orc"]

@@ -1,4 +1,4 @@
-"""Reading rows from files: JSON Lines, JSON, CSV, Parquet, and folders that `datasets` saved.
+"""Reading rows from files: JSON Lines, JSON, CSV, Parquet, Arrow, and folders that `datasets` saved.
 
 A row that cannot be read becomes a `BadRow` with its line; a file that cannot be read as a whole is a `DataError`.
 """
@@ -6,6 +6,7 @@ A row that cannot be read becomes a `BadRow` with its line; a file that cannot b
 import csv
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -19,10 +20,13 @@ from glmspectra.tuning.data.recognize import FileFacts, is_recognized, parse_que
 from glmspectra.tuning.data.rows import BadRow, Columns, Row
 from glmspectra.tuning.data.text_file import COMPRESSED_SUFFIXES, LONGEST_LINE, TextFile, bad_bytes
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
+COLUMNAR = {".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow"}
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", *COLUMNAR)
+ARROW_FILE = b"ARROW1"  # of the form with an index behind the rows; a stream has none
+BATCH = 1024  # rows in memory as Python's
 TRAIN_NAMES = ("train", "training")
 VALID_NAMES = ("valid", "validation", "val", "dev", "eval", "test")
-UNREAD = (".arrow", ".feather", ".orc", ".avro", ".xlsx", ".xls", ".db", ".sqlite", ".pkl", ".zip", ".tar", ".lance")
+UNREAD = (".orc", ".avro", ".xlsx", ".xls", ".db", ".sqlite", ".pkl", ".zip", ".tar", ".lance")
 _PIECE = re.compile(r"[-_.](\d{1,9})[-_.]of[-_.](\d{1,9})$")
 DELIMITERS = (",", "\t", ";", "|")
 
@@ -102,8 +106,8 @@ def values_of(path: Path, facts: FileFacts) -> Values:
     if not path.is_file():
         raise RequestError(f"{path}: there is no such data file.")
     suffix = _suffix(path)
-    if suffix == ".parquet":
-        return _parquet(path)
+    if suffix in COLUMNAR:
+        return _columnar(path, COLUMNAR[suffix])
     text = TextFile(path)
     facts.how += text.how
     if suffix in (".csv", ".tsv"):
@@ -299,24 +303,44 @@ def _delimiter(header: str, expected: str) -> str:
     return known[0] if known else max(DELIMITERS, key=lambda mark: len(fields(mark)))
 
 
-def _parquet(path: Path) -> Values:
+def _columnar(path: Path, form: str) -> Values:
+    """Rows of Parquet, or of Arrow as a stream (as `datasets` writes it) or a file (Feather): some at a time."""
     import pyarrow
-    import pyarrow.parquet
 
     line = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
+        with _opened(path, form) as (names, batches):
             if twice := next((name for name in names if names.count(name) > 1), None):
                 raise DataError(f"{path}: the column {twice} is there twice; rename one.")
-            for batch in file.iter_batches(batch_size=1024):
-                for value in batch.to_pylist():
-                    line += 1
-                    yield line, value
+            for batch in batches:
+                batch.validate(full=True)  # offsets and texts of a file that anybody may have written
+                for start in range(0, batch.num_rows, BATCH):
+                    for value in batch.slice(start, BATCH).to_pylist():
+                        line += 1
+                        yield line, value
     except UnicodeDecodeError:
         raise DataError(f"{path}: holds text that is no UTF-8 after row {line}.") from None
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {first_line(error)}") from None
+        raise DataError(f"{path}: cannot be read as {form}: {first_line(error)}") from None
+
+
+@contextmanager
+def _opened(path: Path, form: str) -> Iterator[tuple[list[str], Iterator[Any]]]:
+    """Names of the columns, and batches of rows."""
+    import pyarrow.parquet
+
+    if form == "Parquet":
+        with pyarrow.parquet.ParquetFile(path) as parquet:
+            yield parquet.schema_arrow.names, parquet.iter_batches(batch_size=BATCH)
+        return
+    with pyarrow.memory_map(str(path)) as source:
+        if source.read(len(ARROW_FILE)) == ARROW_FILE:
+            with pyarrow.ipc.open_file(source) as file:
+                yield file.schema.names, (file.get_batch(number) for number in range(file.num_record_batches))
+            return
+        source.seek(0)
+        with pyarrow.ipc.open_stream(source) as stream:
+            yield stream.schema.names, iter(stream)
 
 
 def _saved_sources(path: Path) -> tuple[dict[str, Source], list[str]]:

@@ -32,7 +32,8 @@ FOREIGN = {
     b"PK\x03\x04": "a zip archive or an Excel sheet; unpack it, or save the sheet as CSV",
     b"%PDF": "a PDF; save the rows as JSON Lines or CSV",
     b"SQLite format 3": "an SQLite database; export the rows as CSV",
-    b"ARROW1": "an Arrow file; save it as Parquet, or give the folder that `datasets` saved",
+    b"ARROW1": "an Arrow file; give it the suffix .arrow",
+    b"\xff\xff\xff\xff": "an Arrow stream; give it the suffix .arrow",
     b"PAR1": "a Parquet file; give it the suffix .parquet",
     b"\xd0\xcf\x11\xe0": "an Excel sheet; save it as CSV",
 }

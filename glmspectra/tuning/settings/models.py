@@ -68,7 +68,7 @@ class FinetuneArgs(BaseModel):
     dataset_path: str | Annotated[list[str | DataSource], Field(min_length=1)] = _key(
         ...,
         _SOURCES,
-        "JSONL, JSON, CSV, Parquet, or a folder: a saved DatasetDict, or train.* and valid.*; several as a list.",
+        "JSONL, JSON, CSV, Parquet, Arrow, or a folder: a saved DatasetDict or train.*, valid.*; several as a list.",
     )
     valid_path: str | list[str] | None = _key(
         None,
