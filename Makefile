@@ -51,7 +51,7 @@ metamathqa: $(STAMP)
 	$(BIN)/glmspectra init runs/metamathqa --preset lora
 	$(BIN)/python -c "import json, sys; p, d = sys.argv[1:]; s = json.load(open(p)); s['dataset_path'] = d; \
 		json.dump(s, open(p, 'w'), indent=2)" runs/metamathqa/args_file/lora/finetune_args.json $(DATA)
-	$(BIN)/glmspectra suggest-rank --model $(MODEL) --targets q_proj,v_proj --budget like:r=32 --pilot 80 \
+	$(BIN)/glmspectra suggest-rank --model $(MODEL) --targets q_proj,v_proj --budget like:r=32 --pilot 20 \
 		--args runs/metamathqa/args_file/lora --out runs/metamathqa --export peft
 	mkdir -p $(METAMATHQA)
 	cp runs/metamathqa/args_file/ranks_exports/peft/adapter_config.json $(METAMATHQA)/

@@ -19,7 +19,7 @@ ranks-between-pilots = Between { $count } pilots, { $moved } of the parameters m
 ranks-between-pilots-noise = Between { $count } pilots, { $moved } of the parameters move (at most { $largest }), more than it moves from uniform ranks: take more pilots, or longer ones.
 ranks-between-steps = Between { $count } steps of a pilot, { $moved } of the parameters move (at most { $largest }), where the suggestion itself is { $from } from uniform.
 ranks-between-steps-noise = Between { $count } steps of a pilot, { $moved } of the parameters move (at most { $largest }), more than it moves from uniform ranks: take more pilots, or longer ones.
-ranks-without-delta = No change of the weights was given. At the same training what a pilot changes gave better ranks than uniform on all three models of our study; the base's effective rank, tried on two, got a sixth to two thirds of that on one and nothing on the other: `--pilot 80` trains one, `--delta` takes an earlier training's.
+ranks-without-delta = No change of the weights was given. At the same training what a pilot changes gave better ranks than uniform on all three models of our study; the base's effective rank, tried on two, got a sixth to two thirds of that on one and nothing on the other: `--pilot 20` trains one, `--delta` takes an earlier training's.
 
 ranks-study-far = 135M model, a task far from it
 ranks-study-same = small ChatGLM2-shaped model, the same task

@@ -19,7 +19,7 @@ ranks-between-pilots = { $count } 次试训之间有 { $moved } 的参数变动�
 ranks-between-pilots-noise = { $count } 次试训之间有 { $moved } 的参数变动（最多 { $largest }），超过它与均匀秩之差：请增加试训次数或步数。
 ranks-between-steps = 一次试训的 { $count } 个检查点之间有 { $moved } 的参数变动（最多 { $largest }），而建议本身与均匀秩相差 { $from }。
 ranks-between-steps-noise = 一次试训的 { $count } 个检查点之间有 { $moved } 的参数变动（最多 { $largest }），超过它与均匀秩之差：请增加试训次数或步数。
-ranks-without-delta = 没有给出权重的改变。在我们研究的三个模型上，训练相同时，由试训的改变得到的秩都优于均匀秩；基座的有效秩在其中两个上试过，在一个上只得到其中六分之一到三分之二的收益，在另一个上没有收益。`--pilot 80` 会做一次试训，`--delta` 使用先前的训练。
+ranks-without-delta = 没有给出权重的改变。在我们研究的三个模型上，训练相同时，由试训的改变得到的秩都优于均匀秩；基座的有效秩在其中两个上试过，在一个上只得到其中六分之一到三分之二的收益，在另一个上没有收益。`--pilot 20` 会做一次试训，`--delta` 使用先前的训练。
 
 ranks-study-far = 135M 模型，与其相去甚远的任务
 ranks-study-same = ChatGLM2 结构的小模型，同一任务
