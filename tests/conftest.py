@@ -13,6 +13,8 @@ os.environ["LC_ALL"] = "C.UTF-8"  # what is compared is English, on a Chinese ma
 
 gc.disable()  # while the libraries are imported, which leaves no garbage; on again below
 
+os.fsync = lambda file: None  # what a loss of power would leave no test can see, and waiting for the disk takes long
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 

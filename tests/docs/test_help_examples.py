@@ -63,6 +63,9 @@ def test_the_demonstration_prints_the_lines_that_the_help_shows(patch, tmp_path,
 
     def short_settings(out):
         folder = write_demo_settings(out)
+        for name in ("train.jsonl", "valid.jsonl"):
+            few = (out / "data" / name).read_text(encoding="utf-8").splitlines(keepends=True)[:24]
+            (out / "data" / name).write_text("".join(few), encoding="utf-8")
         path = folder / "train_args.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"max_steps": 2, "eval_strategy": "no"}))
         return folder

@@ -79,6 +79,7 @@ class CurvesCallback(TrainerCallback):
 
     def __init__(self, draw: Callable[[Path], Any]):
         self.draw = draw
+        self.drawn = -1
 
     def _write(self, args: Any, state: Any) -> None:
         if not args.should_save or not state.log_history:
@@ -86,7 +87,9 @@ class CurvesCallback(TrainerCallback):
         folder = Path(args.output_dir)
         # As `TrainerState.save_to_json`, whole or not at all: a kill must not leave half a history.
         write_text(folder / STATE_FILE, json.dumps(asdict(state), indent=2, sort_keys=True) + "\n")
-        self.draw(folder)
+        if state.global_step != self.drawn:  # the end adds nothing to the curves of an evaluation at the last step
+            self.draw(folder)
+            self.drawn = state.global_step
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._write(args, state)
