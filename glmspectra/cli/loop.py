@@ -42,7 +42,7 @@ def loop(
     Killed in any stage, the same command goes on from there.
     """
     from glmspectra.cli.model_choice import choose_model
-    from glmspectra.loop import LoopOptions
+    from glmspectra.loop.options import LoopOptions
 
     options = LoopOptions(
         out=out,
@@ -71,8 +71,8 @@ def demo(
 ) -> None:
     """The whole loop on the embedded model and the package's own sample data, in minutes on two cores."""
     from glmspectra.embedded import EMBEDDED_MODEL
-    from glmspectra.loop import LoopOptions
     from glmspectra.loop.demonstration import write_demo_settings
+    from glmspectra.loop.options import LoopOptions
 
     options = LoopOptions(
         out=out,
@@ -89,7 +89,7 @@ def demo(
 
 def _run(options: Any, fresh: bool, as_json: bool) -> None:
     from glmspectra.cli.libraries import hush, library_log
-    from glmspectra.loop import run_loop
+    from glmspectra.loop.run import run_loop
     from glmspectra.loop.story import verdict
 
     hush()

@@ -137,13 +137,14 @@ def _device_memory(device: str) -> int | None:
 
 def draw_page(run_folder: Path, reports: Path, svg: bool = False, quiet: bool = False) -> Path:
     """The page of a stored run into `reports`, and the overview there, where they do not stand yet; the page's path."""
-    from glmspectra.figures import write_overview, write_report
     from glmspectra.figures.standing import stands
 
     out = reports / run_folder.name
     index, overview = out / "index.html", reports / "index.html"
     if not svg and stands(index, run_folder.iterdir()) and stands(overview, reports.glob("*/index.html")):
         return index
+    from glmspectra.figures import write_overview, write_report
+
     if quiet:
         index = write_report(run_folder, out, svg=svg)
     else:

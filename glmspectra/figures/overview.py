@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from glmspectra.errors import StoreError
+from glmspectra.figures.standing import written_here
 from glmspectra.figures.words import number
-from glmspectra.figures.writing import Cell, Grid, Page, plain, write_page, written_here
+from glmspectra.figures.writing import Cell, Grid, Page, plain, write_page
 from glmspectra.json_files import parse_json
 from glmspectra.language import Words, both
 

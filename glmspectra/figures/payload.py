@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from glmspectra.figures.findings.evidence import deviations
-from glmspectra.figures.rank_tables import is_control, ranks_by_weight
+from glmspectra.figures.rank_tables import costs_of, is_control, moved_share, ranks_by_weight
 from glmspectra.figures.tables import Tables, has, in_layers, similarity_table, with_outlier_ratios
 from glmspectra.figures.training_log import TrainingRun
 from glmspectra.language import Words, both
@@ -273,12 +273,11 @@ def curve_of(curve: pd.DataFrame, chosen: float | None) -> Json:
 
 def criteria_of(ranks: pd.DataFrame, costs: Mapping[str, float] | None) -> Json:
     """Share of the parameters in which each two criteria differ."""
-    from glmspectra.figures.rank_tables import moved_share
-
     wide = ranks_by_weight(ranks)
     names = [name for name in wide.columns if name not in ("layer", "matrix")]
-    cost = pd.Series(costs, dtype=float) if costs is not None else None
-    table = [[rounded(moved_share(wide[a], wide[b], cost)) for b in names] for a in names]
+    cost = costs_of(wide.index, pd.Series(costs, dtype=float) if costs is not None else None)
+    by_criterion = wide[names].to_numpy(float).T
+    table = [[None if cost is None else rounded(moved_share(a, b, cost)) for b in by_criterion] for a in by_criterion]
     return {
         "names": names,
         "chosen": names[0],

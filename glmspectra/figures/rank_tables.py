@@ -8,7 +8,9 @@ further columns are ignored. The table of budget curves has one row for each cri
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from glmspectra.errors import StoreError
 
@@ -62,21 +64,24 @@ def ranks_by_weight(ranks: pd.DataFrame) -> pd.DataFrame:
     return matrices.join(wide[criteria].astype(float))
 
 
-def moved_share(ranks: pd.Series, others: pd.Series, costs: pd.Series | None) -> float | None:
+def costs_of(weights: pd.Index, costs: pd.Series | None) -> np.ndarray | None:
+    """Parameters of one direction of each weight, shape (weights,): 1 without costs, None where one is not known."""
+    if costs is None:
+        return np.ones(len(weights))
+    return costs.loc[weights].to_numpy(float) if set(weights) <= set(costs.index) else None
+
+
+def moved_share(ranks: ArrayLike, others: ArrayLike, cost: np.ndarray) -> float:
     """Share of the parameters that stand elsewhere than under the other ranks, 0 to 1.
 
     Args:
-        ranks: By weight name.
+        ranks: Of each weight, shape (weights,); NaN where there is none, which counts for nothing.
         others: The same weights under another criterion.
-        costs: Parameters of one direction of each weight, rows + cols; None: alike.
+        cost: Parameters of one direction of each weight.
 
     Returns:
-        Half the sum of |difference| x cost over the larger of the two totals; None where a weight's cost is not known.
+        Half the sum of |difference| x cost over the larger of the two totals.
     """
-    if costs is None:
-        costs = pd.Series(1.0, index=ranks.index)
-    if not set(ranks.index) <= set(costs.index):
-        return None
-    cost = costs.loc[ranks.index]
-    total = max(float((ranks * cost).sum()), float((others * cost).sum()))
-    return 0.5 * float(((ranks - others).abs() * cost).sum()) / total if total else 0.0
+    ranks, others = np.asarray(ranks, float), np.asarray(others, float)
+    total = max(float(np.nansum(ranks * cost)), float(np.nansum(others * cost)))
+    return 0.5 * float(np.nansum(np.abs(ranks - others) * cost)) / total if total else 0.0

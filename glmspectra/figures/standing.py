@@ -4,10 +4,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from glmspectra import __version__
-from glmspectra.figures.writing import GENERATOR, written_here
 from glmspectra.language.catalogue import chosen
 
 PACKAGE = Path(__file__).resolve().parents[1]
+GENERATOR = "glmspectra"
+
+
+def written_here(path: Path) -> str | None:
+    """The text of a page that was written here, None for any other file."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return text if f'name="generator" content="{GENERATOR}' in text[:3000] else None
 
 
 def stands(page: Path, sources: Iterable[Path]) -> bool:

@@ -16,12 +16,12 @@ from glmspectra import __version__
 from glmspectra.figures.answers import Answer
 from glmspectra.figures.findings import Finding
 from glmspectra.figures.payload import Json, as_json
+from glmspectra.figures.standing import GENERATOR, written_here
 from glmspectra.files import write_text
 from glmspectra.language import Words, both, plain_messages
 from glmspectra.language.catalogue import chosen, current
 
 ASSETS = Path(__file__).parent / "page"
-GENERATOR = "glmspectra"
 REPORTS = "reports"
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 # In the order in which they need one another.
@@ -177,15 +177,6 @@ def _remove_earlier_figures(page: Path) -> None:
     if page.is_file() and (earlier := written_here(page)) is not None:
         for name in set(re.findall(r'<img src="([A-Za-z0-9_.-]+\.svg)"', earlier)):
             page.with_name(name).unlink(missing_ok=True)
-
-
-def written_here(path: Path) -> str | None:
-    """The text of a page that was written here, None for any other file."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return text if f'name="generator" content="{GENERATOR}' in text[:3000] else None
 
 
 def plain(value: str, *, number: bool = False, link: str = "") -> Cell:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from glmspectra.errors import ConfigError, RequestError
 from glmspectra.json_files import read_bytes
-from glmspectra.loop.pilot import ADAPTER_FOLDER, run_pilots
 from glmspectra.ranks import Suggestion
 from glmspectra.ranks.request import RankRequest, evidence_and_budget, suggest_ranks
 from glmspectra.store import Run, read_run
@@ -87,6 +86,7 @@ def suggest_for_model(sources: Sources, request: RankRequest) -> Suggested:
 
 
 def _test(sources: Sources, suggestion: Suggestion, pilot: Path, steps: int) -> "Portfolio | None":
+    from glmspectra.loop.pilot import ADAPTER_FOLDER
     from glmspectra.loop.portfolio import try_menu
     from glmspectra.tuning.settings.load import load_settings
 
@@ -142,6 +142,8 @@ def _pilots(sources: Sources, base: Run, request: RankRequest) -> list[Path]:
 
     The facts, of which the folder's name holds a digest: base, steps, budget, targets and settings files.
     """
+    from glmspectra.loop.pilot import run_pilots
+
     evidence, budget = evidence_and_budget(base, [], replace(request, criterion=None, step=None))
     steps = sources.pilot_steps or 0
     settings = [

@@ -7,22 +7,23 @@ import pytest
 
 pytestmark = pytest.mark.slow
 HEAVY = ("torch", "transformers", "peft", "datasets", "scipy", "matplotlib", "pandas")
+LIGHTER = ("numpy", "pyarrow", "jinja2", "rich", "fluent")
 CODE = f"""
 import sys
 from glmspectra.cli.main import main
 try:
     main(sys.argv[1:])
 finally:
-    print("loaded:", *[name for name in {HEAVY!r} if name in sys.modules])
+    print("loaded:", *[name for name in {(*HEAVY, *LIGHTER)!r} if name in sys.modules])
 """
 MATRICES = ("--model", "nano", "--layers", "0-1")
 
 
-def loaded(folder, *arguments, status=0):
-    """The heavy libraries that a command loaded."""
+def loaded(folder, *arguments, status=0, among=HEAVY):
+    """The libraries that a command loaded."""
     done = subprocess.run([sys.executable, "-c", CODE, *arguments], capture_output=True, text=True, cwd=folder)
     assert done.returncode == status, done.stderr
-    return done.stdout.splitlines()[-1].removeprefix("loaded:").split()
+    return [name for name in done.stdout.splitlines()[-1].removeprefix("loaded:").split() if name in among]
 
 
 @pytest.fixture(scope="module")
@@ -60,4 +61,9 @@ def test_what_is_told_from_headers_or_words_loads_none(measured, command):
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_loaded(measured):
-    assert loaded(measured[0], "train", "--set", "no_such_key=3", status=2) == []
+    assert loaded(measured[0], "train", "--set", "no_such_key=3", status=2, among=(*HEAVY, *LIGHTER)) == []
+
+
+def test_a_page_that_stands_is_not_drawn_again(measured):
+    assert "jinja2" in loaded(measured[0], "svd", *MATRICES, "--out", "drawn", among=LIGHTER)
+    assert "jinja2" not in loaded(measured[0], "svd", *MATRICES, "--out", "drawn", among=LIGHTER)

@@ -14,8 +14,10 @@ import traceback
 from pathlib import Path
 
 from glmspectra.embedded import EMBEDDED_MODEL
-from glmspectra.loop import LoopOptions, run_loop, stages
+from glmspectra.loop import stages
 from glmspectra.loop.demonstration import write_demo_settings
+from glmspectra.loop.options import LoopOptions
+from glmspectra.loop.run import run_loop
 from glmspectra.store import RunStore
 from glmspectra.tuning.training.trainer import AdapterTrainer
 

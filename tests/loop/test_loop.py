@@ -12,7 +12,9 @@ from safetensors.numpy import load_file
 
 from glmspectra.errors import ConfigError, RequestError, StoreError
 from glmspectra.figures.findings import Evidence, find
-from glmspectra.loop import STAGES, LoopOptions, run_loop
+from glmspectra.loop.options import LoopOptions
+from glmspectra.loop.run import run_loop
+from glmspectra.loop.stages import STAGES
 from glmspectra.loop.state import LoopState
 from glmspectra.loop.story import outcome, verdict
 

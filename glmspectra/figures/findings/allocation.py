@@ -7,7 +7,7 @@ import pandas as pd
 
 from glmspectra.figures.findings.evidence import Evidence
 from glmspectra.figures.findings.rule import Finding, Rule
-from glmspectra.figures.rank_tables import is_control, moved_share, ranks_by_weight
+from glmspectra.figures.rank_tables import costs_of, is_control, moved_share, ranks_by_weight
 from glmspectra.figures.words import percent, signed
 from glmspectra.language import Words
 
@@ -29,12 +29,17 @@ def _costs(evidence: Evidence) -> "pd.Series | None":
     return None
 
 
+def _moved(evidence: Evidence, wide: pd.DataFrame, chosen: str) -> float | None:
+    cost = costs_of(wide.index, _costs(evidence))
+    return None if cost is None else moved_share(wide[chosen], wide["uniform"], cost)
+
+
 def near_uniform(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """Ranks that are nearly uniform, so that nothing is to be expected of them."""
     found = _wide(evidence)
     if found is None or "uniform" not in found[0] or found[1] == "uniform":
         return
-    moved = moved_share(found[0][found[1]], found[0]["uniform"], _costs(evidence))
+    moved = _moved(evidence, *found)
     if moved is not None and moved < rule.threshold:
         yield rule.says(
             percent(moved, 2), rule.threshold / max(moved, rule.threshold / 9), _AT, share=percent(moved, 2)
@@ -47,7 +52,7 @@ def far_from_uniform(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     if found is None or "uniform" not in found[0] or found[1] == "uniform":
         return
     wide, chosen = found
-    moved = moved_share(wide[chosen], wide["uniform"], _costs(evidence))
+    moved = _moved(evidence, wide, chosen)
     if moved is None or moved < rule.threshold:
         return
     gained, variant = (wide[chosen] - wide["uniform"]).groupby(wide["matrix"]).mean(), ""

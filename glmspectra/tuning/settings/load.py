@@ -15,7 +15,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from glmspectra.checkpoint.selection import beside_sentence
 from glmspectra.errors import ConfigError, RequestError
 from glmspectra.json_files import write_json
 from glmspectra.language import text
@@ -219,6 +218,8 @@ def load_settings(
     if "learning_rate" not in options["train"].values and _rate_of_nano(settings):
         source = sections["train"].source("learning_rate")
         settings.notes.append(text("settings-rate-of-nano", source=source, rate=f"{settings.train.learning_rate:g}"))
+    from glmspectra.checkpoint.selection import beside_sentence  # once nothing is wrong: it loads numpy
+
     if (beside := beside_sentence(Path(settings.finetune.model_path))) is not None:
         settings.notes.append(beside)
     return settings
