@@ -125,6 +125,11 @@ AVERAGES = re.compile(
     r"^(ema|model_ema|ema_model|module_ema|ema_module|shadow|shadow_params|swa_model|averaged_model)\."
 )
 
+# Last parts of the names of tables and masks that a model computes and some files hold too.
+TABLES = re.compile(
+    r"(^|\.)(inv_freq|freqs_cis|(cos|sin)(_cached)?|cos_sin_cached?|((causal|attn|attention|alibi)_)?mask|alibi|slopes)$"
+)
+
 BEFORE_LAYERS, IN_LAYERS, AFTER_LAYERS, OUTPUT, UNKNOWN = range(5)
 
 # Outside the layers: (pattern for the end of the module path, zone).

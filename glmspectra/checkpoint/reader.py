@@ -24,7 +24,7 @@ from glmspectra.checkpoint.formats.table import assemble, is_companion
 from glmspectra.checkpoint.geometry import geometry_of, outputs_first
 from glmspectra.checkpoint.heads import fused_parts, head_parts, heads_of
 from glmspectra.checkpoint.locate import Located, locate, refuse_pointer
-from glmspectra.checkpoint.names import IN_LAYERS, ParsedName, of_trainers, parse_name
+from glmspectra.checkpoint.names import IN_LAYERS, TABLES, ParsedName, of_trainers, parse_name
 from glmspectra.checkpoint.records import FileRecord, StoredTensor, TensorRecord
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.files import readable
@@ -292,7 +292,8 @@ def _records(logical: Mapping[str, Logical], config: Mapping[str, Any]) -> dict[
     records = []
     for name, tensor in logical.items():
         own = parsed[name]
-        unfit = own.parameter == "bias" or name.endswith("_bias") or (is_companion(name) and not tensor.quantization)
+        unfit = own.parameter == "bias" or name.endswith("_bias") or bool(TABLES.search(name))
+        unfit = unfit or (is_companion(name) and not tensor.quantization)
         geometry = None if unfit else geometry_of(name, tensor.shape)
         fused = own.fused if geometry is not None else None
         if geometry is not None and geometry.experts and own.fused is None:

@@ -59,6 +59,14 @@ def test_scales_of_a_cache_or_of_activations_say_nothing_of_the_weight(tmp_path,
         assert torch.equal(checkpoint.read(f"{Q}.weight"), torch.ones(8, 8))
 
 
+@pytest.mark.parametrize("name", ["attn.mask", "self_attn.rotary_emb.cos_cached", "attn.alibi", "attn.causal_mask"])
+def test_a_table_that_the_model_computes_is_no_matrix(tmp_path, name):
+    table = f"model.layers.0.{name}"
+    with opened(tmp_path, GOOD | {table: torch.ones(8, 8), "model.mask_proj.weight": torch.ones(4, 4)}) as checkpoint:
+        assert {record.name for record in select(checkpoint, matrices="all")} == {DOWN, "model.mask_proj.weight"}
+        assert torch.equal(checkpoint.read(table), torch.ones(8, 8))
+
+
 def test_matrices_of_an_rnn_are_no_parts(tmp_path):
     names = [f"rnn.weight_{weight}_l0{end}" for weight in ("ih", "hh", "hr") for end in ("", "_reverse")]
     with opened(tmp_path, {name: torch.ones(8, 8) for name in names}) as checkpoint:
@@ -126,7 +134,7 @@ def test_averages_of_weights_are_left_out_beside_the_weights_and_measured_alone(
         assert {record.name for record in select(checkpoint, matrices="all")} == averages.keys()
 
 
-@pytest.mark.parametrize("word", ["master", "mask", "fisher"])
+@pytest.mark.parametrize("word", ["master", "noise", "fisher"])
 def test_what_stands_under_the_name_of_a_weight_is_a_part_of_it(tmp_path, word):
     with opened(tmp_path, GOOD | {f"{DOWN}.{word}": torch.ones(8, 8)}) as checkpoint:
         faults = {record.name: record.fault for record in select(checkpoint, matrices="all")}

@@ -74,6 +74,16 @@ def test_a_row_of_a_table_that_is_short_is_a_bad_one(tmp_path):
     assert whole.turns[0] == ("user", "c")
 
 
+@pytest.mark.parametrize("name", ["label", "kto_tag"])
+def test_an_answer_that_is_judged_bad_is_not_learnt(name):
+    """KTO's rows say of each answer whether it is one to give; a class that is called label is none of that."""
+    row = {"prompt": "a", "completion": "b"}
+    bad = parse_row("x", 1, row | {name: False}, Columns())
+    assert bad.reason == f"{name} is false: its answer is one that is not to be given"
+    for value in (True, 0, 1, "no", None):
+        assert parse_row("x", 1, row | {name: value}, Columns()).turns[-1][1] == "b"
+
+
 def test_arrow_is_read_as_a_stream_and_as_a_file(tmp_path):
     """What `datasets` saved, by its one file, and Feather; under another suffix both are named."""
     rows = [{"context": f"问{number}", "target": "答" * number} for number in range(1, 2500)]

@@ -88,7 +88,7 @@ class Factors:
         half = self.left.shape[1] // 2
         same = self.left.shape[1] == 2 * half and torch.equal(self.left[:, :half], -self.left[:, half:])
         same = same and torch.equal(self.right[:half], self.right[half:])
-        return same or not (self.left.any() and self.right.any())
+        return same or self.scale == 0 or not (self.left.any() and self.right.any())
 
     def product(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The product scale * left @ right, (rows, cols): the dense matrix, for merging and for checks."""

@@ -33,6 +33,7 @@ PAIRS = (
 )  # fmt: skip
 # Columns beside question and answer: what each is, by the names in use.
 INPUT = {"instruction": ("input", "context"), "question": ("context",), "指令": ("输入",)}
+JUDGED = ("label", "kto_tag")  # of KTO's rows, TRL's and LLaMA-Factory's: false, and the answer is not to be given
 EXTRAS = {"system": ("system", "system_prompt"), "history": ("history",), "tools": ("tools",)}
 
 
@@ -104,6 +105,8 @@ def _parse(file: str, line: int, value: Any, columns: Columns, facts: FileFacts,
     if not isinstance(value, Mapping):
         return BadRow(file, line, f"is no object with columns but {type(value).__name__}")
     used: dict[str, str] = {}
+    if answered and (judged := next((name for name in JUDGED if value.get(name) is False), None)):
+        return BadRow(file, line, f"{judged} is false: its answer is one that is not to be given")
     try:
         talk = _read(value, columns, used, answered)
     except _Unusable as fault:
