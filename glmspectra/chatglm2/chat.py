@@ -86,7 +86,8 @@ class ChatMixin:
     def build_inputs(self, tokenizer: "ChatGLMTokenizer", query: str, history: History | None = None) -> BatchEncoding:
         """Ids, mask and position ids, each [1, s], of the prompt for `query` after `history`, on the model's device."""
         prompt = tokenizer.build_prompt(query, history=history)
-        return tokenizer([prompt], return_tensors="pt").to(self.device)  # type: ignore[attr-defined]
+        encoded: BatchEncoding = tokenizer([prompt], return_tensors="pt")
+        return encoded.to(self.device)  # type: ignore[attr-defined]
 
     def chat(
         self,

@@ -8,15 +8,17 @@ Adapters and spectra of `query_key_value` do not carry over: with three matrices
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from transformers import GlmConfig, GlmForCausalLM, PreTrainedModel
+from transformers import GlmConfig, GlmForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from glmspectra.chatglm2.configuration import ChatGLMConfig
 from glmspectra.chatglm2.modeling import ChatGLMForConditionalGeneration
 from glmspectra.errors import ConfigError, RequestError
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 ATTENTION_ROWS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
@@ -182,10 +184,11 @@ def _plain_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters())
 
 
-def _empty(model_class: type[PreTrainedModel], config: Any, like: PreTrainedModel) -> Any:
+def _empty(model_class: type[Model], config: PreTrainedConfig, like: PreTrainedModel) -> Model:
     """A model of `model_class` on the device and in the type of `like`, whose weights are still to be written."""
     config._attn_implementation = like.config._attn_implementation
     with init.no_init_weights(), like.device:
-        target = model_class._from_config(config, dtype=like.dtype)
+        target: Model = model_class._from_config(config, dtype=like.dtype)
     target.generation_config = like.generation_config
-    return target.eval()
+    written: Model = target.eval()
+    return written

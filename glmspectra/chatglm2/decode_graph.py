@@ -146,4 +146,5 @@ class GraphedGeneration:
         devices = set(getattr(self, "hf_device_map", {}).values())
         if generation_config.compile_config is None and len(devices) <= 1:
             return can_be_recorded(self.device, model_kwargs.get(CACHE))  # type: ignore[attr-defined]
-        return super()._valid_auto_compile_criteria(model_kwargs, generation_config)  # type: ignore[misc]
+        by_transformers: bool = super()._valid_auto_compile_criteria(model_kwargs, generation_config)  # type: ignore[misc]
+        return by_transformers

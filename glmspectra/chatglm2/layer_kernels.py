@@ -78,7 +78,8 @@ def _grid(rows_of_width: torch.Tensor) -> tuple[int, int]:
 
 def swiglu(gate_and_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up: [..., 2 f], gate first, to [..., f]. Only the input is kept for the way back."""
-    return _SwiGLU.apply(gate_and_up)
+    product: torch.Tensor = _SwiGLU.apply(gate_and_up)
+    return product
 
 
 @triton.jit
@@ -184,7 +185,8 @@ def split_rotated(
 
     `cos` and signed `sin` [b or 1, s, 1, d] as of `RotaryEmbedding`; d a power of two.
     """
-    return _SplitRotated.apply(mixed, cos, sin, query_heads, groups)
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _SplitRotated.apply(mixed, cos, sin, query_heads, groups)
+    return parts
 
 
 @triton.jit
@@ -268,4 +270,5 @@ def add_and_norm(
     x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum x + y and its RMSNorm, both [..., e] of x's dtype; `weight` is a constant."""
-    return _AddNorm.apply(x, y, weight, eps)
+    both: tuple[torch.Tensor, torch.Tensor] = _AddNorm.apply(x, y, weight, eps)
+    return both

@@ -72,7 +72,10 @@ def split_rotated(
     """Queries [b, H, s, d], keys and values [b, G, s, d] of `mixed` [b, s, H + 2 G, d], the first two turned."""
     kernels = layer_kernels(mixed)
     if kernels is not None and is_power_of_two(mixed.shape[-1]):
-        return kernels.split_rotated(mixed, cos, sin, query_heads, groups)
+        parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = kernels.split_rotated(
+            mixed, cos, sin, query_heads, groups
+        )
+        return parts
     turned = rotate(mixed[:, :, : query_heads + groups], cos, sin)  # queries and keys in one go
     query, key = turned.split([query_heads, groups], dim=2)
     value = mixed[:, :, query_heads + groups :].clone()  # a view would keep the whole of `mixed` alive
@@ -110,7 +113,8 @@ class RMSNorm(nn.Module):
         if x.dtype == y.dtype == self.weight.dtype and not (self.weight.requires_grad and torch.is_grad_enabled()):
             kernels = decode_kernels(x) if not y.requires_grad else layer_kernels(x)
             if kernels is not None:
-                return kernels.add_and_norm(x, y, self.weight, self.eps)
+                both: tuple[torch.Tensor, torch.Tensor] = kernels.add_and_norm(x, y, self.weight, self.eps)
+                return both
         total = x + y
         return total, self(total)
 
@@ -122,9 +126,11 @@ def swiglu(gate_and_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up (Shazeer 2020, arXiv:2002.05202): [..., 2 f], gate first, to [..., f]."""
     kernels = layer_kernels(gate_and_up)
     if kernels is not None:
-        return kernels.swiglu(gate_and_up)
+        fused: torch.Tensor = kernels.swiglu(gate_and_up)
+        return fused
     if gate_and_up.requires_grad and torch.is_grad_enabled():
-        return _SwiGLU.apply(gate_and_up)
+        kept: torch.Tensor = _SwiGLU.apply(gate_and_up)
+        return kept
     gate, up = gate_and_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 

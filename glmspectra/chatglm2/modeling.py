@@ -111,7 +111,7 @@ class SelfAttention(nn.Module):
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)  # [b, G, k, d]
 
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         context, weights = attend(
@@ -142,9 +142,10 @@ class SelfAttention(nn.Module):
         kernels = decode_kernels(mixed) if is_power_of_two(self.head_dim) and self.head_dim >= 16 else None
         if kernels is None or layer.keys.dtype != mixed.dtype:
             return None
-        return kernels.attend_to_cache(
+        attended: torch.Tensor = kernels.attend_to_cache(
             mixed, *rotary, layer.keys, layer.values, layer.cumulative_length, seen, self.scaling
         )
+        return attended
 
 
 class MLP(nn.Module):
@@ -158,7 +159,9 @@ class MLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         gated = vars(self.dense_h_to_4h).get("gated")  # product and SwiGLU by one kernel (`one_token`)
-        return self.dense_4h_to_h(swiglu(self.dense_h_to_4h(hidden_states)) if gated is None else gated(hidden_states))
+        inner = swiglu(self.dense_h_to_4h(hidden_states)) if gated is None else gated(hidden_states)
+        outer: torch.Tensor = self.dense_4h_to_h(inner)
+        return outer
 
 
 class GLMBlock(GradientCheckpointingLayer):

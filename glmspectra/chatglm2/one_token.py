@@ -81,18 +81,22 @@ def nf4_scales(module: Any) -> torch.Tensor | None:
 
 def block_scales(state: Any) -> torch.Tensor:
     """float32 scales of the blocks of a bitsandbytes quantisation state, made anew where they are quantised too."""
+    scales: torch.Tensor = state.absmax
     if not state.nested:
-        return state.absmax
+        return scales
     from bitsandbytes.functional import dequantize_blockwise
 
-    return (dequantize_blockwise(state.absmax, state.state2) + state.offset).float()
+    unpacked: torch.Tensor = dequantize_blockwise(scales, state.state2)
+    offset: torch.Tensor = state.offset
+    return (unpacked + offset).float()
 
 
 def _plain(module: nn.Linear, x: torch.Tensor, gated: bool = False) -> torch.Tensor:
     kernels = one_token_kernels(x, module.in_features) if x.dtype == module.weight.dtype else None
     if kernels is None:
         return _apart(module, x, gated)
-    return (kernels.gated_product if gated else kernels.plain_product)(x, module.weight, module.bias)
+    multiply: Callable[..., torch.Tensor] = kernels.gated_product if gated else kernels.plain_product
+    return multiply(x, module.weight, module.bias)
 
 
 def _nf4(module: Any, scales: torch.Tensor, x: torch.Tensor, gated: bool = False) -> torch.Tensor:

@@ -94,7 +94,7 @@ class QuantizedLinear(nn.Linear):
         """(..., in_features) to (..., out_features), of x's dtype (of autocast's where that is on)."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        y = _PackedProduct.apply(x, self.weight, self.weight_scale, self.bits)
+        y: torch.Tensor = _PackedProduct.apply(x, self.weight, self.weight_scale, self.bits)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def reset_parameters(self) -> None:
@@ -113,7 +113,8 @@ class _PackedProduct(torch.autograd.Function):
         ctx.bits = bits
         kernels = one_token_kernels(x, x.shape[-1])
         if kernels is not None and not packed.numel() % 4:
-            return kernels.integer_product(x, packed, scale, bits)
+            fused: torch.Tensor = kernels.integer_product(x, packed, scale, bits)
+            return fused
         tokens = x.numel() // max(1, x.shape[-1])
         if x.is_cuda or not 0 < tokens <= FUSED_TOKENS:
             return functional.linear(x, widen(packed, scale, bits, x.dtype))
@@ -152,7 +153,8 @@ def widen(packed: torch.Tensor, scale: torch.Tensor, bits: int, dtype: torch.dty
     """The weight of `dtype`, (rows, columns), from its packed format, on its own device."""
     kernels = packed_weight_kernels(packed)
     if kernels is not None:
-        return kernels.dequantize(packed, scale, bits, dtype)
+        weight: torch.Tensor = kernels.dequantize(packed, scale, bits, dtype)
+        return weight
     return dequantize_rows(packed, scale, bits, dtype)
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizer
-from transformers.tokenization_utils_base import AddedToken, BatchEncoding, EncodedInput, PaddingStrategy
+from transformers.tokenization_utils_base import BatchEncoding, EncodedInput
+from transformers.utils import PaddingStrategy
 
 from glmspectra.errors import RequestError
 
@@ -128,7 +130,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return tokens
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return self.sp_model.encode(text, out_type=str)
+        pieces: list[str] = self.sp_model.encode(text, out_type=str)
+        return pieces
 
     def _convert_token_to_id(self, token: str) -> int:
         return self.commands[token] if token in self.commands else self.sp_model.piece_to_id(token)
@@ -165,7 +168,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
         return_attention_mask: bool | None = None,
-    ) -> dict:
+    ) -> dict[str, Any]:
         """Pad one row and give it position ids: 0, 1, ... over its tokens, 0 on padding."""
         length = len(encoded_inputs["input_ids"])
         padded = super()._pad(
@@ -201,7 +204,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join pieces to text without the leading space that sentencepiece adds; special tokens are silent."""
         pieces = [token for token in tokens if token and token not in self.commands]
-        return self.sp_model.decode_pieces(pieces)
+        return str(self.sp_model.decode_pieces(pieces))
 
     # Conversations
 

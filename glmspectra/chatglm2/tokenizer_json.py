@@ -13,7 +13,7 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
-from transformers.convert_slow_tokenizer import generate_merges
+from transformers.tokenization_utils_base import generate_merges
 
 from glmspectra.chatglm2.tokenization import CHAT_TEMPLATE, COMMANDS
 from glmspectra.errors import RequestError

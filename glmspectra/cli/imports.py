@@ -72,7 +72,7 @@ def _compiled_later() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.compile = compile_now  # type: ignore[assignment]
+        torch.compile = compile_now
 
 
 def _later(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:

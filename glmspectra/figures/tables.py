@@ -62,7 +62,7 @@ def pick(run: RunTables, quantity: str = "weight", step: int | None = None) -> T
 def _manifest(run: RunTables) -> dict[str, Any]:
     manifest = run.manifest
     if hasattr(manifest, "model_dump"):
-        return manifest.model_dump()
+        return dict(manifest.model_dump())
     return dict(manifest or {})
 
 

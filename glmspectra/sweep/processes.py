@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from glmspectra.errors import GlmspectraError
 from glmspectra.files import exclusive
@@ -47,7 +47,7 @@ class Processes:
             return [value]
         import torch.distributed as dist
 
-        values: list = [None] * self.count
+        values: list[Any] = [None] * self.count
         with _all_alive():
             dist.all_gather_object(values, value)
         return values

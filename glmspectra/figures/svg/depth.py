@@ -1,7 +1,7 @@
 """Numbers of each matrix by depth: shares, ranks, energy ranks, edges, norms and outliers, a line a matrix type."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,7 +126,14 @@ def _even_chunks(names: list[str]) -> list[list[str]]:
     return [names[i * size : (i + 1) * size] for i in range(count)]
 
 
-def _lines(ax: Axes, rows: pd.DataFrame, measure: Measure, names: Sequence[str], looks, layers: Sequence[int]) -> None:
+def _lines(
+    ax: Axes,
+    rows: pd.DataFrame,
+    measure: Measure,
+    names: Sequence[str],
+    looks: Mapping[str, style.Stroke],
+    layers: Sequence[int],
+) -> None:
     described = column(measure.column)
     every: list[float] = []
     size = 3.6 if len(layers) <= 40 else 2.2

@@ -171,7 +171,7 @@ def draw_spectra_by_matrix(spectra: Spectra) -> Figure:
 
 def depth_panels(
     names: Sequence[str], layers: Sequence[int], xlabel: str, ylabel: str
-) -> tuple[Figure, list[Axes], Callable[[int], tuple]]:
+) -> tuple[Figure, list[Axes], Callable[[int], tuple[float, float, float, float]]]:
     """A titled panel for each name, with shared axes, for one line a layer; and the colour of a layer, RGBA.
 
     The colour scale stands in the right margin.

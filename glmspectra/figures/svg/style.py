@@ -107,7 +107,7 @@ class Stroke:
     marker: str
     dashes: object
 
-    def line(self, **changes) -> dict:
+    def line(self, **changes: object) -> dict[str, Any]:
         """Keyword arguments for `Axes.plot`."""
         look = {"color": self.colour, "marker": self.marker, "linestyle": self.dashes, "markeredgewidth": 0}
         return {**look, **changes}
@@ -251,7 +251,14 @@ def grid_columns(count: int) -> int:
     return 4 if count % 4 == 0 or count % 3 != 0 else 3
 
 
-def key(figure: Figure, handles: Sequence, labels: Sequence[str], *, top: float = 0.06, per_row: int = 5) -> None:
+def key(
+    figure: Figure,
+    handles: Sequence[Any],
+    labels: Sequence[str],
+    *,
+    top: float = 0.06,
+    per_row: int = 5,
+) -> None:
     """One legend for a whole figure, along its upper edge; `top` is its distance from the edge in inches.
 
     A handle may be a tuple, of which every member is shown.

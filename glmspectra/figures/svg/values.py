@@ -89,4 +89,5 @@ def rebin(edges: np.ndarray, counts: np.ndarray, cut: np.ndarray) -> np.ndarray:
     (Fritsch & Carlson 1980), so no count is lost, none is negative, and wide bins do not show as steps.
     """
     cumulative = PchipInterpolator(edges, np.concatenate([[0.0], np.cumsum(counts)]))
-    return np.clip(np.diff(cumulative(np.clip(cut, edges[0], edges[-1]))), 0.0, None)
+    shares: np.ndarray = np.diff(cumulative(np.clip(cut, edges[0], edges[-1])))
+    return shares.clip(0.0)

@@ -22,12 +22,12 @@ def pack_lengths(lengths: Sequence[int], size: int) -> list[list[int]]:
     free: list[tuple[int, int]] = []  # (room left, row), sorted
     for index in order:
         length = lengths[index]
-        index = bisect.bisect_left(free, (length, -1))
-        if index == len(free):
+        fit = bisect.bisect_left(free, (length, -1))
+        if fit == len(free):
             rows.append([index])
             room, row = size - length, len(rows) - 1
         else:
-            room, row = free.pop(index)
+            room, row = free.pop(fit)
             rows[row].append(index)
             room -= length
         if room > 0:

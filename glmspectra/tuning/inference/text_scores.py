@@ -35,7 +35,7 @@ def text_scores(answers: Sequence[str], references: Sequence[str]) -> dict[str, 
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(package, "Scoring text")
     from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     scorer = RougeScorer(["rougeL"], tokenizer=_Characters())
     pairs = zip(references, answers, strict=True)

@@ -289,7 +289,8 @@ def _loss(
 
         head.forward = losses
         try:
-            return model(**inputs, use_cache=False).logits.mean()
+            mean: torch.Tensor = model(**inputs, use_cache=False).logits.mean()
+            return mean
         finally:
             del head.forward
     logits = model(**inputs, use_cache=False).logits

@@ -111,11 +111,13 @@ def _attend(
     """
     flash = attn_mask is None and q.dtype in HALF and q.shape[-1] <= 256
     if not flash and q.shape[1] != k.shape[1]:
-        return torch.ops.aten._scaled_dot_product_attention_math(
+        found: torch.Tensor = torch.ops.aten._scaled_dot_product_attention_math(
             q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )[0]
+        return found
     bias = None if attn_mask is None else attn_mask.to(q.dtype)
-    return _Attention.apply(q, k, v, bias)
+    attended: torch.Tensor = _Attention.apply(q, k, v, bias)
+    return attended
 
 
 class CudaKernels(TorchFunctionMode):
@@ -143,7 +145,8 @@ class CudaKernels(TorchFunctionMode):
 
     def _linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         if id(weight) in self.four_bit:
-            return _FourBitLinear.apply(x, weight, bias, self.tracker)
+            product: torch.Tensor = _FourBitLinear.apply(x, weight, bias, self.tracker)
+            return product
         if self.autocast is not None:
             x, weight = x.to(self.autocast), weight.to(self.autocast)
             bias = None if bias is None else bias.to(self.autocast)
@@ -157,7 +160,8 @@ class CudaKernels(TorchFunctionMode):
     ) -> torch.Tensor:
         if self.autocast is not None:
             x, weight = x.float(), None if weight is None else weight.float()
-        return _RmsNorm.apply(x, weight)
+        normed: torch.Tensor = _RmsNorm.apply(x, weight)
+        return normed
 
     def _layer_norm(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.autocast is not None:
@@ -174,7 +178,7 @@ def mark_four_bit(model: Any, compute: torch.dtype, quant_type: str) -> dict[str
 
     Returns name -> layer. Their weights keep their shape [out_features, in_features] and hold no data.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     class Counted(Linear4bit):
         """Linear4bit without its quantised weight."""

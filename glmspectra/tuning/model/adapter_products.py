@@ -57,7 +57,8 @@ def _joined_forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> t
         and not torch.is_autocast_enabled(x.device.type)
     )
     if not plain:
-        return type(layer).forward(layer, x, *args, **kwargs)
+        whole: torch.Tensor = type(layer).forward(layer, x, *args, **kwargs)
+        return whole
     (name,) = active
     y = layer.base_layer(x)
     down, up = layer.lora_A[name].weight.to(x.dtype), layer.lora_B[name].weight.to(x.dtype)

@@ -39,7 +39,7 @@ def four_bit_config(finetune: FinetuneArgs, compute: torch.dtype) -> BitsAndByte
 
 def four_bit_modules(model: nn.Module) -> dict[str, Any]:
     """Name -> bitsandbytes' Linear4bit, of all in the model."""
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
 

@@ -43,8 +43,10 @@ def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     )
     scales = nf4_scales(layer) if usable else None
     if scales is None:
-        return type(layer).forward(layer, x)
-    return _FrozenProduct.apply(x, layer, scales)
+        whole: torch.Tensor = type(layer).forward(layer, x)
+        return whole
+    product: torch.Tensor = _FrozenProduct.apply(x, layer, scales)
+    return product
 
 
 class _FrozenProduct(Function):

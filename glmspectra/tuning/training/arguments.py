@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from glmspectra.errors import ConfigError
 from glmspectra.files import check_target
@@ -93,8 +93,9 @@ def count_steps(arguments: TrainingArguments, rows: int) -> int:
         return arguments.max_steps
     per_batch = arguments.per_device_train_batch_size * arguments.world_size
     batches = rows // per_batch if arguments.dataloader_drop_last else math.ceil(rows / per_batch)
-    updates = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
-    return math.ceil(arguments.num_train_epochs * updates)
+    updates: int = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
+    epochs: float = arguments.num_train_epochs
+    return math.ceil(epochs * updates)
 
 
 def check_final_folder(settings: Settings) -> None:

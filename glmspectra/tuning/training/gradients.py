@@ -4,7 +4,7 @@ The gradient of a linear layer's weight is the sum over tokens of (dL/dy)^T x. B
 whatever the weight is stored as, so this also works on a 4-bit base, whose weights have no gradient of their own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from glmspectra.errors import RequestError, TrainingError
+
+Inputs = tuple[torch.Tensor, ...]  # of a layer, as its forward hook gets them
 
 GROUP_BYTES = 2 << 30  # float32 gradients that are held at once
 
@@ -69,8 +71,8 @@ def _one_batch(
 ) -> None:
     """Add the gradients of one batch to `sums`, by hooks on the layers' inputs and their outputs' gradients."""
 
-    def watch(module: str):
-        def hook(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    def watch(module: str) -> Callable[[nn.Module, Inputs, torch.Tensor], None]:
+        def hook(layer: nn.Module, inputs: Inputs, output: torch.Tensor) -> None:
             seen = inputs[0].detach()
 
             def add(gradient: torch.Tensor) -> None:
@@ -81,7 +83,7 @@ def _one_batch(
 
         return hook
 
-    def let_gradients_through(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    def let_gradients_through(layer: nn.Module, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         # All parameters are frozen: the graph has to begin at the embedding's output.
         return output.requires_grad_(True)
 

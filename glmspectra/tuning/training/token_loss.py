@@ -11,7 +11,7 @@ inside the model's forward, so that data-parallel and sharding wrappers and auto
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +120,10 @@ def linear_cross_entropy(
         frozen = weight.detach().to(dtype)
         offset = None if bias is None else bias.detach().to(dtype)
         in_place = in_place or kernel_for(dtype, weight.device)
-        return _LinearCrossEntropy.apply(hidden.to(dtype), frozen, offset, targets, in_place)
+        found: tuple[torch.Tensor, torch.Tensor] = _LinearCrossEntropy.apply(
+            hidden.to(dtype), frozen, offset, targets, in_place
+        )
+        return found
 
 
 class TokenLoss:
@@ -160,7 +163,7 @@ class TokenLoss:
         return TokenLosses(nll, logits.detach().argmax(-1) == targets, rows)
 
     @contextmanager
-    def _answering_losses(self, rows: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor):
+    def _answering_losses(self, rows: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor) -> Iterator[None]:
         head = self.head
         assert head is not None
 
