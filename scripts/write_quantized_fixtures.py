@@ -248,6 +248,31 @@ def quanto() -> None:
         save(f"quanto_{name}", stored, model[0].weight.dequantize(), config, "optimum-quanto 0.2.7")
 
 
+def torchao(_: Path) -> None:
+    """torchao 0.18, installed, with torch 2.13."""
+    import torchao.quantization as ao
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    int4, uneven = torch.int4, ao.MappingType.ASYMMETRIC
+    cases = {
+        "int8": ao.Int8WeightOnlyConfig(version=2),
+        "int8_dynamic": ao.Int8DynamicActivationInt8WeightConfig(version=2),
+        "float8_row": ao.Float8WeightOnlyConfig(),
+        "intx_4bit_group": ao.IntxWeightOnlyConfig(weight_dtype=int4, granularity=ao.PerGroup(32), mapping_type=uneven),
+        "intx_3bit_row": ao.IntxWeightOnlyConfig(weight_dtype=torch.int3, granularity=ao.PerAxis(0)),
+    }
+    for name, config in cases.items():
+        model = torch.nn.Sequential(torch.nn.Linear(COLUMNS, ROWS, bias=False))
+        model[0].weight.data = weight()
+        ao.quantize_(model, config)
+        expected = model[0].weight.dequantize()
+        tensors, stated = flatten_tensor_state_dict({f"{MODULE}weight": model[0].weight})
+        metadata = {"quantization_config": json.dumps({"quant_method": "torchao"}), "library": "torchao 0.18.0"}
+        path = OUT / f"torchao_{name}.safetensors"
+        save_file(tensors | {"expected": expected.float().contiguous()}, path, metadata | stated)
+        print(name, {key: (tuple(t.shape), str(t.dtype)) for key, t in tensors.items()}, stated)
+
+
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
     OUT.mkdir(exist_ok=True)

@@ -77,6 +77,7 @@ class Checkpoint:
     """
 
     beside: Sequence[str] = ()  # a model in memory has no files
+    _metadata: Mapping[str, str] = {}
 
     def __init__(self, located: Located, path: Path):
         self.path = path
@@ -89,6 +90,8 @@ class Checkpoint:
         self._mapped: dict[tuple[str, int | None], dict[str, torch.Tensor]] = defaultdict(dict)
         self._identities = {file: identity_of(file) for file in located.files}
         self._files = {file.name: _open_file(file) for file in located.files}
+        headers = [getattr(file, "metadata", {}) for file in self._files.values()]
+        self._metadata = {name: said for header in headers for name, said in header.items()}
         self._index(_merge(located, self._files), self._read_config())
 
     def _index(self, stored: dict[str, StoredTensor], config: dict[str, Any]) -> None:
@@ -96,7 +99,7 @@ class Checkpoint:
         self.stored, self.config = stored, config
         self._of_trainers = of_trainers(stored)
         weights = {name: entry for name, entry in stored.items() if name not in self._of_trainers}
-        self._logical = assemble(weights, config, self.read_stored, str(self._config_path))
+        self._logical = assemble(weights, config, self.read_stored, str(self._config_path), self._metadata)
         self.tensors = _records(self._logical, config)
 
     def __enter__(self) -> Checkpoint:

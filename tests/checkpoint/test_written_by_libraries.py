@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from glmspectra.checkpoint import open_checkpoint, select
 from glmspectra.checkpoint.selection import left_out
+from glmspectra.checkpoint.writing.convert import convert
 from glmspectra.errors import CheckpointError, RequestError
 
 WRITTEN = Path(__file__).parent / "written"
@@ -27,9 +28,10 @@ def folder_of(written: str, tmp_path: Path) -> tuple[Path, torch.Tensor]:
     """A model folder that holds what the library stored, and the weight as the library reads it."""
     tensors = load_file(WRITTEN / f"{written}.safetensors")
     with safe_open(WRITTEN / f"{written}.safetensors", "pt") as file:
-        config = json.loads(file.metadata()["quantization_config"])
+        metadata = file.metadata()
+    config = json.loads(metadata["quantization_config"])
     expected = tensors.pop("expected")
-    save_file(tensors, tmp_path / "model.safetensors")
+    save_file(tensors, tmp_path / "model.safetensors", metadata)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": config}))
     return tmp_path, expected
 
@@ -82,6 +84,43 @@ def test_what_is_not_read_is_refused_by_its_name(written, tmp_path):
     folder, _ = folder_of(written, tmp_path)
     with open_checkpoint(folder) as checkpoint, pytest.raises(CheckpointError, match=r"optimum-quanto"):
         select(checkpoint, matrices="all")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"_type": "Int4TilePackedTo4dTensor"}, "an Int4TilePackedTo4dTensor of torchao whose numbers lie as a kernel"),
+        ({"_tensor_data_names": ["qdata", "scale", "act_pre_scale"]}, "with act_pre_scale, which changes its inputs"),
+        ({"_data": {"block_size": [1, 7]}}, "do not belong together as torchao"),
+        ({"_data": {}}, "do not belong together as torchao"),
+        ({"more": 1}, "more"),
+        (None, "written by torchao, and its header"),
+    ],
+)
+def test_a_class_or_field_of_torchao_that_is_not_read_is_named(change, said, tmp_path):
+    folder, _ = folder_of("torchao_int8", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    stated = metadata.pop(NAME)
+    metadata |= {} if change is None else {NAME: json.dumps(json.loads(stated) | change)}
+    save_file(tensors, folder / "model.safetensors", metadata)
+    with open_checkpoint(folder) as checkpoint, pytest.raises(CheckpointError, match=said):
+        checkpoint.read(NAME)
+
+
+def test_what_only_its_own_file_holds_whole_is_converted_with_a_type_alone(tmp_path):
+    folder, expected = folder_of("torchao_int8", tmp_path)
+    with open_checkpoint(folder) as checkpoint:
+        with pytest.raises(RequestError, match="stored as torchao:int8, which only its own kind of file holds whole"):
+            convert(checkpoint, tmp_path / "out")
+        convert(checkpoint, tmp_path / "out", "float32")
+    with open_checkpoint(tmp_path / "out") as checkpoint:
+        assert torch.equal(checkpoint.read(NAME), expected)
+    layers = torch.load(WRITTEN / "hqq_own_zero_4bit.pt", weights_only=True)["layers"]
+    torch.save(layers, tmp_path / "qmodel.pt")
+    with open_checkpoint(tmp_path / "qmodel.pt") as checkpoint, pytest.raises(RequestError, match="stored as hqq:4bit"):
+        convert(checkpoint, tmp_path / "out2")
 
 
 def test_the_second_format_of_gptq_stores_zero_points_as_they_are(tmp_path):
@@ -170,7 +209,7 @@ def test_fp8_under_every_name_of_a_scale(tmp_path):
     ("config", "said"),
     [
         ({"quant_method": "aqlm"}, "quantised by aqlm"),
-        ({"quant_method": "torchao", "quant_type": {}}, "quantised by torchao"),
+        ({"quant_method": "torchao", "rotated": {}}, "rotated"),
         ({"quant_method": "tomorrow"}, "'tomorrow', which is unknown"),
         ({"quant_method": "gptq", "bits": 4, "hadamard": True}, "hadamard"),
         ({"quant_method": "gptq", "bits": "4"}, "bits"),
@@ -308,6 +347,8 @@ def test_a_spoilt_part_is_refused_in_words(written, change, tmp_path):
     """Each part of each format gone, of no dimension, without numbers, or of another type: never a wrong weight."""
     folder, expected = folder_of(written, tmp_path)
     whole = load_file(folder / "model.safetensors")
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
     for part, value in whole.items():
         spoilt = {
             "drop": None,
@@ -316,7 +357,7 @@ def test_a_spoilt_part_is_refused_in_words(written, change, tmp_path):
             "integer": value.to(torch.int64) if value.is_floating_point() else value.to(torch.float64),
         }[change]
         tensors = {name: tensor for name, tensor in whole.items() if name != part}
-        save_file(tensors | ({} if spoilt is None else {part: spoilt}), folder / "model.safetensors")
+        save_file(tensors | ({} if spoilt is None else {part: spoilt}), folder / "model.safetensors", metadata)
         with open_checkpoint(folder) as checkpoint:
             try:
                 matrices = {record.name: checkpoint.read(record.name) for record in select(checkpoint, matrices="all")}

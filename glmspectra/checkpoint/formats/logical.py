@@ -60,6 +60,7 @@ class Files:
         method: `quant_method` of its quantization_config; None without one.
         settings: the validated quantization_config; None without one.
         read: reads a stored tensor; to be called for tensors of a few hundred bytes only.
+        metadata: what the headers of the files say beside the tensors.
     """
 
     stored: Mapping[str, StoredTensor]
@@ -67,6 +68,7 @@ class Files:
     method: str | None
     settings: BaseModel | None
     read: Read
+    metadata: Mapping[str, str]
 
     def settings_of(self, model: type[Settings]) -> Settings | None:
         """The settings, when they are those of this format."""

@@ -55,13 +55,14 @@ MAXIMUM_HEADER = 100_000_000  # bytes; the limit of the safetensors package itse
 
 
 class SafetensorsFile:
-    """One `.safetensors` file: `entries` from its header; `read` maps a tensor, copying nothing."""
+    """One `.safetensors` file: `entries` and `metadata` from its header; `read` maps a tensor, copying nothing."""
 
     def __init__(self, path: Path):
         self.path = path
+        header, self.metadata = read_header(path)
         self.entries = {
             name: StoredTensor(name, shape, DTYPES[dtype][0], stop - start, path.name)
-            for name, (dtype, shape, start, stop) in read_header(path).items()
+            for name, (dtype, shape, start, stop) in header.items()
         }
         self._handle: Any = None
 
@@ -87,8 +88,10 @@ class SafetensorsFile:
         self._handle = None
 
 
-def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+def read_header(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...], int, int]], dict[str, str]]:
     """Read and check a header: name -> (dtype as written, shape, first and past-the-last byte within the data).
+
+    Its metadata too, of which only texts are kept.
 
     Raises CheckpointError when the file is truncated, is no safetensors file, lists a tensor twice, or states
     a dtype or an extent that cannot be.
@@ -117,7 +120,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
         ) from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is not a safetensors file: its header is no JSON object; fetch it again.")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     entries = {name: _checked_entry(path, name, entry) for name, entry in header.items()}
     end = 8 + length + max((stop for *_, stop in entries.values()), default=0)
     if size < end:
@@ -126,7 +129,8 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
         )
     if size > end:
         raise CheckpointError(f"{path} has {size - end} bytes after its last tensor: it is not sound; fetch it again.")
-    return entries
+    stated = metadata.items() if isinstance(metadata, dict) else ()
+    return entries, {name: value for name, value in stated if isinstance(value, str)}
 
 
 def _checked_entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:

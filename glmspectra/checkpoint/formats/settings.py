@@ -196,6 +196,7 @@ _BITSANDBYTES = {
 }
 _COMPRESSED = {"quantization_status", "global_compression_ratio", "version", "use_optimized_inference"}
 _MODELOPT = {"producer", "config_groups", "group_size", "quantization", "exclude_modules"}
+_TORCHAO = {"quant_type", "quant_type_kwargs", "include_input_output_embeddings", "untie_embedding_weights"}
 _HQQ = {"quant_config", "nbits", "group_size", "view_as_float", "axis", "dynamic_config"}
 
 # Method -> its settings, and the keys that have no effect on what a stored weight means.
@@ -212,6 +213,7 @@ METHODS: dict[str, tuple[type[_Settings], set[str]]] = {
     "mxfp4": (Other, MODULES | OF_LOADING),
     "hqq": (Other, _HQQ | MODULES | OF_LOADING),
     "quanto": (Other, {"weights", "activations"} | MODULES | OF_LOADING),
+    "torchao": (Other, _TORCHAO | MODULES | OF_LOADING),
     "bitsandbytes": (Other, _BITSANDBYTES | MODULES | OF_LOADING),
     "gguf": (Other, MODULES | OF_LOADING),
 }
@@ -220,7 +222,6 @@ STATED = ("quantization_config", "compression_config")  # the key, and its name 
 
 # Methods that are known and not read.
 REFUSED = {
-    "torchao": "its tensors are classes of torchao's own",
     "aqlm": "its weights are sums of codebooks",
     "vptq": "its weights are vectors of a codebook",
     "higgs": "its weights are rotated and lie on a lattice",

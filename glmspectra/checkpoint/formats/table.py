@@ -20,6 +20,7 @@ from glmspectra.checkpoint.formats import (
     quanto,
     reparametrized,
     torch_types,
+    torchao,
 )
 from glmspectra.checkpoint.formats.logical import Files, Logical, Read
 from glmspectra.checkpoint.formats.settings import read_settings
@@ -34,6 +35,7 @@ FORMATS: dict[str, Recognise] = {
     "compressed-tensors, packed": compressed_tensors.recognise_packed,
     "HQQ": hqq.recognise,
     "optimum-quanto": quanto.recognise,
+    "torchao": torchao.recognise,
     "MXFP4, NVFP4": microscaling.recognise,
     "compressed-tensors, int8": compressed_tensors.recognise_int8,
     "ChatGLM int4, int8": chatglm_int.recognise,
@@ -141,7 +143,11 @@ FACTORS = re.compile(r"\.lora_(A|B|E|embedding_[AB])(\.|$)")
 
 
 def assemble(
-    stored: Mapping[str, StoredTensor], config: Mapping[str, Any], read: Read, origin: str
+    stored: Mapping[str, StoredTensor],
+    config: Mapping[str, Any],
+    read: Read,
+    origin: str,
+    metadata: Mapping[str, str],
 ) -> dict[str, Logical]:
     """Group stored tensors into the weights that they make up, by the weights' names.
 
@@ -150,13 +156,14 @@ def assemble(
         config: config.json as a dictionary.
         read: Reads a stored tensor; it is called for tensors of a few hundred bytes only.
         origin: Path of config.json, for messages.
+        metadata: What the headers of the files say beside the tensors.
 
     Raises:
         CheckpointError: The configuration names a method of quantisation, or a setting, that is not understood. What is
             wrong with one weight alone is its `fault`.
     """
     method, settings = read_settings(config, origin)
-    files = Files(stored, config, method, settings, read)
+    files = Files(stored, config, method, settings, read, metadata)
     logical: dict[str, Logical] = {}
     used: set[str] = set()
     dequantised: set[str] = set()
@@ -183,6 +190,8 @@ def weight_name(first: str) -> str:
     module, dot, word = first.rpartition(".")
     if word in ("qweight", "weight_packed", "W_q"):
         return f"{module}{dot}weight"
+    if found := torchao.NAME.match(first):
+        return f"{found[1]}{found[2]}"
     if word == "_data":
         return module.removesuffix("._data")
     if (whole := reparametrized.weight_of(first)) is not None:

@@ -18,6 +18,9 @@ from glmspectra.json_files import read_object, write_json
 
 FLOATING = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
+# Formats whose meaning stands beside the tensors: in the header's metadata, or as Python's values in a pickle.
+BOUND_TO_FILE = {"safetensors": ("torchao",), "bin": ("hqq",)}
+
 
 def convert(
     checkpoint: Checkpoint,
@@ -62,6 +65,13 @@ def _check_request(checkpoint: Checkpoint, out: Path, dtype: str | None) -> None
         )
     if dtype is not None and dtype not in FLOATING:
         raise RequestError(f"--dtype {dtype} is none of {', '.join(FLOATING)}.")
+    labels = (record.quantization or "" for record in checkpoint.tensors.values())
+    bound = next((label for label in labels if label.startswith(BOUND_TO_FILE[checkpoint.format])), None)
+    if dtype is None and bound is not None:
+        raise RequestError(
+            f"{checkpoint.path} is stored as {bound}, which only its own kind of file holds whole; name a --dtype, "
+            "which dequantizes it."
+        )
     if out.resolve() == checkpoint.folder.resolve():
         raise RequestError(f"{out} is the checkpoint itself: name another folder.")
 
