@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from glmspectra.figures.report import write_comparison as write_comparison
     from glmspectra.figures.report import write_report as write_report
     from glmspectra.figures.report import write_tables_report as write_tables_report
-    from glmspectra.figures.report import write_training_curves as write_training_curves
-    from glmspectra.figures.report import write_training_report as write_training_report
     from glmspectra.figures.tables import Tables as Tables
     from glmspectra.figures.training_log import TrainingRun as TrainingRun
     from glmspectra.figures.training_log import read_training as read_training
+    from glmspectra.figures.training_report import write_training_curves as write_training_curves
+    from glmspectra.figures.training_report import write_training_report as write_training_report
 
 # Name -> its module, imported when the name is taken (PEP 562): that a page stands is seen without what draws it.
 _OFFERED = {
     **dict.fromkeys(("Outcome", "write_evaluation", "write_loop"), "evaluated"),
     "write_overview": "overview",
     **dict.fromkeys(("write_comparison", "write_report", "write_tables_report"), "report"),
-    **dict.fromkeys(("write_training_curves", "write_training_report"), "report"),
+    **dict.fromkeys(("write_training_curves", "write_training_report"), "training_report"),
     "Tables": "tables",
     **dict.fromkeys(("TrainingRun", "read_training"), "training_log"),
 }

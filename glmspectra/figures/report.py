@@ -1,4 +1,4 @@
-"""Pages from what is stored: a run's tables with its ranks and trainings, trainings alone, several runs side by side.
+"""Pages from what is stored: a run's tables with its ranks and trainings, several runs side by side.
 
 `suggest-rank` leaves `ranks.parquet` and `budget_curve.parquet` beside the three tables (`figures.rank_tables`); the
 criterion that `ranks.parquet` names first is the suggested one.
@@ -15,11 +15,10 @@ import pyarrow.parquet as pq
 
 from glmspectra.errors import RequestError, StoreError
 from glmspectra.figures import payload
-from glmspectra.figures.answers import cards
 from glmspectra.figures.findings import Evidence, Finding, find
 from glmspectra.figures.rank_tables import RANK_TABLE, budget_of, check_columns
 from glmspectra.figures.tables import RunTables, Tables, has, in_layers, layers_of, pick, whole_matrices
-from glmspectra.figures.training_log import TrainingRun, read_runs, read_samples
+from glmspectra.figures.training_log import TrainingRun, read_runs
 from glmspectra.figures.words import number
 from glmspectra.figures.writing import Cell, Grid, Page, plain, write_page
 from glmspectra.language import Words, both, text
@@ -273,48 +272,6 @@ def runs_grid(runs: Sequence[TrainingRun]) -> Grid:
     return Grid(heads, rows, both("page-runs-caption"))
 
 
-def write_training_report(
-    folders: Sequence[Path], out: Path, names: Sequence[str] | None = None, svg: bool = False
-) -> Path:
-    """The page of one or several training runs on the same axes; returns its index.html.
-
-    Raises:
-        RequestError: A folder holds no trainer_state.json, or none was named.
-        StoreError: A file cannot be read, or the folder cannot be written.
-    """
-    if not folders:
-        raise RequestError("no training folder was named: give one that holds a trainer_state.json.")
-    runs = read_runs(folders, names)
-    evidence = Evidence(training=runs)
-    name = runs[0].name
-    title = both("page-title-training", name=name) if len(runs) == 1 else both("page-title-trainings", count=len(runs))
-    findings = find(evidence)
-    answers, asked = cards(read_samples(runs[0])) if len(runs) == 1 else ([], "")
-    page = Page(
-        "training",
-        title,
-        both("page-lead-training"),
-        findings=findings,
-        payload=payload_of(evidence),
-        runs=runs_grid(runs),
-        answers=answers,
-        asked=asked,
-        summary=summary_of("training", ", ".join(run.name for run in runs), evidence, findings),
-    )
-    path = write_page(Path(out), page)
-    if svg:
-        draw_svg(evidence, Path(out))
-    return path
-
-
-def write_training_curves(folder: Path, out: Path | None = None, name: str | None = None) -> list[Path]:
-    """Only the SVG curves of one run, into `out` (default: the folder's curves/). Raises as `write_training_report`."""
-    from glmspectra.figures.svg.files import save_all, training_figures
-
-    run = read_runs([Path(folder)], [name] if name else None)[0]
-    return save_all(training_figures([run]), Path(out) if out is not None else Path(folder) / "curves")
-
-
 def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     """The page of several stored runs on the same axes; returns its index.html.
 
@@ -388,6 +345,4 @@ __all__ = [
     "write_comparison",
     "write_report",
     "write_tables_report",
-    "write_training_curves",
-    "write_training_report",
 ]

@@ -19,6 +19,7 @@ from glmspectra.checkpoint.adapter.parameters import parameter_changes
 from glmspectra.checkpoint.adapter.promised import check_base, check_file, notes
 from glmspectra.checkpoint.adapter.start import find_start, step_of
 from glmspectra.checkpoint.adapter.stored import StoredAdapter, read_stored, shortened
+from glmspectra.checkpoint.adapter.tying import untie
 from glmspectra.checkpoint.names import natural_order
 from glmspectra.errors import CheckpointError, RequestError
 
@@ -151,7 +152,9 @@ class Adapter:
             if change.name in found:
                 raise CheckpointError(f"{self.path}: changes {change.name} twice, by a module and by a parameter.")
             found[change.name] = change
-        return Changes(found, self._untie(found, base), notes(self.path, self.config, found, base))
+        return Changes(
+            found, untie(self.path, self.peft_method, found, base), notes(self.path, self.config, found, base)
+        )
 
     def _in_layer(self, name: str, change: TensorChange, base: BaseLayout) -> Factors:
         """The factors of one weight as its layer stores it."""
@@ -282,54 +285,6 @@ class Adapter:
                 f"{self.path}: lora_bias adds to the bias of {module}, which has none in the base; PEFT refuses it."
             )
         at(name).added = bias * self._product(f"{module}.weight").scale
-
-    def _untie(self, found: dict[str, TensorChange], base: BaseLayout) -> dict[str, str]:
-        """Tied tensors that are no longer what they are tied to -> the base's tensor that they begin as.
-
-        Trained tokens change what is tied to them, and so does what PEFT kept equal (ensure_weight_tying).
-        """
-        tied = base.tied | {change.name: change.source for change in found.values() if change.name != change.source}
-        apart = False
-        followed: dict[str, TensorChange] = {}
-        for name, source in tied.items():
-            self._share(found, name, source)
-            one, other = found.get(name), found.get(source)
-            if one is not None and other is not None:
-                follows = one.equals(other)  # PEFT saves a pair that it keeps tied twice
-            else:
-                follows = other is not None and other.only_rows
-            if follows and other is not None:
-                found.pop(name, None)
-                followed[name] = replace(other, name=name, source=name if name in base.shapes else source)
-            elif one is not None or other is not None:
-                apart = True
-        # A configuration unties all pairs or none: then those that changed alike are written twice too.
-        found |= {name: change for name, change in followed.items() if apart or name in base.shapes}
-        return tied if apart else {}
-
-    def _share(self, found: dict[str, TensorChange], name: str, source: str) -> None:
-        """What PEFT does to the memory that a tied output layer shares with the embedding, before it trains.
-
-        Raises:
-            CheckpointError: That cannot be distinguished from the adapter, or PEFT drops one of two changes.
-        """
-        one, other = found.get(name), found.get(source)
-        if one is None or one.factors is None:
-            return
-        if other is not None and other.rows is not None:
-            raise CheckpointError(
-                f"{self.path}: trains single tokens of {source} and factors of {name}, which is tied to it; PEFT runs "
-                "such a model with one of the two left out, so that no merged weight is equal to it."
-            )
-        if self.peft_method not in (*BASE_REDUCED, "kasa", "loftq"):
-            return
-        if one.replaced is None:
-            raise CheckpointError(
-                f"{self.path}: {self.peft_method} changed the weight that {name} shares with {source}, and the adapter "
-                "does not hold it; save it again with save_embedding_layers=True."
-            )
-        other = found.setdefault(source, TensorChange(source, source, str(self.path)))
-        other.replaced = one.replaced if other.replaced is None else other.replaced
 
     def _tokens(self, module: str, rows: torch.Tensor) -> torch.Tensor:
         """Numbers of the tokens whose rows were trained."""
