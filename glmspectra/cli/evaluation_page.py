@@ -15,7 +15,8 @@ def write_evaluation_page(result: "Evaluation", out: Path) -> Path:
 
     losses = {name: values for name, values in (("base", result.base), ("tuned", result.tuned)) if values is not None}
     differences = {"tuned-base": result.difference} if result.difference else {}
-    page = write_evaluation(out, result.model, result.adapter, Outcome(Scores(losses, differences, result.samples), {}))
+    scores = Scores(losses, differences, result.samples, result.rows)
+    page = write_evaluation(out, result.model, result.adapter, Outcome(scores, {}))
     if out.resolve().parent.name == REPORTS:
         write_overview(out.resolve().parent)
     return page

@@ -18,7 +18,7 @@ from glmspectra.figures import payload
 from glmspectra.figures.findings import Evidence, Finding, find
 from glmspectra.figures.rank_tables import RANK_TABLE, budget_of, check_columns
 from glmspectra.figures.tables import RunTables, Tables, has, in_layers, layers_of, pick, whole_matrices
-from glmspectra.figures.training_log import TrainingRun, read_runs
+from glmspectra.figures.training_log import TrainingRun, ends_of, read_runs
 from glmspectra.figures.words import number
 from glmspectra.figures.writing import Cell, Grid, Page, plain, write_page
 from glmspectra.language import Words, both, text
@@ -261,10 +261,10 @@ def runs_grid(runs: Sequence[TrainingRun]) -> Grid:
     heads = ("run", "steps", "last-loss", "best-loss", "best-step", "best-perplexity")
     rows = []
     for run in runs:
-        losses, evaluated = run.history["loss"].dropna(), run.history.dropna(subset=["eval_loss"])
+        ends, evaluated = ends_of(run), run.history.dropna(subset=["eval_loss"])
         steps = number(float(run.history["step"].max())) if len(run.history) else ""
         row = [Cell(run.title), plain(steps, number=True)]
-        row.append(plain(number(float(losses.tail(5).mean()), 4) if len(losses) else "", number=True))
+        row.append(plain(number(ends[1], 4) if ends else "", number=True))
         best = evaluated.loc[evaluated["eval_loss"].idxmin()] if len(evaluated) else None
         for column in ("eval_loss", "step", "eval_perplexity"):
             row.append(plain(number(float(best[column]), 4) if best is not None else "", number=True))

@@ -63,6 +63,22 @@ class TrainingRun:
         return bool((np.abs(both["logged_perplexity"] / both["eval_perplexity"] - 1) > 0.01).any())
 
 
+ENDS = 5  # logged losses of which an end of a curve is the mean: single batches differ
+
+
+def ends_of(run: TrainingRun) -> tuple[float, float, int] | None:
+    """Loss at the beginning and at the end of a run, each a mean, and of how many logged values.
+
+    At most ENDS, and of a short log no value in both. None where no loss was logged.
+    """
+    losses = run.history["loss"]
+    losses = losses[np.isfinite(losses)]
+    if not len(losses):
+        return None
+    count = max(1, min(ENDS, len(losses) // 2))
+    return float(losses.head(count).mean()), float(losses.tail(count).mean()), count
+
+
 def find_state(folder: Path) -> Path:
     """The trainer_state.json of a run: the file itself, the folder's own, or that of its last checkpoint-N.
 

@@ -50,7 +50,8 @@ def outcome(results: Results) -> Outcome:
     differences = {f"{a}-{b}": found[f"{a}_minus_{b}"] for a, b in pairs if found.get(f"{a}_minus_{b}")}
     parameters = {name: results[stage].get("trainable_parameters") for name, stage in TRAINED.items()}
     known = {name: int(count) for name, count in parameters.items() if count is not None}
-    return Outcome(Scores(losses, differences, found.get("samples") or ()), known)
+    rows = max((int(gap["rows"]) for gap in differences.values()), default=0)
+    return Outcome(Scores(losses, differences, found.get("samples") or (), rows), known)
 
 
 def verdict(results: Results) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from glmspectra.figures.findings.evidence import Evidence
-from glmspectra.figures.findings.rule import Finding, Rule
+from glmspectra.figures.findings.rule import Finding, Rule, Typical
 from glmspectra.figures.rank_tables import costs_of, is_control, moved_share, ranks_by_weight
-from glmspectra.figures.words import percent, signed
+from glmspectra.figures.words import number, percent, signed
 from glmspectra.language import Words
 
 LEAST_GAP = 0.5  # directions between matrix types; less is no difference worth a word
@@ -106,3 +106,39 @@ def criteria_disagree(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     values: dict[str, Any] = {"matrix": str(at["matrix"]), "layer": str(at["layer"]), "low": low, "high": high}
     values |= {"least": str(int(row.min())), "most": str(int(row.max())), "median": f"{float(spread.median()):g}"}
     yield rule.says(values["least"] + " – " + values["most"], typical / rule.threshold, "#criteria", **values)
+
+
+def rank_range(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """What the budget gives: least, median and largest rank, and the matrix type with most."""
+    found = _wide(evidence)
+    if found is None or len(found[0]) < 2:
+        return
+    wide, chosen = found
+    ranks = wide[chosen].astype(float)
+    values: dict[str, Any] = {"low": number(ranks.min()), "median": number(ranks.median()), "high": number(ranks.max())}
+    values |= {"criterion": chosen, "all": str(len(ranks))}
+    means = ranks.groupby(wide["matrix"]).mean()
+    variant = "" if float(means.max()) > float(means.min()) else "-alike"
+    values |= {"most": str(means.idxmax()), "mean": number(float(means.max()))}
+    shown = f"{values['low']} – {values['high']}"
+    yield rule.says(shown, "#map?set=ranks&map=chosen", variant=variant, **values)
+
+
+def rank_cost(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """What the ranks cost, and how much of it that is beside uniform ranks."""
+    found, costs = _wide(evidence), _costs(evidence)
+    if found is None or costs is None:
+        return
+    wide, chosen = found
+    cost = costs_of(wide.index, costs)
+    if cost is None:
+        return
+    spent = float((wide[chosen] * cost).sum())
+    values: dict[str, Any] = {"parameters": f"{spent:,.0f}", "criterion": chosen}
+    variant = ""
+    if chosen != "uniform" and "uniform" in wide:
+        uniform = float((wide["uniform"] * cost).sum())
+        if uniform > 0:
+            variant = "-uniform"
+            values |= {"share": percent(spent / uniform), "other": f"{uniform:,.0f}"}
+    yield rule.says(values.get("share", values["parameters"]), "#criteria", variant=variant, **values)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from glmspectra.figures.findings.evidence import Evidence, link_to
-from glmspectra.figures.findings.rule import Finding, Rule
+from glmspectra.figures.findings.evidence import Evidence, by_type, link_to, numbers_of, spread_of
+from glmspectra.figures.findings.rule import Finding, Rule, Typical
 from glmspectra.figures.findings.weights import outlying_cells
 from glmspectra.figures.tables import has, whole_matrices
 from glmspectra.figures.words import percent
@@ -65,6 +65,12 @@ def _adapted(evidence: Evidence) -> pd.DataFrame:
     return rows[(rows["allotted_rank"] > 1) & rows["share_of_rank_in_use"].notna()]
 
 
+def _in_use(rows: pd.DataFrame) -> tuple[int, int]:
+    """Directions in use of all adapters together, and directions allotted."""
+    used = (rows["share_of_rank_in_use"] * rows["allotted_rank"]).astype(float).round().sum()
+    return int(used), int(rows["allotted_rank"].sum())
+
+
 def short_of_rank(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """Adapters that use every direction they were given."""
     rows = _adapted(evidence)
@@ -85,8 +91,8 @@ def idle_rank(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     rows = _adapted(evidence)
     if not len(rows):
         return
-    used = (rows["share_of_rank_in_use"] * rows["allotted_rank"]).astype(float).round().sum()
-    idle = 1 - float(used / rows["allotted_rank"].astype(float).sum())
+    used, allotted = _in_use(rows)
+    idle = 1 - used / allotted
     if idle >= rule.threshold:
         yield rule.says(
             percent(idle, 2), idle / rule.threshold, "#map?map=share_of_rank_in_use", share=percent(idle, 2)
@@ -130,3 +136,41 @@ def still_growing(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
             "growth": percent(growth, 2),
         }
         yield rule.says(f"+{percent(growth, 2)}", growth / rule.threshold, "#growth", **values)
+
+
+def change_size(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """How large changes are beside the weights; where the base was not there, how large they are."""
+    _, rows = evidence.usual_rows("delta")
+    for name, variant in (("relative_frobenius", ""), ("frobenius_norm", "-alone")):
+        spread = spread_of(rows, name)
+        if spread is not None:
+            yield rule.says(str(spread["median"]), f"#map?set=delta&map={name}", variant=variant, **spread)
+            return
+
+
+def changed_most(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """The matrix types that changed most and least beside their weights."""
+    _, rows = evidence.usual_rows("delta")
+    sizes = numbers_of(rows, "relative_frobenius")
+    types = by_type(rows, sizes) if len(sizes) else sizes
+    if len(types):
+        high, low = percent(float(types.iloc[0])), percent(float(types.iloc[-1]))
+        values = {"most": str(types.index[0]), "least": str(types.index[-1]), "high": high, "low": low}
+        yield rule.says(str(types.index[0]), "#map?set=delta&map=relative_frobenius", **values)
+
+
+def rank_in_use(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """How many of the directions allotted are in use."""
+    rows = _adapted(evidence)
+    if len(rows):
+        used, allotted = _in_use(rows)
+        values = {"used": f"{used:,}", "allotted": f"{allotted:,}"}
+        yield rule.says(f"{used:,} / {allotted:,}", "#map?set=delta&map=share_of_rank_in_use", **values)
+
+
+def change_rank(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """How many directions the changes spread over."""
+    _, rows = evidence.usual_rows("delta")
+    spread = spread_of(rows, "stable_rank")
+    if spread is not None:
+        yield rule.says(str(spread["median"]), "#map?set=delta&map=stable_rank", **spread)

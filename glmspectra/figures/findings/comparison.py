@@ -5,12 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from glmspectra.figures.findings.evidence import Evidence
-from glmspectra.figures.findings.rule import Finding, Rule
+from glmspectra.figures.findings.evidence import Evidence, numbers_of
+from glmspectra.figures.findings.rule import Finding, Rule, Typical
 from glmspectra.figures.findings.weights import TELLING
 from glmspectra.figures.tables import has, in_layers, whole_matrices
 from glmspectra.figures.words import measured, number
-from glmspectra.language import Words
+from glmspectra.language import Words, listed
 from glmspectra.store.columns import column
 
 # Measures that are compared by their ratio: one that may be of either sign has none that says anything near 0.
@@ -32,30 +32,37 @@ def _pairs(evidence: Evidence) -> Iterable[tuple[str, str, pd.DataFrame, pd.Data
         yield names[0], other, tables[names[0]], tables[other]
 
 
+Farthest = tuple[float, str, str, float, float]  # ratio, measure, matrix, median in the one run and in the other
+
+
+def _farthest(one: pd.DataFrame, two: pd.DataFrame) -> Farthest | None:
+    """The measure and matrix whose medians are farthest apart by their ratio; None where no two can be compared."""
+    best: Farthest | None = None
+    for name in RATIOS:
+        before, after = medians(one, name), medians(two, name)
+        for matrix in [matrix for matrix in before.index if matrix in after.index]:
+            a, b = float(before[matrix]), float(after[matrix])
+            factor = max(a / b, b / a) if a > 0 and b > 0 else 1.0
+            if factor > (best[0] if best else 1.0):
+                best = factor, name, str(matrix), a, b
+    return best
+
+
+def _as_words(first: str, second: str, best: Farthest) -> tuple[str, str, dict[str, Any]]:
+    """The ratio as it is shown, the address on the page, and the variables of the sentence."""
+    factor, name, matrix, a, b = best
+    values: dict[str, Any] = {"measure": Words(*column(name).label), "matrix": matrix, "one": first, "two": second}
+    values |= {"before": measured(a, column(name)), "after": measured(b, column(name))}
+    return f"× {number(factor, 2 if factor >= 1.1 else 3)}", f"#compared?measure={name}&matrix={matrix}", values
+
+
 def moved_measures(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """The measure and matrix whose median differs most between two runs."""
     for first, second, one, two in _pairs(evidence):
-        best = None
-        for name in RATIOS:
-            before, after = medians(one, name), medians(two, name)
-            shared = [matrix for matrix in before.index if matrix in after.index]
-            for matrix in shared:
-                a, b = float(before[matrix]), float(after[matrix])
-                factor = max(a / b, b / a) if a > 0 and b > 0 else 1.0
-                if factor >= rule.threshold and (best is None or factor > best[0]):
-                    best = factor, name, matrix, a, b
-        if best is None:
-            continue
-        factor, name, matrix, a, b = best
-        values: dict[str, Any] = {
-            "measure": Words(*column(name).label),
-            "matrix": str(matrix),
-            "one": first,
-            "two": second,
-        }
-        values |= {"before": measured(a, column(name)), "after": measured(b, column(name))}
-        link = f"#compared?measure={name}&matrix={matrix}"
-        yield rule.says(f"× {number(factor, 2)}", factor / rule.threshold, link, **values)
+        best = _farthest(one, two)
+        if best is not None and best[0] >= rule.threshold:
+            value, link, values = _as_words(first, second, best)
+            yield rule.says(value, best[0] / rule.threshold, link, **values)
 
 
 def nothing_shared(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
@@ -77,3 +84,28 @@ def alike(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         if gaps and max(gaps) < rule.threshold:
             worst = f"{100 * max(gaps):.2g} %"
             yield rule.says(f"< {100 * rule.threshold:.2g} %", 1.0, "#compared", one=first, two=second, most=worst)
+
+
+def farthest_medians(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """The medians that are farthest apart, however little that is."""
+    for first, second, one, two in _pairs(evidence):
+        best = _farthest(one, two)
+        if best is not None:
+            value, link, values = _as_words(first, second, best)
+            yield rule.says(value, link, **values)
+
+
+def medians_by_run(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """The median over all matrices, run by run."""
+    tables = {name: in_layers(whole_matrices(run.matrices)) for name, run in evidence.compared.items()}
+    for measure in ("effective_rank", "stable_rank", "spectral_norm", "std"):
+        known = {name: numbers_of(rows, measure).median() for name, rows in tables.items() if has(rows, measure)}
+        if len(known) < 2:
+            continue
+        shown = {name: measured(float(value), column(measure)) for name, value in known.items()}
+        runs = [f"{name} {value}" for name, value in shown.items()]
+        words = Words(listed(runs, "en"), listed(runs, "zh"))
+        label = Words(*column(measure).label)
+        label = Words(label.en[:1].upper() + label.en[1:], label.zh)
+        value = " – ".join(list(shown.values())[:2])
+        yield rule.says(value, f"#compared?measure={measure}", measure=label, runs=words)

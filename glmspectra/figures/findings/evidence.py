@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from glmspectra.figures.tables import Tables, in_layers, matrices_alone
 from glmspectra.figures.training_log import TrainingRun
+from glmspectra.figures.words import measured
+from glmspectra.language import Words, both
 from glmspectra.store.columns import column
 
 LEAST_LAYERS = 6  # fewer have no spread to compare with
@@ -25,11 +28,13 @@ class Scores:
         losses: name ('base', 'tuned', 'suggested', 'uniform') -> figures of that model: loss, perplexity, ...
         differences: pairs of names 'a-b' -> mean, low, high and rows of the loss of a row with a minus with b.
         samples: name -> answer, with 'context' and 'reference'.
+        rows: How many rows the losses are of; 0: not known.
     """
 
     losses: dict[str, dict[str, float]] = field(default_factory=dict)
     differences: dict[str, dict[str, float]] = field(default_factory=dict)
     samples: Sequence[dict[str, str]] = ()
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,53 @@ class Evidence:
             self._rows[quantity] = pd.DataFrame() if tables is None else in_layers(matrices_alone(tables.matrices))
         return self._rows[quantity]
 
+    def usual_rows(self, *quantities: str) -> tuple[str, pd.DataFrame]:
+        """The first of these quantities that was measured, and its matrices: those in a layer, or all if none is."""
+        for quantity in quantities:
+            tables = self.sets.get(quantity)
+            if tables is not None:
+                rows = self.rows(quantity)
+                return quantity, rows if len(rows) else matrices_alone(tables.matrices)
+        return "", pd.DataFrame()
+
 
 def link_to(row: pd.Series, measure: str = "") -> str:
     """The address of a matrix's own panel."""
     part = f".{row['part']}" if row.get("part", "whole") != "whole" else ""
     return f"#L{int(row['layer'])}/{row['matrix']}{part}" + (f"?map={measure}" if measure else "")
+
+
+def place_of(row: pd.Series) -> Words:
+    """'layer 3 dense', or the bare name of a matrix in no layer."""
+    if pd.isna(row["layer"]):
+        return Words.same(str(row["series"]))
+    return both("finding-place", layer=str(int(row["layer"])), matrix=str(row["series"]))
+
+
+def numbers_of(rows: pd.DataFrame, name: str) -> pd.Series:
+    """The finite values of a column, float64, by position in the table."""
+    if name not in rows:
+        return pd.Series(dtype=float)
+    values = pd.to_numeric(rows[name], errors="coerce").astype(float).reset_index(drop=True)
+    return values[np.isfinite(values)]
+
+
+def spread_of(rows: pd.DataFrame, name: str) -> dict[str, Any] | None:
+    """Lowest, median and highest value of a measure and where they are, as words; None of fewer than two values."""
+    values = numbers_of(rows, name)
+    if len(values) < 2:
+        return None
+    low, median, high = (
+        measured(float(value), column(name)) for value in (values.min(), values.median(), values.max())
+    )
+    least, most = (place_of(rows.iloc[int(place)]) for place in (values.idxmin(), values.idxmax()))
+    return {"low": low, "median": median, "high": high, "least": least, "most": most, "all": str(len(values))}
+
+
+def by_type(rows: pd.DataFrame, values: pd.Series) -> pd.Series:
+    """Median by matrix type of values by position in the table, the largest first; empty of a single type."""
+    medians = values.groupby(rows["series"].reset_index(drop=True)).median().sort_values(ascending=False, kind="stable")
+    return medians if len(medians) > 1 else medians.iloc[:0]
 
 
 def enough(layers: int) -> float:

@@ -18,7 +18,8 @@ class Finding:
         rule: The name of the rule.
         words: The sentence.
         value: The number it is about, as it is shown in large.
-        size: How far out it is: the value over the rule's threshold, at least 1; findings are ordered by it.
+        size: How far out it is: the value over the rule's threshold, at least 1; findings are ordered by it. 0 for what
+            is typical.
         link: The address of its evidence on the page, such as '#L13/dense?map=alpha'.
     """
 
@@ -56,3 +57,24 @@ class Rule:
     def reason(self) -> Words:
         """Why the threshold is where it is."""
         return both(f"rule-{self.name}")
+
+
+@dataclass(frozen=True)
+class Typical:
+    """What is said of the usual, to fill a page on which little stands out.
+
+    Attributes:
+        name: Its sentence is `finding-<name>`.
+        measure: What is looked at, in the words of the tables.
+        look: Evidence -> what there is to say; nothing where the evidence does not have it.
+        unless: Rules that say the same of a deviation: it is silent where one of them speaks.
+    """
+
+    name: str
+    measure: str
+    look: "Callable[[Evidence, Typical], Iterable[Finding]]"
+    unless: tuple[str, ...] = ()
+
+    def says(self, value: str, link: str, /, *, variant: str = "", **values: object) -> Finding:
+        """A finding; `variant`: the ending of another sentence of the same name."""
+        return Finding(self.name, both(f"finding-{self.name}{variant}", **values), value, 0.0, link)

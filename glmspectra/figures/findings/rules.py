@@ -1,11 +1,14 @@
 """The table of all rules, and what they find together."""
 
+from collections.abc import Collection
+from itertools import zip_longest
+
 from glmspectra.figures.findings import allocation, changes, comparison, tuning, weights
 from glmspectra.figures.findings.evidence import Evidence
-from glmspectra.figures.findings.rule import Finding, Rule
+from glmspectra.figures.findings.rule import Finding, Rule, Typical
 from glmspectra.language import both
 
-MOST = 6  # on one page
+LEAST, MOST = 3, 6  # on one page
 MOST_OF_ONE_RULE = 3
 
 # name, measure, threshold, function; why each threshold is where it is stands in the catalogue as `rule-<name>`.
@@ -51,22 +54,79 @@ RULES = (
     Rule("nothing-shared", "matrix names in common", 1, comparison.nothing_shared),
 )
 
+# What is typical, in the order in which it is said: the page's own subject first.
+TYPICAL = (
+    Typical("model-losses", "loss, of each model", tuning.model_losses),
+    Typical("answers", "answers, and those that tuning changed", tuning.answers, ("same-answers",)),
+    Typical("model-scores", "token_accuracy, rouge_l, bleu, of each model", tuning.model_scores),
+    Typical("change-size", "relative_frobenius, without a base frobenius_norm", changes.change_size),
+    Typical("changed-most", "relative_frobenius, median by matrix type", changes.changed_most),
+    Typical(
+        "rank-in-use",
+        "share_of_rank_in_use x allotted_rank, all matrices",
+        changes.rank_in_use,
+        ("idle-rank", "short-of-rank"),
+    ),
+    Typical("change-rank", "stable_rank of the change", changes.change_rank),
+    Typical("rank-range", "rank, and its mean by matrix type", allocation.rank_range),
+    Typical("rank-cost", "sum of rank x (rows + cols), beside uniform ranks", allocation.rank_cost),
+    Typical("loss-course", "loss, mean of the first and of the last logs", tuning.loss_course, ("divergence",)),
+    Typical("lowest-evaluation", "lowest eval_loss", tuning.lowest_evaluation, ("overfitting",)),
+    Typical("schedule", "learning_rate, highest; epoch", tuning.schedule, ("rates-apart",)),
+    Typical("gradient-size", "grad_norm, median and highest", tuning.gradient_size, ("gradient-spikes",)),
+    Typical("speed", "tokens_per_second, median", tuning.speed),
+    Typical("stable-rank", "stable_rank", weights.stable_rank),
+    Typical("beyond-noise", "mp_spikes", weights.beyond_noise, ("like-noise",)),
+    Typical("widest-type", "effective_rank / min(rows, cols), median by matrix type", weights.widest_type),
+    Typical("entry-size", "std", weights.entry_size),
+    Typical("tails", "excess_kurtosis, and its median by matrix type", weights.tails),
+    Typical("largest-entry", "abs_max_in_std", weights.largest_entry, ("far-entries",)),
+    Typical(
+        "farthest-medians", "ratio of the medians over the layers", comparison.farthest_medians, ("moved-measures",)
+    ),
+    Typical("medians-by-run", "median of all matrices, by run", comparison.medians_by_run),
+)
+
 
 def find(evidence: Evidence) -> list[Finding]:
-    """At most MOST findings: answers first, then by how far out they are; 'nothing stands out' where there is none."""
+    """LEAST to MOST findings: answers first, then by how far out they are, then what is typical.
+
+    'Nothing stands out' where no rule speaks. What is typical is added only up to LEAST; of evidence that holds too
+    little there are fewer.
+    """
     found = [(rule, finding) for rule in RULES for finding in list(rule.look(evidence, rule))[:MOST_OF_ONE_RULE]]
     found.sort(key=lambda pair: (not pair[0].answer, -pair[1].size))
-    if not found:
-        return [Finding("nothing", both("finding-nothing", count=len(RULES)), "", 0.0, "")]
-    return [finding for _, finding in found[:MOST]]
+    first = [finding for _, finding in found[:MOST]]
+    first = first or [Finding("nothing", both("finding-nothing", count=len(RULES)), "", 0.0, "")]
+    return first + typical(evidence, {rule.name for rule, _ in found})[: max(LEAST - len(first), 0)]
+
+
+def typical(evidence: Evidence, spoken: Collection[str] = ()) -> list[Finding]:
+    """What is typical: one sentence of each kind first, then of each the next (of a second run, a second score).
+
+    Args:
+        evidence: What a page is drawn from.
+        spoken: Rules that found a deviation.
+    """
+    found = [list(rule.look(evidence, rule)) for rule in TYPICAL if not set(rule.unless) & set(spoken)]
+    return [finding for turn in zip_longest(*found) for finding in turn if finding is not None]
 
 
 def rules_as_markdown() -> str:
-    """The table of rules for the documents."""
+    """The table of rules that find deviations, for the documents."""
     lines = ["| rule | measure | from | why there | sentence | 中文 |", "|---|---|---|---|---|---|"]
     for rule in RULES:
         words = both_patterns(rule.name)
         cells = (rule.name, rule.measure, f"{rule.threshold:g}", rule.reason.en, words[0], words[1])
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def typical_as_markdown() -> str:
+    """The table of what is typical, for the documents."""
+    lines = ["| name | measure | silent where one speaks | sentence | 中文 |", "|---|---|---|---|---|"]
+    for rule in TYPICAL:
+        cells = (rule.name, rule.measure, ", ".join(rule.unless), *both_patterns(rule.name))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -76,11 +136,21 @@ def both_patterns(rule: str) -> tuple[str, str]:
     names = (
         "layer matrix measure value median count all first share factor most criterion least plus minus types low "
         "high mean rows same run best step last rise fall steps times runs one two before after second loss other "
-        "from to growth peak"
+        "from to growth peak models allotted used parameters epochs tokens perplexity what directions"
     )
     given = {name: 2 if name in ("count", "rows", "same") else f"{{{name}}}" for name in names.split()}
     words = both(f"finding-{rule}", **given)
     return words.en, words.zh
 
 
-__all__ = ["MOST", "RULES", "both_patterns", "find", "rules_as_markdown"]
+__all__ = [
+    "LEAST",
+    "MOST",
+    "RULES",
+    "TYPICAL",
+    "both_patterns",
+    "find",
+    "rules_as_markdown",
+    "typical",
+    "typical_as_markdown",
+]

@@ -1,16 +1,16 @@
 """Rules on training runs and on what they were worth."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from glmspectra.figures.findings.evidence import Evidence
-from glmspectra.figures.findings.rule import Finding, Rule
-from glmspectra.figures.training_log import TrainingRun
+from glmspectra.figures.findings.rule import Finding, Rule, Typical
+from glmspectra.figures.training_log import TrainingRun, ends_of
 from glmspectra.figures.words import number, percent, signed
-from glmspectra.language import Words, both
+from glmspectra.language import LANGUAGES, Words, both, listed
 
 
 def _has_interval(gap: dict[str, float]) -> bool:
@@ -49,11 +49,15 @@ def against_base(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
 
 def same_answers(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """Answers that tuning did not change."""
+    same, pairs = _same(evidence)
+    if pairs and same / pairs >= rule.threshold:
+        yield rule.says(f"{same} / {pairs}", same / pairs / rule.threshold, "#answers", same=same, all=str(pairs))
+
+
+def _same(evidence: Evidence) -> tuple[int, int]:
+    """How many answers of the tuned model are the base's, and of how many."""
     pairs = [(one["base"], one["tuned"]) for one in evidence.scores.samples if one.get("base") and one.get("tuned")]
-    same = sum(base.strip() == tuned.strip() for base, tuned in pairs)
-    if pairs and same / len(pairs) >= rule.threshold:
-        share = same / len(pairs)
-        yield rule.says(f"{same} / {len(pairs)}", share / rule.threshold, "#answers", same=same, all=str(len(pairs)))
+    return sum(base.strip() == tuned.strip() for base, tuned in pairs), len(pairs)
 
 
 def _finite(run: TrainingRun, measure: str) -> pd.DataFrame:
@@ -137,10 +141,10 @@ def gradient_spikes(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
 def divergence(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
     """A training loss that ends above its beginning."""
     for run in evidence.training:
-        losses = _finite(run, "loss")["loss"]
-        if len(losses) < 10:
+        ends = ends_of(run)
+        if ends is None or len(_finite(run, "loss")) < 10:
             continue
-        first, last = float(losses.head(3).mean()), float(losses.tail(3).mean())
+        first, last, _ = ends
         if first > 0 and last / first >= rule.threshold:
             values: dict[str, Any] = {"run": run.title, "first": number(first, 3), "last": number(last, 3)}
             yield rule.says(number(last, 3), 10 * last / first / rule.threshold, "#training", **values)
@@ -190,3 +194,98 @@ def wrong_perplexity(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         last = wrong[0].history.dropna(subset=["eval_perplexity", "logged_perplexity"]).iloc[-1]
         value = f"{number(float(last['logged_perplexity']))} ≠ {number(float(last['eval_perplexity']))}"
         yield rule.says(value, float(len(wrong)), "#training", runs=names)
+
+
+def _by_model(evidence: Evidence, measure: str, shown: Callable[[float], str]) -> Words | None:
+    """'base 2.41, tuned 1.98': a measure of an evaluation, model by model; None where it was not measured."""
+    known = {name: found[measure] for name, found in evidence.scores.losses.items() if found.get(measure) is not None}
+    known = {name: float(value) for name, value in known.items() if np.isfinite(value)}
+    if not known:
+        return None
+    models = {both(f"page-model-{name}"): shown(value) for name, value in known.items()}
+    english, chinese = (
+        [f"{getattr(model, tongue)} {value}" for model, value in models.items()] for tongue in LANGUAGES
+    )
+    return Words(listed(english, "en"), listed(chinese, "zh"))
+
+
+def model_losses(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """The loss of each model, in nats a token."""
+    models = _by_model(evidence, "loss", lambda value: number(value, 4))
+    if models is not None:
+        losses = [number(found["loss"], 4) for found in evidence.scores.losses.values() if "loss" in found]
+        rows, variant = evidence.scores.rows, "-rows" if evidence.scores.rows else ""
+        yield rule.says(" → ".join(losses[:2]), "#outcome", variant=variant, models=models, rows=rows)
+
+
+def model_scores(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """What else was measured of each model."""
+    for measure, head in (("token_accuracy", "accuracy"), ("rouge_l", "rouge"), ("bleu", "bleu")):
+        shown = percent if measure == "token_accuracy" else number
+        models = _by_model(evidence, measure, shown)
+        if models is not None:
+            scores = [shown(found[measure]) for found in evidence.scores.losses.values() if measure in found]
+            label = both(f"page-head-{head}")
+            label = Words(label.en[:1].upper() + label.en[1:], label.zh)
+            yield rule.says(" → ".join(scores[:2]), "#outcome", measure=label, models=models)
+
+
+def answers(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """How many answers there are, and how many of them tuning changed."""
+    (same, pairs), count = _same(evidence), len(evidence.scores.samples)
+    if pairs:
+        value = f"{pairs - same} / {pairs}"
+        yield rule.says(value, "#answers", variant="-changed", count=pairs - same, all=str(pairs))
+    elif count:
+        yield rule.says(str(count), "#answers", count=count)
+
+
+def loss_course(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """Training loss at the beginning and at the end."""
+    for run in evidence.training:
+        ends = ends_of(run)
+        if ends is None or len(_finite(run, "loss")) < 2:
+            continue
+        first, last = number(ends[0], 4), number(ends[1], 4)
+        values: dict[str, Any] = {"run": run.title, "first": first, "last": last, "count": ends[2]}
+        yield rule.says(f"{first} → {last}", "#training", steps=number(run.history["step"].max()), **values)
+
+
+def lowest_evaluation(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """The lowest evaluation loss, where, and its perplexity."""
+    for run in evidence.training:
+        rows = _finite(run, "eval_loss")
+        if len(rows):
+            best = rows.loc[rows["eval_loss"].idxmin()]
+            loss = number(float(best["eval_loss"]), 4)
+            values: dict[str, Any] = {"run": run.title, "loss": loss, "step": number(best["step"])}
+            values |= {"steps": number(run.history["step"].max()), "perplexity": number(best["eval_perplexity"], 4)}
+            yield rule.says(loss, "#training", **values)
+
+
+def schedule(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """Steps, epochs and the peak of the learning rate."""
+    for run in evidence.training:
+        peak, epochs = (_finite(run, name)[name].max() for name in ("learning_rate", "epoch"))
+        if np.isfinite(peak) and np.isfinite(epochs):
+            values: dict[str, Any] = {"run": run.title, "peak": number(peak), "epochs": number(epochs)}
+            yield rule.says(number(peak), "#training", steps=number(run.history["step"].max()), **values)
+
+
+def speed(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """Tokens a second."""
+    for run in evidence.training:
+        rates = _finite(run, "tokens_per_second")["tokens_per_second"]
+        if len(rates):
+            yield rule.says(number(rates.median()), "#training", run=run.title, tokens=number(rates.median()))
+
+
+def gradient_size(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """The usual and the largest norm of the gradients."""
+    for run in evidence.training:
+        rows = _finite(run, "grad_norm")
+        if len(rows) > 1:
+            worst = rows.loc[rows["grad_norm"].idxmax()]
+            values: dict[str, Any] = {"run": run.title, "median": number(rows["grad_norm"].median())}
+            values |= {"most": number(float(worst["grad_norm"])), "step": number(worst["step"])}
+            yield rule.says(values["median"], "#training", **values)

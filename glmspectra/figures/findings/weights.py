@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from glmspectra.figures.findings.evidence import Evidence, link_to, outlying
-from glmspectra.figures.findings.rule import Finding, Rule
+from glmspectra.figures.findings.evidence import Evidence, by_type, link_to, numbers_of, outlying, spread_of
+from glmspectra.figures.findings.rule import Finding, Rule, Typical
 from glmspectra.figures.tables import has, in_layers, with_outlier_ratios
 from glmspectra.figures.words import measured, number, percent
-from glmspectra.language import Words
+from glmspectra.language import Words, both
 from glmspectra.store.columns import column
 
 # Measures among which a matrix may stand out, in the order in which they are named.
@@ -215,3 +215,71 @@ def trends(evidence: Evidence, rule: Rule) -> Iterable[Finding]:
         values: dict[str, Any] = {"measure": _label(name), "matrix": series, "factor": number(factor, 2)}
         link = f"#depth?depth={name}"
         yield rule.says(value, factor / rule.threshold, link, variant="" if rises else "-falls", **values)
+
+
+def _measured(evidence: Evidence) -> tuple[str, pd.DataFrame, Words]:
+    """What the page is about beside changes: its quantity, its rows with `directions`, and what it is called."""
+    quantity, rows = evidence.usual_rows("weight", "merged", "quant_error", "gradient")
+    if not len(rows):
+        return quantity, rows, Words.same("")
+    rows = with_outlier_ratios(rows).assign(directions=rows[["rows", "cols"]].min(axis=1).astype(float))
+    return quantity, rows, both(f"page-set-{quantity.replace('_', '-')}")
+
+
+def _range(evidence: Evidence, rule: Typical, name: str) -> Iterable[Finding]:
+    """Where a measure lies: lowest, median and highest matrix, and of how many directions."""
+    quantity, rows, what = _measured(evidence)
+    spread = spread_of(rows, name)
+    if spread is not None:
+        directions = numbers_of(rows, "directions")
+        ends = dict.fromkeys((number(float(directions.min())), number(float(directions.max()))))
+        link = f"#map?set={quantity}&map={name}"
+        yield rule.says(str(spread["median"]), link, what=what, directions="–".join(ends), **spread)
+
+
+def stable_rank(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """Where the stable rank lies."""
+    return _range(evidence, rule, "stable_rank")
+
+
+def beyond_noise(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """How many directions stand beyond the edge of noise."""
+    return _range(evidence, rule, "mp_spikes")
+
+
+def entry_size(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """Where the standard deviation of the entries lies."""
+    return _range(evidence, rule, "std")
+
+
+def largest_entry(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """How far the largest entry is from zero."""
+    return _range(evidence, rule, "abs_max_in_std")
+
+
+def widest_type(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """The matrix types that spread over most and fewest of their directions."""
+    quantity, rows, _ = _measured(evidence)
+    ranks = numbers_of(rows, "effective_rank")
+    if not len(ranks):
+        return
+    medians = by_type(rows, ranks / numbers_of(rows, "directions"))
+    if len(medians):
+        high, low = percent(float(medians.iloc[0]), 2), percent(float(medians.iloc[-1]), 2)
+        values = {"most": str(medians.index[0]), "least": str(medians.index[-1]), "high": high, "low": low}
+        yield rule.says(f"{low} – {high}", f"#map?set={quantity}&map=effective_rank", **values)
+
+
+def tails(evidence: Evidence, rule: Typical) -> Iterable[Finding]:
+    """How far the entries are from normal, and in which matrix type farthest."""
+    quantity, rows, what = _measured(evidence)
+    kurtosis = numbers_of(rows, "excess_kurtosis")
+    if len(kurtosis) < 2:
+        return
+    median, types = number(float(kurtosis.median())), by_type(rows, kurtosis)
+    values: dict[str, Any] = {"what": what, "median": median, "all": str(len(kurtosis))}
+    if len(types):
+        farthest = types.abs().idxmax()
+        values |= {"matrix": str(farthest), "value": number(float(types[farthest]))}
+    variant = "" if len(types) else "-one"
+    yield rule.says(median, f"#map?set={quantity}&map=excess_kurtosis", variant=variant, **values)

@@ -133,3 +133,50 @@ finding-alike = { $one } and { $two } agree: no median over the layers differs b
 rule-alike = Below 1 % no line can be distinguished from another.
 finding-nothing-shared = { $one } and { $two } have no matrix name in common: only the medians of all matrices are compared.
 rule-nothing-shared = Without a shared name there is no matrix to put beside the other.
+
+# What is typical: said where little stands out.
+finding-place = layer { $layer } { $matrix }
+finding-model-losses = Loss in nats a token: { $models }.
+finding-model-losses-rows =
+    { $rows ->
+        [one] Loss in nats a token, on 1 row: { $models }.
+       *[other] Loss in nats a token, on { $rows } rows: { $models }.
+    }
+finding-model-scores = { $measure }: { $models }.
+finding-answers =
+    { $count ->
+        [one] 1 question was answered.
+       *[other] { $count } questions were answered.
+    }
+finding-answers-changed =
+    { $count ->
+        [one] Tuning changed 1 of { $all } answers.
+       *[other] Tuning changed { $count } of { $all } answers.
+    }
+finding-change-size = ΔW is { $median } of W in the median of { $all } matrices (Frobenius norms): { $low } in { $least }, { $high } in { $most }.
+finding-change-size-alone = The Frobenius norm of ΔW is { $median } in the median of { $all } matrices: { $low } in { $least }, { $high } in { $most }.
+finding-changed-most = { $most } changed most, by { $high } of W in the median layer; { $least } changed least, by { $low }.
+finding-rank-in-use = { $used } of the { $allotted } directions allotted hold 99 % of the energy of ΔW.
+finding-change-rank = The stable rank of ΔW is { $median } in the median of { $all } matrices: { $low } in { $least }, { $high } in { $most }.
+finding-rank-range = { $criterion } gives { $all } matrices ranks from { $low } to { $high }, { $median } in the median; { $most } gets most, { $mean } on average.
+finding-rank-range-alike = { $criterion } gives { $all } matrices ranks from { $low } to { $high }, { $median } in the median.
+finding-rank-cost = The ranks by { $criterion } cost { $parameters } trainable parameters.
+finding-rank-cost-uniform = The ranks by { $criterion } cost { $parameters } trainable parameters, { $share } of the { $other } of uniform ranks.
+finding-loss-course =
+    { $count ->
+        [one] { $run }: training loss { $first } at the beginning, { $last } after { $steps } steps.
+       *[other] { $run }: training loss { $first } at the beginning, { $last } after { $steps } steps (means of { $count } logged values).
+    }
+finding-lowest-evaluation = { $run }: lowest evaluation loss { $loss } (perplexity { $perplexity }) at step { $step } of { $steps }.
+finding-schedule = { $run }: { $steps } steps to epoch { $epochs }, learning rate up to { $peak }.
+finding-gradient-size = { $run }: gradient norm { $median } in the median, at most { $most } (step { $step }).
+finding-speed = { $run }: { $tokens } tokens a second in the median.
+finding-stable-rank = Stable rank ({ $what }): { $median } of { $directions } directions in the median of { $all } matrices, { $low } in { $least }, { $high } in { $most }.
+finding-beyond-noise = Directions beyond the edge of noise ({ $what }): { $median } of { $directions } in the median of { $all } matrices, { $low } in { $least }, { $high } in { $most }.
+finding-widest-type = { $most } spreads over most of its directions (effective rank { $high } of them in the median layer), { $least } over fewest ({ $low }).
+finding-entry-size = Standard deviation of the entries ({ $what }): { $median } in the median of { $all } matrices, { $low } in { $least }, { $high } in { $most }.
+finding-tails = Excess kurtosis of the entries ({ $what }): { $median } in the median of { $all } matrices (normal: 0); { $matrix } is farthest from normal, with { $value } in its median layer.
+finding-tails-one = Excess kurtosis of the entries ({ $what }): { $median } in the median of { $all } matrices (normal: 0).
+finding-largest-entry = Largest entry in standard deviations ({ $what }): { $median } in the median of { $all } matrices, { $low } in { $least }, { $high } in { $most }.
+finding-farthest-medians = Farthest apart are { $one } and { $two } in { $matrix }: { $measure } { $before } and { $after } (medians over the layers).
+finding-medians-by-run = { $measure }, median of all matrices: { $runs }.
