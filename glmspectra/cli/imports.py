@@ -36,7 +36,7 @@ class _Finder:
         if context is None:
             if not (gc.isenabled() and fullname.partition(".")[0] in LARGE):
                 return None
-            context = _uncollected
+            context = _uncollected if "transformers.modeling_utils" in sys.modules else _kept_for_good
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
@@ -57,6 +57,16 @@ def _uncollected() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def _kept_for_good() -> Iterator[None]:
+    """No garbage is looked for, and later no more among what is there then: libraries, and no model yet."""
+    if "torch" in sys.modules:  # tensors that are done with go before
+        gc.collect()
+    with _uncollected():
+        yield
+    gc.freeze()
 
 
 @contextmanager
