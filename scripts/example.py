@@ -8,8 +8,6 @@ text. Both folders are one level deeper than a user's runs, so that no command t
 
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,8 +20,14 @@ KEPT = ("manifest.json", "*.parquet", "*.jsonl")  # what is read; not the part f
 
 def measure(work: Path) -> Path:
     """Measure the embedded model into `work`; the folder of its tables."""
-    line = [sys.executable, "-m", "glmspectra", "svd", "--layers", "all", "--export-jsonl", "--device", "cpu"]
-    subprocess.run([*line, "--model", "nano", "--out", work, "--no-report", "--quiet"], check=True, cwd=work)
+    from glmspectra.cli.main import main
+
+    line = ["svd", "--layers", "all", "--export-jsonl", "--device", "cpu", "--no-report", "--quiet"]
+    try:
+        main([*line, "--model", "nano", "--out", str(work)])
+    except SystemExit as leaving:
+        if leaving.code:
+            raise
     return next(work.glob("param_matrix/*/manifest.json")).parent
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from glmspectra.cli.imports import prepare_imports
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched from a hub, in tests either
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["LC_ALL"] = "C.UTF-8"  # what is compared is English, on a Chinese machine too
 
+prepare_imports()  # as the commands do
 gc.disable()  # while the libraries are imported, which leaves no garbage; on again below
 
 os.fsync = lambda file: None  # what a loss of power would leave no test can see, and waiting for the disk takes long

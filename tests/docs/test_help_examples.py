@@ -67,7 +67,8 @@ def test_the_demonstration_prints_the_lines_that_the_help_shows(patch, tmp_path,
             few = (out / "data" / name).read_text(encoding="utf-8").splitlines(keepends=True)[:24]
             (out / "data" / name).write_text("".join(few), encoding="utf-8")
         path = folder / "train_args.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"max_steps": 2, "eval_strategy": "no"}))
+        short = {"max_steps": 2, "eval_strategy": "no", "per_device_train_batch_size": 2}
+        path.write_text(json.dumps(json.loads(path.read_text()) | short))
         return folder
 
     monkeypatch.chdir(tmp_path)
