@@ -175,7 +175,7 @@ def of_trainers(names: Collection[str]) -> dict[str, str]:
     averages = [name for name in names if AVERAGES.match(name) and name not in found]
     if len(averages) + len(found) < len(names):
         found |= dict.fromkeys(averages, "it is an average of a weight that stands beside it")
-    return found if len(found) < len(names) else {}
+    return found
 
 
 def parse_name(name: str) -> ParsedName:

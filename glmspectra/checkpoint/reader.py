@@ -99,6 +99,9 @@ class Checkpoint:
         self.stored, self.config = stored, config
         self._of_trainers = of_trainers(stored)
         weights = {name: entry for name, entry in stored.items() if name not in self._of_trainers}
+        if stored and not weights:
+            name, reason = next(iter(self._of_trainers.items()))
+            raise CheckpointError(f"{self.path} holds no weights; {name}: {reason}.")
         self._logical = assemble(weights, config, self.read_stored, str(self._config_path), self._metadata)
         self.tensors = _records(self._logical, config)
 

@@ -123,6 +123,13 @@ def test_what_an_optimizer_left_is_no_matrix_of_the_model(tmp_path, name):
         assert left_out(checkpoint) == {name: "it is an optimizer's state and no weight"}
 
 
+def test_a_file_of_an_optimizer_alone_is_refused(tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"holds no weights; optimizer.state.0.exp_avg: it is an optimizer's state"
+    ):
+        opened(tmp_path, {"optimizer.state.0.exp_avg": torch.ones(8, 8)})
+
+
 @pytest.mark.parametrize("prefix", ["ema.", "model_ema.", "shadow_params."])
 def test_averages_of_weights_are_left_out_beside_the_weights_and_measured_alone(tmp_path, prefix):
     averages = {f"{prefix}{DOWN}": torch.ones(8, 8), f"{prefix}{Q}.weight": torch.ones(8, 8)}
