@@ -67,6 +67,15 @@ def test_a_table_that_the_model_computes_is_no_matrix(tmp_path, name):
         assert torch.equal(checkpoint.read(table), torch.ones(8, 8))
 
 
+def test_a_module_that_peft_keeps_beside_its_trained_copy_is_not_measured(tmp_path):
+    head = "base_model.model.lm_head"
+    copy, kept = f"{head}.modules_to_save.default.weight", f"{head}.original_module.weight"
+    with opened(tmp_path, GOOD | {copy: torch.ones(8, 8), kept: torch.ones(8, 8)}) as checkpoint:
+        faults = {record.name: record.fault for record in select(checkpoint, matrices="all")}
+        assert faults[copy] is None
+        assert "beside a trained copy" in faults[kept]
+
+
 def test_matrices_of_an_rnn_are_no_parts(tmp_path):
     names = [f"rnn.weight_{weight}_l0{end}" for weight in ("ih", "hh", "hr") for end in ("", "_reverse")]
     with opened(tmp_path, {name: torch.ones(8, 8) for name in names}) as checkpoint:

@@ -139,6 +139,7 @@ OF_STORED_NUMBERS = (
 # Parts of a weight by their own names (`weight_sparse`, `weight_residual`); an RNN's matrices are none.
 PART_OF_A_WEIGHT = re.compile(r"^weight_(?!(ih|hh|hr)_l\d)")
 PACKED = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
+COPY = ".modules_to_save."  # PEFT's trained copy of a module, which it keeps as `original_module`
 FACTORS = re.compile(r"\.lora_(A|B|E|embedding_[AB])(\.|$)")
 
 
@@ -175,12 +176,18 @@ def assemble(
             if found.dequantize is not None:
                 dequantised.add(weight_name(name).rpartition(".")[0])
     modules = {name.removesuffix(".weight") for name in (*stored, *logical) if name.endswith(".weight")}
+    trained = {name.partition(COPY)[0] for name in stored if COPY in name}
     # Scales of a quantised layer's inputs and outputs, and the like, mean nothing beside its dequantised weight.
     used |= {name for name in stored if is_companion(name) and name.rpartition(".")[0] in dequantised}
     for name, entry in stored.items():
         if name not in used:
             logical[name] = Logical(
-                entry.shape, entry.dtype, entry.nbytes, entry.file, (name,), fault=_fault(name, entry, files, modules)
+                entry.shape,
+                entry.dtype,
+                entry.nbytes,
+                entry.file,
+                (name,),
+                fault=_fault(name, entry, files, modules, trained),
             )
     return logical
 
@@ -205,10 +212,12 @@ def is_companion(name: str) -> bool:
     return word in COMPANIONS or word.endswith(COMPANION_ENDINGS) or bool(COMPANION_WORDS.search(word))
 
 
-def _fault(name: str, entry: StoredTensor, files: Files, modules: Collection[str]) -> str | None:
+def _fault(
+    name: str, entry: StoredTensor, files: Files, modules: Collection[str], trained: Collection[str]
+) -> str | None:
     """Why a tensor that no format took is no matrix of numbers; None when it may be one.
 
-    modules: those that have a weight, whatever format it is stored in.
+    modules: those that have a weight, whatever format it is stored in. trained: those of which PEFT trained a copy.
     """
     if len(entry.shape) < 2:
         return None
@@ -226,6 +235,8 @@ def _fault(name: str, entry: StoredTensor, files: Files, modules: Collection[str
             "it is a factor of LoRA, and the files hold base and adapter side by side; save the adapter by "
             "save_pretrained, or the model after merge_and_unload"
         )
+    if ".original_module." in name and name.partition(".original_module.")[0] in trained:
+        return "PEFT keeps it beside a trained copy (modules_to_save), which takes its place"
     inside = word not in ("weight", "bias") and (module in files.stored or module in modules)
     if entry.dtype.startswith(("float", "bfloat")) and (inside or PART_OF_A_WEIGHT.search(word)):
         whole = module if module in files.stored else f"{module}.weight"
