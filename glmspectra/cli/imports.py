@@ -66,7 +66,7 @@ def _kept_for_good() -> Iterator[None]:
         gc.collect()
     with _uncollected():
         yield
-    gc.freeze()
+        gc.freeze()  # before the collector, once on again, goes through all of it
 
 
 @contextmanager
