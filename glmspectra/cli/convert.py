@@ -78,7 +78,7 @@ def convert(
                 from glmspectra.chatglm2 import convert_folder
 
                 done = convert_folder(checkpoint.folder, target, size, progress.advance)
-        result = {
+        facts = {
             "checkpoint": checkpoint.name,
             "from": str(checkpoint.path),
             "form": checkpoint.format,
@@ -90,17 +90,18 @@ def convert(
             "copied": done.copied,
             "shards_kept_from_before": done.resumed,
         }
+    finish(facts, _lines(facts), as_json)
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    shards, copied, kept = facts["shards"], facts["copied"], facts["shards_kept_from_before"]
     values: dict[str, Any] = {
-        "count": len(done.shards),
-        "size": f"{sum(done.shards.values()) / 1e9:.3f}",
-        "path": str(done.out),
-        "copied": len(done.copied),
+        "count": len(shards),
+        "size": f"{sum(shards.values()) / 1e9:.3f}",
+        "path": facts["out"],
+        "copied": len(copied),
     }
-    if done.resumed:
-        lines = [text("convert-done-resumed", **values, kept=done.resumed)]
-    else:
-        lines = [text("convert-done", **values)]
-    if to == "glm":
-        own = "tokenizer.json" in done.copied
-        lines.append(text("convert-glm-tokenizer" if own else "convert-own-tokenizer"))
-    finish(result, lines, as_json)
+    lines = [text("convert-done-resumed", **values, kept=kept) if kept else text("convert-done", **values)]
+    if facts["to"] == "glm":
+        lines.append(text("convert-glm-tokenizer" if "tokenizer.json" in copied else "convert-own-tokenizer"))
+    return lines

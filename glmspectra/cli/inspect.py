@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from glmspectra.checkpoint import Checkpoint
+    from glmspectra.checkpoint import Checkpoint, TensorRecord
     from glmspectra.checkpoint.inventory import TensorGroup
+    from glmspectra.checkpoint.records import Split
     from glmspectra.sweep.cost import SelectionCost
 
 
@@ -65,20 +66,7 @@ def inspect(
             "parameters": sum(group.parameters for group in tensor_groups(records)),
             "bytes": sum(record.nbytes for record in records),
             "kinds": [_group_facts(group) for group in tensor_groups(records)],
-            "tensors": [
-                {
-                    "name": record.name,
-                    "layer": record.layer,
-                    "matrix": record.matrix,
-                    "shape": record.shape,
-                    "dtype": record.dtype,
-                    "quantization": record.quantization,
-                    "bytes": record.nbytes,
-                    "file": record.file,
-                    "parts": [part.name for part in record.parts(parts)],
-                }
-                for record in records
-            ],
+            "tensors": [_tensor_facts(record, parts) for record in records],
             "svd": asdict(cost) | {"kinds": [_group_facts(group) for group in tensor_groups(chosen)]},
             "not_measured": left_out(checkpoint),
             "unreadable": {record.name: record.fault for record in records if record.is_matrix and record.fault},
@@ -97,6 +85,20 @@ def inspect(
         name, reason = next(iter(result["unreadable"].items()))
         lines.append(text("terminal-unreadable", count=len(result["unreadable"]), name=name, reason=reason))
     finish(result, lines, as_json)
+
+
+def _tensor_facts(record: "TensorRecord", split: "Split") -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "layer": record.layer,
+        "matrix": record.matrix,
+        "shape": record.shape,
+        "dtype": record.dtype,
+        "quantization": record.quantization,
+        "bytes": record.nbytes,
+        "file": record.file,
+        "parts": [part.name for part in record.parts(split)],
+    }
 
 
 def _group_facts(group: "TensorGroup") -> dict[str, Any]:

@@ -5,15 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from glmspectra.checkpoint import Checkpoint, TensorRecord, open_checkpoint, select
 from glmspectra.checkpoint.adapter.run_folder import tuned_checkpoints
-from glmspectra.checkpoint.fingerprint import fingerprint_file, fingerprint_set
 from glmspectra.checkpoint.names import natural_order
-from glmspectra.checkpoint.selection import left_out_facts, left_out_sentence, parse_layers
+from glmspectra.checkpoint.selection import left_out_sentence, parse_layers
 from glmspectra.embedded import locate_model
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.language import both, listed, text
@@ -21,6 +19,7 @@ from glmspectra.progress import time_left
 from glmspectra.store import Source
 from glmspectra.sweep.cost import EIGENSOLVER_WEIGHT, EIGENSOLVER_WEIGHT_CUDA, spectrum_cost
 from glmspectra.sweep.delta_moments import attach_moments
+from glmspectra.sweep.delta_source import source_of
 from glmspectra.sweep.delta_states import State, alias_record, match_adapter, more_rows, open_state, record_of
 
 LARGE_RANK = 64  # what an adapter is taken to have when its cost is said beforehand
@@ -145,7 +144,7 @@ def plan_delta(base: Path | str | None, tuned: Path | str, options: DeltaOptions
         raise RequestError(_base_is_missing(tuned, states))
     opened = open_checkpoint(locate_model(base, "BASE")) if base is not None else None
     try:
-        plan = DeltaPlan(opened, states, [], options, _source(opened, states, tuned), [])
+        plan = DeltaPlan(opened, states, [], options, source_of(opened, states, tuned), [])
         _match(plan)
         if (last := states[-1].adapter) is not None and last.is_zero:
             plan.notes.append(text("adapter-zero", path=str(last.path)))
@@ -332,45 +331,3 @@ def cost_of(record: TensorRecord, states: list[State], options: DeltaOptions, de
             if options.against_base:
                 cost += 4.0 * large * small * LARGE_RANK + 6.0 * small**3 + eigenvectors
     return cost * len(record.matrix_parts)
-
-
-def _source(base: Checkpoint | None, states: list[State], tuned: Path | str) -> Source:
-    """The run's identity: the content of all states.
-
-    The base is stored in the details, as `suggest-rank` needs it.
-    """
-    files = list(_files(states))
-    path = Path(tuned).resolve()
-    name = path.name if path.is_dir() else path.stem
-    if name.startswith(("checkpoint-", "LoraAdapter", "final_adapter")):
-        name = f"{path.parent.name}_{name}"
-    details: dict[str, Any] = {
-        "base": None if base is None else {"name": base.name, "fingerprint": base.fingerprint, "path": str(base.path)},
-        "states": [{"path": str(s.where.path), "step": s.where.step, "kind": s.tuned_by} for s in states],
-    }
-    if base is not None and (found := left_out_facts(base)):
-        details["left_out"] = found
-    fingerprint = fingerprint_set((file["name"], file["size"], file["fingerprint"]) for file in files)
-    file_format = "adapter" if all(state.adapter is not None for state in states) else "difference"
-    return Source(name, fingerprint, str(path), file_format, tuple(files), details)
-
-
-def _files(states: list[State]) -> Iterator[dict[str, Any]]:
-    for state in states:
-        step = "final" if state.where.step is None else f"step {state.where.step}"
-        if state.checkpoint is not None:
-            for record in state.checkpoint.files:
-                yield {"name": f"{step}: {record.name}", "size": record.size, "fingerprint": record.fingerprint}
-            continue
-        adapter = state.adapter
-        start = adapter.start.path if adapter is not None and adapter.start is not None else None
-        for word, folder in ((step, state.where.path), (f"{step}, start", start)):
-            for path in _parts_of(folder) if folder is not None else ():
-                if path.is_file():
-                    size = path.stat().st_size
-                    yield {"name": f"{word}: {path.name}", "size": size, "fingerprint": fingerprint_file(path)}
-
-
-def _parts_of(adapter: Path) -> list[Path]:
-    """The files of an adapter: those of its folder, or itself."""
-    return [adapter] if adapter.is_file() else sorted(adapter.glob("adapter_*"))

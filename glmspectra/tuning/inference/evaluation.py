@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,6 +172,7 @@ def evaluate(
     model = load_for_settings(settings, inputs.precision, inputs.device)
     count = min(max(samples, scored), len(rows))
     prompts = [split_prompt(row["input_ids"], row["labels"]) for row in rows.select(range(count))]
+    questions = [decode(inputs.tokenizer, prompt) for prompt, _ in prompts[:samples]]
     references = [decode(inputs.tokenizer, answer) for _, answer in prompts]
     work = _Work(inputs, rows, [prompt for prompt, _ in prompts], max_new_tokens, batch_size, progress)
     found = {"base": work.measure(model, "base")}
@@ -189,11 +190,7 @@ def evaluate(
         base=found["base"].metrics,
         tuned=found["tuned"].metrics if adapter is not None else None,
         difference=paired_interval(row_losses["base"], row_losses["tuned"]) if adapter is not None else None,
-        samples=[
-            {"context": decode(inputs.tokenizer, prompts[index][0]), "reference": references[index]}
-            | {name: measured.answers[index] for name, measured in found.items()}
-            for index in range(min(samples, count))
-        ],
+        samples=_samples(questions, references, found),
         four_bit=settings.finetune.bnb_4bit_quant_type if settings.quantized else None,
         row_losses=row_losses,
     )
@@ -207,6 +204,17 @@ def _rows_of(inputs: Inputs, split: str) -> Any:
             "(--set finetune.valid_fraction=0.1), or --split train."
         )
     return rows
+
+
+def _samples(
+    questions: Sequence[str], references: Sequence[str], found: Mapping[str, _Measured]
+) -> list[dict[str, str]]:
+    """What a person reads beside each other: the question, the answer of the data, and each model's."""
+    return [
+        {"context": question, "reference": references[index]}
+        | {name: measured.answers[index] for name, measured in found.items()}
+        for index, question in enumerate(questions)
+    ]
 
 
 @dataclass

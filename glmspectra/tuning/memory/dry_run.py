@@ -15,7 +15,8 @@ from glmspectra.tuning.model.adapter import trainable_by_type
 from glmspectra.tuning.model.loading import load_for_settings
 from glmspectra.tuning.settings.load import Settings
 from glmspectra.tuning.training.inputs import load_inputs
-from glmspectra.tuning.training.run import absent_again, build_run, own_device, request
+from glmspectra.tuning.training.run import build_run, own_device, request
+from glmspectra.tuning.training.start import absent_again
 
 SHOWN_EXAMPLES = 2
 

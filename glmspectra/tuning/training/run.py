@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from glmspectra.tuning.training.callbacks import AdaLoraCallback, CurvesCallback
 from glmspectra.tuning.training.inputs import Inputs, load_inputs
 from glmspectra.tuning.training.record import SETTINGS_FOLDER, RunRecord
 from glmspectra.tuning.training.samples import SamplesCallback
-from glmspectra.tuning.training.start import Start, choose_start, move_aside
+from glmspectra.tuning.training.start import Start, absent_again, choose_start, move_aside
 from glmspectra.tuning.training.throughput import Throughput, flops_parameters
 from glmspectra.tuning.training.token_loss import TokenLoss
 from glmspectra.tuning.training.trainer import AdapterTrainer
@@ -172,18 +172,6 @@ def own_device(device: str) -> torch.device:
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-@contextmanager
-def absent_again(folder: Path) -> Iterator[None]:
-    """Remove `folder` and its parents again, as far as they were not there before and nothing was written into them."""
-    absent = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    finally:
-        for path in absent:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
 
 
 def build_run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,3 +136,15 @@ def _refusal(origin: Path, found: list[Difference], changing: list[Difference]) 
         f"{origin} holds a run that began with other settings: {'; '.join(map(str, changing))}{more}. Name another "
         "folder, move the run aside with --overwrite, or go on with what is changed with --allow-changed."
     )
+
+
+@contextmanager
+def absent_again(folder: Path) -> Iterator[None]:
+    """Remove `folder` and its parents again, as far as they were not there before and nothing was written into them."""
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in absent:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
