@@ -67,7 +67,7 @@ class Adapter:
         """Name of the method, as `AdapterConfig.peft_method`."""
         return self.config.peft_method
 
-    def rename(self, modules: Mapping[str, str]) -> None:
+    def rename_modules(self, modules: Mapping[str, str]) -> None:
         """Keep the factors of these modules alone, each under its new name."""
         self.stored.factors = {new: self.stored.factors[old] for old, new in modules.items()}
         self.names = [f"{module}.weight" for module in sorted(self.stored.factors, key=natural_order)]

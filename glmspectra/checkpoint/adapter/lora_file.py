@@ -152,7 +152,7 @@ def bring_to(adapter: Adapter, base: BaseLayout) -> list[str]:
         notes.append(
             text("adapter-convolutions", adapter=adapter.path.name, count=len(kernels), names=shortened(kernels))
         )
-    adapter.rename(modules)
+    adapter.rename_modules(modules)
     return notes
 
 

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmspectra.errors import CheckpointError, DataError, StoreError
 from glmspectra.files import atomic_folder, locked, make_folder
@@ -22,6 +22,9 @@ from glmspectra.json_files import read_object, write_json
 from glmspectra.tuning.data.encode import Encoder
 from glmspectra.tuning.data.report import SplitCounts
 from glmspectra.tuning.data.rows import BadRow, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENS, EXAMPLES, NOTES = "tokens", "examples.arrow", "notes.json"
 BATCH = 1000  # examples that are in memory at once
@@ -62,7 +65,7 @@ def writable(folder: Path) -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """A hash of what decides how a tokenizer splits and templates text, whatever file it came from."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:

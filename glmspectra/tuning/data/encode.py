@@ -8,7 +8,7 @@ are not -100, packed or not.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 from glmspectra.errors import RequestError
 from glmspectra.tuning.data.rows import Row
@@ -21,6 +21,9 @@ from glmspectra.tuning.data.template import (
     render,
     takes_system,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # the label that cross-entropy leaves out
 KEPT_CONTEXT = 4  # a context is never cut below 1/4 of max_length: what is left of an answer needs its question
@@ -48,7 +51,9 @@ class Encoder:
         separator: What the plain template puts behind a context that ends in neither white space nor a colon.
     """
 
-    def __init__(self, tokenizer: Any, template: str, max_length: int, on_long: str, separator: str = "\n"):
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", template: str, max_length: int, on_long: str, separator: str = "\n"
+    ):
         self.tokenizer = tokenizer
         self.template = template
         self.max_length = max_length
@@ -155,7 +160,8 @@ class Encoder:
         keep = max(len(tokens) - excess, self.max_length // KEPT_CONTEXT)
         if keep >= len(tokens):
             return None
-        text = self.tokenizer.decode(tokens[len(tokens) - keep :]).lstrip("\ufffd ")  # half a character may remain
+        text = str(self.tokenizer.decode(tokens[len(tokens) - keep :]))
+        text = text.lstrip("\ufffd ")  # half a character may remain
         if len(text) >= len(question):
             return None
         return [*turns[:first], Turn("user", text), *turns[first + 1 :]]
@@ -200,7 +206,7 @@ class Encoder:
         with the next question, and an eos there would be a text that is never seen when chatting.
         """
         ends = [index for index, token in enumerate(piece) if token in self.special]
-        if ends and not self.tokenizer.decode(piece[ends[-1] + 1 :]).strip():
+        if ends and not str(self.tokenizer.decode(piece[ends[-1] + 1 :])).strip():
             return (piece[: ends[-1] + 1] if last else piece), ends[-1] + 1
         return ([*piece, self.eos], len(piece) + 1) if last else (piece, len(piece))
 

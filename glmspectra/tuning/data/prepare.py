@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmspectra.errors import DataError, RequestError
 from glmspectra.language import text
@@ -19,6 +19,9 @@ from glmspectra.tuning.data.template import choose_template
 from glmspectra.tuning.model.families import Family
 from glmspectra.tuning.settings.load import Settings
 from glmspectra.tuning.settings.models import DataSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 VALID_FRACTION = 0.05  # of a single file, where the run evaluates and the settings do not say
 
@@ -121,7 +124,11 @@ def _split(train: list[RowStore], settings: Settings, report: DataReport) -> tup
 
 
 def prepare_data(
-    settings: Settings, tokenizer: Any, family: Family, limit: int | None = None, vocabulary: int | None = None
+    settings: Settings,
+    tokenizer: "PreTrainedTokenizerBase",
+    family: Family,
+    limit: int | None = None,
+    vocabulary: int | None = None,
 ) -> TrainingData:
     """Read, check, tokenize (or take from the cache) and, where asked, pack.
 
@@ -169,7 +176,7 @@ def prepare_data(
 
 def _encoder(
     settings: Settings,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     family: Family,
     rows: dict[str, RowStore],
     report: DataReport,
@@ -212,6 +219,6 @@ def check_tokens(dataset: Any, vocabulary: int) -> None:
         )
 
 
-def _pad_id(tokenizer: Any) -> int:
+def _pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The padding token, or eos where there is none: padding is masked, so any id serves."""
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)

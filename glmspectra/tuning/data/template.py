@@ -11,10 +11,13 @@ chat: the tokenizer's chat template (ChatGLM2's is "[Round 1]\n\n问：...\n\n�
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from glmspectra.errors import ConfigError, DataError
 from glmspectra.tuning.model.families import Family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ENDS = (":", "：")
 
@@ -39,12 +42,14 @@ class Segment:
     learnt: bool
 
 
-def has_chat_template(tokenizer: Any) -> bool:
+def has_chat_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the tokenizer knows how a conversation looks."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def choose_template(wanted: str, family: Family, tokenizer: Any, conversations: bool) -> Literal["plain", "chat"]:
+def choose_template(
+    wanted: str, family: Family, tokenizer: "PreTrainedTokenizerBase", conversations: bool
+) -> Literal["plain", "chat"]:
     """What `template` means for this model and data.
 
     Raises:
@@ -76,7 +81,7 @@ def plain_prompt(turns: Sequence[Turn], separator: str) -> str:
     return prompt
 
 
-def takes_system(tokenizer: Any) -> bool:
+def takes_system(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the chat template writes a system text; some raise, some leave it out."""
     try:
         text = _rendered(tokenizer, [Turn("system", "SYSTEM?"), Turn("user", "a")], True, "")
@@ -85,7 +90,7 @@ def takes_system(tokenizer: Any) -> bool:
     return "SYSTEM?" in text
 
 
-def render(tokenizer: Any, turns: Sequence[Turn], ask: bool, tools: str = "") -> str:
+def render(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], ask: bool, tools: str = "") -> str:
     """A conversation as text; `ask` appends what the model sees before it answers.
 
     Raises:
@@ -104,13 +109,15 @@ def render(tokenizer: Any, turns: Sequence[Turn], ask: bool, tools: str = "") ->
     return text
 
 
-def _rendered(tokenizer: Any, turns: Sequence[Turn], ask: bool, tools: str) -> str:
+def _rendered(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], ask: bool, tools: str) -> str:
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
     more = {"tools": json.loads(tools)} if tools else {}
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **more))
 
 
-def chat_segments(tokenizer: Any, turns: Sequence[Turn], tools: str = "") -> tuple[list[Segment], bool]:
+def chat_segments(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: str = ""
+) -> tuple[list[Segment], bool]:
     """Segments of a conversation in which every answer is learnt whose turn says so.
 
     Some templates rewrite earlier turns (they strip the thinking out of all answers but the last). There the text
@@ -139,7 +146,7 @@ def chat_segments(tokenizer: Any, turns: Sequence[Turn], tools: str = "") -> tup
     return segments, False
 
 
-def _last_answer_only(tokenizer: Any, turns: Sequence[Turn], tools: str) -> list[Segment]:
+def _last_answer_only(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: str) -> list[Segment]:
     prompt = render(tokenizer, turns[:-1], True, tools)
     full = render(tokenizer, turns, False, tools)
     if not full.startswith(prompt):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmspectra.device import best_dtype, choose_device
 from glmspectra.errors import DataError
@@ -19,6 +19,9 @@ from glmspectra.tuning.model.four_bit import four_bit_config
 from glmspectra.tuning.model.loading import load_base, load_config, load_tokenizer, positions_of
 from glmspectra.tuning.model.precision import Precision
 from glmspectra.tuning.settings.models import FinetuneArgs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def prompt_ids(encoder: Encoder, question: Row | str) -> list[int]:
@@ -45,7 +48,7 @@ class Loaded:
     """A model that answers: with its tokenizer, and the template that its questions take."""
 
     model: Any
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
 
 

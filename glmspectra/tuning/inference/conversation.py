@@ -1,7 +1,7 @@
 """A conversation with any causal model that has a tokenizer: questions in, growing answers out."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.generation.logits_process import LogitsProcessorList
 
@@ -11,6 +11,9 @@ from glmspectra.chatglm2.streaming import stream_tokens
 from glmspectra.errors import RequestError
 from glmspectra.language import text
 from glmspectra.tuning.data.template import Turn, plain_prompt, takes_system
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PLAIN_SEPARATOR = "\n"  # as in training, where the settings do not say otherwise
 
@@ -35,7 +38,7 @@ class Conversation:
     def __init__(
         self,
         model: Any,
-        tokenizer: Any,
+        tokenizer: "PreTrainedTokenizerBase",
         template: str = "chat",
         max_new_tokens: int = 512,
         positions: int | None = None,

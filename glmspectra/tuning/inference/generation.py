@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from glmspectra.tuning.data import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def split_prompt(input_ids: Sequence[int], labels: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -22,7 +25,7 @@ def split_prompt(input_ids: Sequence[int], labels: Sequence[int]) -> tuple[list[
 @torch.no_grad()
 def generate(
     model: Any,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 256,
     batch_size: int = 8,
@@ -62,7 +65,7 @@ def generate(
     return answers
 
 
-def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Text of token ids up to the first eos; ids without a text (padding rows of the vocabulary) are left out."""
     ids = list(ids)
     if tokenizer.eos_token_id in ids:

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from glmspectra.tuning.settings.load import Settings
 from glmspectra.tuning.training.inputs import load_inputs
 from glmspectra.tuning.training.run import build_run, own_device, request
 from glmspectra.tuning.training.start import absent_again
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SHOWN_EXAMPLES = 2
 
@@ -152,7 +155,7 @@ def dry_run(settings: Settings, device: str = "auto") -> DryRun:
     )
 
 
-def show(tokenizer: Any, example: dict[str, Any]) -> ShownExample:
+def show(tokenizer: "PreTrainedTokenizerBase", example: dict[str, Any]) -> ShownExample:
     """An example decoded, run by run; an eos that the tokenizer decodes to nothing is written as <eos>."""
     runs: list[tuple[list[int], bool]] = []
     for token, label in zip(example["input_ids"], example["labels"], strict=True):
@@ -162,7 +165,7 @@ def show(tokenizer: Any, example: dict[str, Any]) -> ShownExample:
         runs[-1][0].append(token)
     decoded = []
     for ids, learnt in runs:
-        run = tokenizer.decode(ids)
+        run = str(tokenizer.decode(ids))
         if ids[-1] == tokenizer.eos_token_id and not tokenizer.decode(ids[-1:]):
             run += "<eos>"
         decoded.append((run, learnt))

@@ -25,6 +25,8 @@ from glmspectra.tuning.memory.tracking import Tracker, rounded
 from glmspectra.tuning.settings.load import Settings
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from glmspectra.tuning.model.precision import Precision
 
 GIB = 2**30
@@ -92,7 +94,7 @@ def _shown(part: str) -> str:
 
 def estimate_memory(
     settings: Settings,
-    config: Any,
+    config: PreTrainedConfig,
     precision: Precision,
     batch: BatchShape,
     hopper: bool = True,
@@ -125,7 +127,7 @@ def estimate_memory(
     return MemoryEstimate(parts | passing, batch, kept)
 
 
-def _skeleton(settings: Settings, config: Any, dtype: torch.dtype) -> Any:
+def _skeleton(settings: Settings, config: PreTrainedConfig, dtype: torch.dtype) -> Any:
     """The base model on the meta device, frozen."""
     from transformers import AutoModelForCausalLM
 

@@ -24,7 +24,7 @@ class InputTypedLinear(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype))
 
 
-def follow_input_dtype(model: Any, adapter: str) -> int:
+def follow_input_dtype(model: nn.Module, adapter: str) -> int:
     """Make the LoRA factors of `model` compute in the type of their input; returns the number of layers changed.
 
     Parameters and their names stay as they are. Layers that are not plain LoRA (AdaLoRA, DoRA) are left
@@ -42,7 +42,7 @@ def follow_input_dtype(model: Any, adapter: str) -> int:
         for factors in pair:
             factors[adapter] = _typed(factors[adapter])
         layer.cast_input_dtype_enabled = False
-        layer.forward = MethodType(_joined_forward, layer)  # type: ignore[attr-defined]  # a mixin of modules
+        layer.forward = MethodType(_joined_forward, layer)
         changed += 1
     return changed
 

@@ -55,7 +55,7 @@ def expected_four_bit(model: Any) -> set[str]:
     return {name for name, module in twin.named_modules() if isinstance(module, nn.Linear) and module is not head}
 
 
-def check_four_bit(model: Any) -> int:
+def check_four_bit(model: nn.Module) -> int:
     """Stop unless exactly the expected layers are 4-bit and hold quantised weights; returns their number.
 
     Raises TrainingError naming the first layer that is not.

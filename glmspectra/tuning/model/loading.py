@@ -16,7 +16,7 @@ from glmspectra.json_files import read_object
 from glmspectra.tuning.model.four_bit import check_four_bit, four_bit_config, keep_layout
 
 if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig, PreTrainedConfig
 
     from glmspectra.tuning.model.precision import Precision
     from glmspectra.tuning.settings.load import Settings
@@ -45,7 +45,7 @@ def load_config(model_path: str | Path) -> Any:
         return AutoConfig.from_pretrained(str(folder), **arguments)
 
 
-def positions_of(config: Any) -> int | None:
+def positions_of(config: PreTrainedConfig) -> int | None:
     """Positions that a model was made for, None where its configuration does not say."""
     return next(
         (
@@ -118,7 +118,7 @@ def load_base(
     return model.eval()
 
 
-def check_not_packed(config: Any, model_path: str | Path) -> None:
+def check_not_packed(config: PreTrainedConfig, model_path: str | Path) -> None:
     """Stop before weights that are whole numbers on disk already are quantised again. Raises ConfigError."""
     if bits := getattr(config, "quantization_bit", 0):
         raise ConfigError(

@@ -20,6 +20,8 @@ from glmspectra.tuning.training import step_lines
 from glmspectra.tuning.training.checkpoints import STATE_FILE
 
 if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
     from glmspectra.tuning.training.trainer import AdapterTrainer
 
 
@@ -30,7 +32,9 @@ class StartCallback(TrainerCallback):
         self.trainer = trainer
         self.total_steps = total_steps
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.max_steps != self.total_steps:
             raise TrainingError(
                 f"the run has {state.max_steps} steps and was prepared for {self.total_steps}; this is a fault of "
@@ -39,7 +43,9 @@ class StartCallback(TrainerCallback):
         self.trainer.restore_progress()
         self.trainer.throughput.start(time.perf_counter())
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         # A whole number at an epoch's start; a resumed run may begin in the middle of one.
         self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
@@ -52,20 +58,24 @@ class AdaLoraCallback(TrainerCallback):
         self.history = output_dir / adalora.HISTORY_FILE
         self.allocated_at = -1
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if not args.should_save:
             return
         step_lines.cut(self.history, state.global_step or -1)
         if state.global_step == 0:
             step_lines.append(self.history, 0, {"ranks": self.allocator.ranks()})
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         step = state.global_step + 1  # the Trainer counts the step after this call
         if self.allocator.allocate(step) and args.should_save:
             step_lines.append(self.history, step, {"ranks": self.allocator.ranks()})
         self.allocated_at = step
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.allocated_at != state.global_step:
             raise TrainingError(
                 f"AdaLoRA's allocation did not run at step {state.global_step}: this version of transformers does "
@@ -81,20 +91,22 @@ class CurvesCallback(TrainerCallback):
         self.draw = draw
         self.drawn = -1
 
-    def _write(self, args: Any, state: Any) -> None:
+    def _write(self, args: TrainingArguments, state: TrainerState) -> None:
         if not args.should_save or not state.log_history:
             return
-        folder = Path(args.output_dir)
+        folder = Path(str(args.output_dir))
         # As `TrainerState.save_to_json`, whole or not at all: a kill must not leave half a history.
         write_text(folder / STATE_FILE, json.dumps(asdict(state), indent=2, sort_keys=True) + "\n")
         if state.global_step != self.drawn:  # the end adds nothing to the curves of an evaluation at the last step
             self.draw(folder)
             self.drawn = state.global_step
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._write(args, state)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._write(args, state)
 
 
@@ -105,17 +117,21 @@ class ProgressCallback(TrainerCallback):
         self.line: ProgressLine | None = None
         self.said: dict[str, str] = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.is_world_process_zero:
             self.line = ProgressLine(
                 text("training-progress"), state.max_steps, text("training-steps"), done=state.global_step
             )
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.line is not None:
             self.line.update(state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
         if self.line is None or not logs:
             return
         if "eval_loss" in logs:
@@ -138,7 +154,9 @@ class ProgressCallback(TrainerCallback):
             self.said["ranks"] = text("training-ranks", sum=f"{logs['rank_sum']:.0f}")
         self.line.update(state.global_step, listed(self.said.values()))
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.close()
 
     def close(self) -> None:

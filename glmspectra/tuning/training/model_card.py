@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import peft
 import transformers
 
 from glmspectra import __version__
 from glmspectra.files import write_text
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
 
 _CARD = """---
 library_name: peft
@@ -41,7 +44,7 @@ glmspectra {version}, transformers {transformers}, peft {peft}.
 """
 
 
-def write_card(path: Path, base: str, adapter: str, state: Any) -> None:
+def write_card(path: Path, base: str, adapter: str, state: TrainerState) -> None:
     """Write the card of a checkpoint; `state` is the Trainer's."""
     rows = []
     for key, label in (("loss", "training loss"), ("eval_loss", "evaluation loss"), ("eval_perplexity", "perplexity")):

@@ -12,6 +12,7 @@ from glmspectra.tuning.training import step_lines
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from glmspectra.tuning.training.inputs import Inputs
 
@@ -29,11 +30,13 @@ class SamplesCallback(TrainerCallback):
             first = rows.select(range(min(inputs.settings.finetune.eval_samples, len(rows))))
             self.pairs = [split_prompt(row["input_ids"], row["labels"]) for row in first]
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if args.should_save:
             step_lines.cut(self.path, state.global_step or -1)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not args.should_save or not self.pairs:
             return
         inputs, finetune = self.inputs, self.inputs.settings.finetune
