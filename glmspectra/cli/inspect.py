@@ -76,15 +76,16 @@ def inspect(
         beside = left_out_sentence(checkpoint)
     if out is not None:
         write_json(out, result)
-    lines: list[Any] = [_summary(result)]
-    if not quiet:
-        lines.append(listing)
-    lines.append(_cost_lines(cost, where, available))
+    lines = [_summary(result), *([] if quiet else [listing]), _cost_lines(cost, where, available)]
     lines += [beside] if beside else []
-    if result["unreadable"]:
-        name, reason = next(iter(result["unreadable"].items()))
-        lines.append(text("terminal-unreadable", count=len(result["unreadable"]), name=name, reason=reason))
-    finish(result, lines, as_json)
+    finish(result, [*lines, *_unreadable_lines(result["unreadable"])], as_json)
+
+
+def _unreadable_lines(faults: dict[str, str]) -> list[str]:
+    if not faults:
+        return []
+    name, reason = next(iter(faults.items()))
+    return [text("terminal-unreadable", count=len(faults), name=name, reason=reason)]
 
 
 def _tensor_facts(record: "TensorRecord", split: "Split") -> dict[str, Any]:

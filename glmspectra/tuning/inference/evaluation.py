@@ -167,11 +167,10 @@ def evaluate(
     """
     inputs = load_inputs(settings, choose_device(device))
     rows = _rows_of(inputs, split)
-    if limit is not None:
-        rows = rows.select(range(min(limit, len(rows))))
+    rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
     model = load_for_settings(settings, inputs.precision, inputs.device)
-    count = min(max(samples, scored), len(rows))
-    prompts = [split_prompt(row["input_ids"], row["labels"]) for row in rows.select(range(count))]
+    answered = rows.select(range(min(max(samples, scored), len(rows))))
+    prompts = [split_prompt(row["input_ids"], row["labels"]) for row in answered]
     questions = [decode(inputs.tokenizer, prompt) for prompt, _ in prompts[:samples]]
     references = [decode(inputs.tokenizer, answer) for _, answer in prompts]
     work = _Work(inputs, rows, [prompt for prompt, _ in prompts], max_new_tokens, batch_size, progress)
