@@ -19,7 +19,7 @@ GALLERY = ROOT / "docs" / "gallery"
 STUDY = ROOT.parent / "shared" / "reference" / "study_runs" / "qlora"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
-# Picture -> report, address on its page, part of the page, width, colours.
+# Picture -> report, address on its page, part of the page, width, colors.
 PICTURES = {
     "nano.png": ("nano", "?lang=en", None, 1440, "light"),
     "nano-zh-dark.png": ("nano", "?lang=zh", None, 1440, "dark"),

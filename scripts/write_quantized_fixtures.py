@@ -1,4 +1,4 @@
-"""Writes tests/checkpoint/written/: small weights as each quantisation library stores them, and as it reads them back.
+"""Writes tests/checkpoint/written/: small weights as each quantization library stores them, and as it reads them back.
 
 Run once, with the libraries unpacked under LIBRARIES (none of them is needed by the project or its tests):
 
@@ -9,7 +9,7 @@ Run once, with the libraries unpacked under LIBRARIES (none of them is needed by
     python scripts/write_quantized_fixtures.py OWN hqq_own_file
 
 Each file NAME.safetensors holds the tensors as stored under `model.layers.0.mlp.up_proj.`, the library's own
-dequantised weight as `expected`, and in its metadata the quantization_config and the library with its version.
+dequantized weight as `expected`, and in its metadata the quantization_config and the library with its version.
 """
 
 import importlib.util
@@ -62,8 +62,8 @@ def gptq(libraries: Path) -> None:
             scales = (high - low) / most
             zeros = (-low / scales).round().clamp(1, most)
             layer = linear(bits, size, COLUMNS, ROWS, False, weight_dtype=torch.float32)
-            quantised = ((source.weight.data / scales[:, group]).round() + zeros[:, group]).clamp(0, most)
-            source.weight.data = (quantised - zeros[:, group]) * scales[:, group]  # as GPTQ leaves the linear layer
+            quantized = ((source.weight.data / scales[:, group]).round() + zeros[:, group]).clamp(0, most)
+            source.weight.data = (quantized - zeros[:, group]) * scales[:, group]  # as GPTQ leaves the linear layer
             layer.pack(source, scales, zeros, group.to(torch.int32))
             expected = layer(torch.eye(COLUMNS)).t()
             stored = {key: getattr(layer, key) for key in ("qweight", "qzeros", "scales", "g_idx")}
@@ -90,8 +90,8 @@ def awq(libraries: Path) -> None:
     low, high = grouped.amin(2).clamp(max=0), grouped.amax(2).clamp(min=0)
     scales = ((high - low) / 15).half().float()
     zeros = (-low / scales).round().clamp(0, 15)
-    quantised = ((grouped / scales[..., None]).round() + zeros[..., None]).clamp(0, 15)
-    source.weight.data = ((quantised - zeros[..., None]) * scales[..., None]).reshape(ROWS, COLUMNS)
+    quantized = ((grouped / scales[..., None]).round() + zeros[..., None]).clamp(0, 15)
+    source.weight.data = ((quantized - zeros[..., None]) * scales[..., None]).reshape(ROWS, COLUMNS)
     layer = WQLinear_GEMM.from_linear(source, 4, 32, False, scales.t().contiguous(), zeros.t().contiguous())
     expected = dequantize_gemm(layer.qweight, layer.qzeros, layer.scales.float(), 4, 32).t()
     stored = {key: getattr(layer, key) for key in ("qweight", "qzeros", "scales")}

@@ -139,7 +139,7 @@ def to_glm(model: ChatGLMForConditionalGeneration) -> GlmForCausalLM:
 
     Raises:
         ConfigError: as `glm_config`.
-        RequestError: the weights are quantised.
+        RequestError: the weights are quantized.
     """
     source = _plain_weights(model)
     target = _empty(GlmForCausalLM, glm_config(model.config), model)
@@ -160,7 +160,7 @@ def from_glm(model: GlmForCausalLM) -> ChatGLMForConditionalGeneration:
 
     Raises:
         ConfigError: as `chatglm_config`.
-        RequestError: the weights are quantised.
+        RequestError: the weights are quantized.
     """
     source = _plain_weights(model)
     source.setdefault("lm_head.weight", model.get_output_embeddings().weight)
@@ -175,11 +175,11 @@ def from_glm(model: GlmForCausalLM) -> ChatGLMForConditionalGeneration:
 
 def _plain_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The parameters by name, once it is certain that they are the weights themselves."""
-    quantised = [name for name, weight in model.named_parameters() if not weight.is_floating_point()]
-    if quantised or getattr(model, "is_quantized", False) or getattr(model.config, "quantization_bit", 0):
-        where = quantised[0] if quantised else "its configuration"
+    quantized = [name for name, weight in model.named_parameters() if not weight.is_floating_point()]
+    if quantized or getattr(model, "is_quantized", False) or getattr(model.config, "quantization_bit", 0):
+        where = quantized[0] if quantized else "its configuration"
         raise RequestError(
-            f"the model is quantised ({where}), and only plain weights convert exactly: load it unquantised."
+            f"the model is quantized ({where}), and only plain weights convert exactly: load it unquantized."
         )
     return dict(model.named_parameters())
 

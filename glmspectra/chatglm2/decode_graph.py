@@ -44,7 +44,7 @@ def can_be_recorded(device: torch.device, cache: Any) -> bool:
 class DecodeGraph:
     """Calls `model`, from the second call of one shape on by replaying the first.
 
-    A model whose step cannot be recorded (it waits for the device, as some quantised layers do) is called each time.
+    A model whose step cannot be recorded (it waits for the device, as some quantized layers do) is called each time.
     It lives for one call of `generate`: a graph that outlived it would miss adapters that are switched in between.
     The output of a replay is overwritten by the next one.
     """

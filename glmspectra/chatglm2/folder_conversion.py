@@ -55,7 +55,7 @@ def convert_folder(
         on_bytes: told of progress, in bytes written.
 
     Raises:
-        RequestError: `out` holds something, another process writes it, or the checkpoint is quantised or of neither
+        RequestError: `out` holds something, another process writes it, or the checkpoint is quantized or of neither
             format.
         ConfigError: the configuration has no counterpart in the other format.
         CheckpointError: a tensor is missing, or was not written as it was read.
@@ -63,11 +63,11 @@ def convert_folder(
     if out.resolve() == source.resolve():
         raise RequestError(f"{out} is the checkpoint itself: name another folder.")
     with open_checkpoint(source) as checkpoint:
-        quantised = [record for record in checkpoint.tensors.values() if record.quantization]
-        if quantised:
+        quantized = [record for record in checkpoint.tensors.values() if record.quantization]
+        if quantized:
             raise RequestError(
-                f"{source} is quantised ({quantised[0].name} is {quantised[0].quantization}), and only plain weights "
-                "convert exactly: take the unquantised checkpoint."
+                f"{source} is quantized ({quantized[0].name} is {quantized[0].quantization}), and only plain weights "
+                "convert exactly: take the unquantized checkpoint."
             )
         config, origins = _plan(checkpoint, source)
         request = {"source": checkpoint.fingerprint, "to": config.model_type}

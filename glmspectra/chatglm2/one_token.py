@@ -26,7 +26,7 @@ Way = Callable[..., torch.Tensor]
 class OneTokenProducts:
     """The layers of a model that can compute by the kernels.
 
-    Keep it as long as what was recorded with it is replayed: it holds the scales of NF4 weights whose own are quantised
+    Keep it as long as what was recorded with it is replayed: it holds the scales of NF4 weights whose own are quantized
     too.
     """
 
@@ -80,7 +80,7 @@ def nf4_scales(module: Any) -> torch.Tensor | None:
 
 
 def block_scales(state: Any) -> torch.Tensor:
-    """float32 scales of the blocks of a bitsandbytes quantisation state, made anew where they are quantised too."""
+    """float32 scales of the blocks of a bitsandbytes quantization state, made anew where they are quantized too."""
     scales: torch.Tensor = state.absmax
     if not state.nested:
         return scales

@@ -1,6 +1,6 @@
 """ChatGLM2's own int4 and int8 weights: linear layers that hold whole numbers and one scale a row.
 
-Only weights are quantised; inputs, outputs and sums stay in the model's precision. The stored format is that of the
+Only weights are quantized; inputs, outputs and sums stay in the model's precision. The stored format is that of the
 published int4/int8 checkpoints (see checkpoint/formats/chatglm_int.py), under the same names: `weight` and
 `weight_scale`. In decoding the product is taken straight from the packed weight: on CUDA by the Triton kernel for one
 token, on a CPU block by block in torch. Otherwise the weight is widened for the call.
@@ -47,7 +47,7 @@ class QuantizedLinear(nn.Linear):
     ):
         nn.Module.__init__(self)  # not Linear's: it would make a weight of full size
         if bits not in BITS:
-            raise RequestError(f"A weight is quantised to 4 or 8 bits, not {bits}.")
+            raise RequestError(f"A weight is quantized to 4 or 8 bits, not {bits}.")
         if in_features * bits % 8:
             raise RequestError(
                 f"int4 packs two columns in a byte, and a weight of {in_features} columns does not pair up."
@@ -65,12 +65,12 @@ class QuantizedLinear(nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, bits: int) -> "QuantizedLinear":
-        """Quantise a linear layer on its own device.
+        """Quantize a linear layer on its own device.
 
         Raises RequestError when its weight is on `meta` or not finite.
         """
         if linear.weight.is_meta:
-            raise RequestError("The model has no weights yet (it is on the meta device): load it, then quantise.")
+            raise RequestError("The model has no weights yet (it is on the meta device): load it, then quantize.")
         made = cls(
             linear.in_features,
             linear.out_features,
@@ -159,31 +159,31 @@ def widen(packed: torch.Tensor, scale: torch.Tensor, bits: int, dtype: torch.dty
 
 
 def quantize_model(model: Any, bits: int) -> Any:
-    """Quantise the linear layers inside a ChatGLM2's layers to 4 or 8 bits, in place, one after the other.
+    """Quantize the linear layers inside a ChatGLM2's layers to 4 or 8 bits, in place, one after the other.
 
     Embedding, output layer and norms stay as they are, as in the published int4/int8 checkpoints. The
     configuration then says `quantization_bit`, so that what `save_pretrained` writes is loaded as it is.
 
     Raises:
-        RequestError: the model is quantised already, has adapters, no weights yet, weights that are not finite, or no
-            linear layer to quantise; nothing was changed.
+        RequestError: the model is quantized already, has adapters, no weights yet, weights that are not finite, or no
+            linear layer to quantize; nothing was changed.
     """
     if bits not in BITS:
-        raise RequestError(f"A model is quantised to 4 or 8 bits, not {bits}.")
+        raise RequestError(f"A model is quantized to 4 or 8 bits, not {bits}.")
     if any(isinstance(module, QuantizedLinear) for module in model.modules()) or getattr(model, "is_quantized", False):
-        raise RequestError("The model is quantised already: load it anew in full precision, then quantise.")
+        raise RequestError("The model is quantized already: load it anew in full precision, then quantize.")
     found = list(_layer_linears(model))
     unusual = [name for _, name, child in found if type(child) is not nn.Linear]
     if unusual:
         raise RequestError(
-            f"{unusual[0]} carries an adapter or another quantisation: merge or load plain weights first."
+            f"{unusual[0]} carries an adapter or another quantization: merge or load plain weights first."
         )
     if not found:
-        raise RequestError(f"{type(model).__name__} has no linear layers in layers: nothing was quantised.")
-    for _, name, child in found:  # before the first is replaced: a model half quantised is of no use
+        raise RequestError(f"{type(model).__name__} has no linear layers in layers: nothing was quantized.")
+    for _, name, child in found:  # before the first is replaced: a model half quantized is of no use
         if not child.weight.is_meta and not bool(child.weight.detach().abs().amax().isfinite()):
             raise RequestError(
-                f"{name}.weight holds NaN or Inf and cannot be quantised: look for where they come from."
+                f"{name}.weight holds NaN or Inf and cannot be quantized: look for where they come from."
             )
     for parent, name, child in found:
         setattr(parent, name.rpartition(".")[2], QuantizedLinear.from_linear(child, bits))

@@ -1,7 +1,7 @@
 """Sixteen hexadecimal digits that change when a checkpoint's weights change, without reading gigabytes.
 
 Files up to 64 MiB are hashed whole. Of larger ones 4 KiB in every MiB are hashed, the first and the last
-piece among them: any change of a whole matrix (training, merging, another quantisation) touches a sample; a
+piece among them: any change of a whole matrix (training, merging, another quantization) touches a sample; a
 change of a few bytes between two samples does not.
 """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from glmspectra.checkpoint.reader import Checkpoint, open_checkpoint
 from glmspectra.errors import CheckpointError
 
-# Formats that the model classes in use dequantise or compute with: bitsandbytes', ChatGLM's own, GGUF's.
+# Formats that the model classes in use dequantize or compute with: bitsandbytes', ChatGLM's own, GGUF's.
 LOADED = ("nf4", "fp4", "llm_int8", "int4", "int8")
 LAYERS = ("num_layers", "num_hidden_layers", "n_layer", "n_layers")
 # Tables and masks of older files that models make anew.
@@ -22,7 +22,7 @@ def check_loadable(path: Path) -> None:
     """See that every weight is one that a model class takes for what it is.
 
     Raises:
-        CheckpointError: A weight cannot be read, or is quantised in a format that only this package dequantises; the
+        CheckpointError: A weight cannot be read, or is quantized in a format that only this package dequantizes; the
             message names both and the way out.
     """
     with open_checkpoint(path) as checkpoint:

@@ -163,7 +163,7 @@ class ParsedName:
     parameter: str
     order: tuple[Any, ...]
     fused: str | None
-    recognised: bool
+    recognized: bool
 
 
 def of_trainers(names: Collection[str]) -> dict[str, str]:
@@ -197,7 +197,7 @@ def parse_name(name: str) -> ParsedName:
             parameter=parameter,
             order=(IN_LAYERS, *tower, layer, index, bool(suffix), natural_order(rest)),
             fused=row.fused if row and parameter == "weight" else None,
-            recognised=row is not None,
+            recognized=row is not None,
         )
     for index, (pattern, zone) in enumerate(_outside):
         if pattern.fullmatch(module):
@@ -209,7 +209,7 @@ def parse_name(name: str) -> ParsedName:
                 parameter=parameter,
                 order=(zone, False, "", 0, index, bool(suffix), natural_order(module)),
                 fused=None,
-                recognised=True,
+                recognized=True,
             )
     own = module if parameter == "weight" else name
     order = (UNKNOWN, False, "", 0, 0, bool(suffix), natural_order(name))

@@ -69,7 +69,7 @@ class Checkpoint:
         path: as given. name: of the folder or file, to call runs by.
         format: `safetensors`, `bin`, `gguf` or `adapter`.
         config: config.json (adapter_config.json of an adapter) as a dictionary; {} without one.
-        stored: every tensor as the files hold it, scales of quantised weights included.
+        stored: every tensor as the files hold it, scales of quantized weights included.
         tensors: logical tensors in depth order, by name.
         beside: names of other files of weights in the folder that was given, which are not read.
 
@@ -165,8 +165,8 @@ class Checkpoint:
     def read(self, name: str) -> torch.Tensor:
         """One logical tensor on the CPU, contiguous.
 
-        As stored, mapped from its file, when it is not quantised (copied only when it was stored with
-        strides); dequantised to float32 when it is. Do not write into it. Call `release` when done with it.
+        As stored, mapped from its file, when it is not quantized (copied only when it was stored with
+        strides); dequantized to float32 when it is. Do not write into it. Call `release` when done with it.
 
         Raises:
             RequestError: no tensor of that name; the message names the nearest ones.
@@ -211,7 +211,7 @@ class Checkpoint:
     def read_stored(self, name: str) -> torch.Tensor:
         """One tensor as its file holds it.
 
-        Packed, when it is quantised; contiguous; mapped where it can be.
+        Packed, when it is quantized; contiguous; mapped where it can be.
         """
         if name not in self.stored:
             raise RequestError(self._missing(name, self.stored))
@@ -317,7 +317,7 @@ def _records(logical: Mapping[str, Logical], config: Mapping[str, Any]) -> dict[
                 matrix=short[name],
                 depth_order=own.order,
                 is_layer_matrix=own.zone == IN_LAYERS and geometry is not None,
-                is_recognised=own.recognised,
+                is_recognized=own.recognized,
                 floating=tensor.floating,
                 rows=geometry.rows if geometry else 0,
                 columns=geometry.columns if geometry else 0,

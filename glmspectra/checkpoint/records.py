@@ -48,23 +48,23 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One logical tensor of a checkpoint; a quantised weight and its scales are one, under the weight's name.
+    """One logical tensor of a checkpoint; a quantized weight and its scales are one, under the weight's name.
 
     Attributes:
         name: the checkpoint's own name.
         shape: of what `Checkpoint.read` returns; (out_features, in_features) for a weight.
         rows, columns: of its matrix, or of each of its matrices: (out, in x kernel) of a convolution; 0 of no matrix.
         experts: how many matrices it holds, where it is a stack of experts; else 0.
-        dtype: as stored, by torch's name; `int8` or `uint8` for a quantised weight.
+        dtype: as stored, by torch's name; `int8` or `uint8` for a quantized weight.
         nbytes: stored bytes, scales included.
         file: name of the file that holds it.
-        quantization: None, or the quantised format: `int4`, `nf4`, `fp8`, `gptq:4bit`, `gguf:Q4_1` ...
+        quantization: None, or the quantized format: `int4`, `nf4`, `fp8`, `gptq:4bit`, `gguf:Q4_1` ...
         fault: why it cannot be read; None when it can.
         layer: counted from 0; None outside the layers.
         matrix: short name, unique within a layer: `query_key_value`, `q_proj`, `mlp.experts.3.gate_proj`
         depth_order: sorts tensors as data flows through the model.
         is_layer_matrix: a weight inside a layer that is a matrix or a stack of them.
-        is_recognised: whether the table of names knows where the tensor stands in the model.
+        is_recognized: whether the table of names knows where the tensor stands in the model.
         floating: whether `read` returns floating point numbers (integers that no scale belongs to cannot be
             measured).
         fused_parts: q, k, v or gate, up, where rows of several matrices are stored as one (of each expert).
@@ -81,7 +81,7 @@ class TensorRecord:
     matrix: str
     depth_order: tuple[Any, ...]
     is_layer_matrix: bool
-    is_recognised: bool
+    is_recognized: bool
     floating: bool
     rows: int = 0
     columns: int = 0

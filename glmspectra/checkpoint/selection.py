@@ -100,7 +100,7 @@ def left_out(checkpoint: "Checkpoint") -> dict[str, str]:
         if record.is_matrix or record.name.endswith("bias"):
             continue
         if len(record.shape) < 2:
-            if record.is_recognised and record.layer is not None and not NORMS.search(record.name):
+            if record.is_recognized and record.layer is not None and not NORMS.search(record.name):
                 found[record.name] = (
                     f"its shape {list(record.shape)} is no matrix's, as where a model was saved in shards"
                 )
@@ -205,7 +205,7 @@ def _names(matrices: str | Sequence[str] | None) -> list[str] | None:
 
 def _wanted(record: TensorRecord, names: list[str] | None, explicit: bool) -> bool:
     if names is None:
-        return explicit or record.is_layer_matrix or not record.is_recognised
+        return explicit or record.is_layer_matrix or not record.is_recognized
     return any(_is_named(record, name) for name in names)
 
 

@@ -29,7 +29,7 @@ def convert(
         str | None,
         typer.Option(
             "--dtype",
-            help="float16, bfloat16 or float32: cast, and dequantise. Absent: every tensor as stored, bit for bit.",
+            help="float16, bfloat16 or float32: cast, and dequantize. Absent: every tensor as stored, bit for bit.",
             show_default=False,
         ),
     ] = None,

@@ -76,7 +76,7 @@ def inspect(
         beside = left_out_sentence(checkpoint)
     if out is not None:
         write_json(out, result)
-    lines = [_summary(result), *([] if quiet else [listing]), _cost_lines(cost, where, available)]
+    lines: list[Any] = [_summary(result), *([] if quiet else [listing]), _cost_lines(cost, where, available)]
     lines += [beside] if beside else []
     finish(result, [*lines, *_unreadable_lines(result["unreadable"])], as_json)
 

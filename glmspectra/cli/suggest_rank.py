@@ -90,7 +90,7 @@ def suggest_rank(
     quantized: Annotated[
         str | None,
         typer.Option(
-            "--quantized", help="Measure W - Q(W) first: nf4, fp4, int8 or int4; for quantisation.", show_default=False
+            "--quantized", help="Measure W - Q(W) first: nf4, fp4, int8 or int4; for quantization.", show_default=False
         ),
     ] = None,
     gradients: Annotated[

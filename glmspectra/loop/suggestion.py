@@ -118,7 +118,7 @@ def _base(sources: Sources, request: RankRequest) -> tuple[Run | None, str | Non
 
 
 def _measure_more(sources: Sources, request: RankRequest, checkpoint: "Checkpoint", store: "RunStore") -> None:
-    """The error of quantisation and the loss gradient of the targets, where they are asked for."""
+    """The error of quantization and the loss gradient of the targets, where they are asked for."""
     from glmspectra.checkpoint import select
 
     if sources.quantized is not None:

@@ -202,7 +202,7 @@ def _proportional(values: np.ndarray, costs: np.ndarray, low: np.ndarray, high: 
 def _round(targets: Sequence[Target], real: np.ndarray, budget: int, limits: Limits) -> dict[str, int]:
     """Largest remainder: all down to a multiple, then one step more by the size of what was cut, while it fits.
 
-    Equal remainders are served in an order that spreads over the layers instead of favouring the first ones.
+    Equal remainders are served in an order that spreads over the layers instead of favoring the first ones.
     """
     step = limits.multiple_of
     # 1e-9: a real rank of 11.999999999 from the bisection is 12.

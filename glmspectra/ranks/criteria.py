@@ -184,17 +184,17 @@ def alpha(evidence: Evidence, option: str | None) -> Answer:
     return evidence.column("weight", "alpha")
 
 
-# From what quantisation leaves out.
+# From what quantization leaves out.
 
 
 @criterion("quantisation", "gain", "quant_error")
-def quantisation(evidence: Evidence, option: str | None) -> Answer:
-    """sigma_i^2 of W - Q(W): the energy that one more direction gives back to a quantised base."""
+def quantization(evidence: Evidence, option: str | None) -> Answer:
+    """sigma_i^2 of W - Q(W): the energy that one more direction gives back to a quantized base."""
     return {name: sigma**2 for name, sigma in evidence.spectra("quant_error").items()}
 
 
 @criterion("quantisation-rank", "score", "quant_error", option="0.5")
-def quantisation_rank(evidence: Evidence, option: str | None) -> Answer:
+def quantization_rank(evidence: Evidence, option: str | None) -> Answer:
     """Directions needed to recover a share (option, 0.5) of the energy of W - Q(W), proportional."""
     share = _share(option, "quantisation-rank")
     norms = evidence.column("quant_error", "frobenius_norm")

@@ -95,7 +95,7 @@ def _ks(cdf: Callable[[FloatArray], FloatArray], low: FloatArray, high: FloatArr
 def _grouped(z: FloatArray, weight: FloatArray) -> tuple[FloatArray, FloatArray]:
     """About a thousand points (the means of groups) and their masses, for ascending values z of weights of sum 1.
 
-    Groups are at most 2 % wide, 0.1 % of a standard deviation at the centre.
+    Groups are at most 2 % wide, 0.1 % of a standard deviation at the center.
     """
     group = np.floor(np.arcsinh(z / GROUP_LINEAR_BELOW) / GROUP_STEP)
     starts = np.flatnonzero(np.diff(group, prepend=-np.inf))

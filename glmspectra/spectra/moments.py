@@ -74,13 +74,13 @@ def moments_of_counts(values: FloatArray, counts: npt.NDArray[np.int64]) -> Mome
         return Moments()
     weights = counts.astype(np.float64)
     mean = weighted_sum(weights, values) / count
-    centred = values - mean
-    squared = centred * centred
+    centered = values - mean
+    squared = centered * centered
     return Moments(
         count,
         mean,
         weighted_sum(weights, squared),
-        weighted_sum(weights, squared * centred),
+        weighted_sum(weights, squared * centered),
         weighted_sum(weights, squared * squared),
     )
 
@@ -91,7 +91,7 @@ def moments_of_chunk(chunk: torch.Tensor) -> Moments:
         return Moments()
     wide = chunk.double()
     mean = wide.mean()
-    centred = wide - mean
-    squared = centred * centred
-    sums = torch.stack([mean, squared.sum(), (squared * centred).sum(), (squared * squared).sum()]).tolist()
+    centered = wide - mean
+    squared = centered * centered
+    sums = torch.stack([mean, squared.sum(), (squared * centered).sum(), (squared * squared).sum()]).tolist()
     return Moments(chunk.numel(), *sums)

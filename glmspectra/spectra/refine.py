@@ -1,4 +1,4 @@
-"""The small end of a spectrum, where squaring has lost it: from a QR factorisation of the weight itself.
+"""The small end of a spectrum, where squaring has lost it: from a QR factorization of the weight itself.
 
 W = Q R is backward stable: R has W's singular values within c u sigma_1, not c u sigma_1^2 / sigma_i. The smallest
 triplets are the largest of R^-1, so a few block Krylov steps with triangular solves find them; every value is then
@@ -16,7 +16,7 @@ from glmspectra.spectra.bounds import ABSOLUTE_FLOOR, UNIT_ROUNDOFF, accepted, b
 from glmspectra.spectra.krylov import krylov_basis, rayleigh_ritz, start_block, thin_svd
 from glmspectra.spectra.spectrum import FloatArray
 
-# Above this share of failing values one factorisation of the whole is cheaper than refining them.
+# Above this share of failing values one factorization of the whole is cheaper than refining them.
 LARGEST_REFINED_SHARE = 1 / 8
 # Vectors iterated beyond the failing ones: they set the speed of convergence and find the gap that certifies the count.
 SPARE_VECTORS = 8
@@ -56,7 +56,7 @@ def triangular_factor(view: LongView) -> torch.Tensor:
 
 
 def _upper_factor(matrix: torch.Tensor) -> torch.Tensor:
-    """R of the QR factorisation of `matrix` (m, n), which may be overwritten: shape (min(m, n), n)."""
+    """R of the QR factorization of `matrix` (m, n), which may be overwritten: shape (min(m, n), n)."""
     if matrix.is_cuda:
         found: torch.Tensor = torch.linalg.qr(matrix, mode="r").R
         return found

@@ -34,7 +34,7 @@ class Spectrum:
     error_bound: float64, same length; |sigma_i - true sigma_i| <= error_bound_i.
     rows, cols: shape of the part that was measured.
     method: how the values were computed: 'gram', 'gram+refined' (some of the small end by inverse iteration), 'svd'
-        (all by a backward-stable factorisation), 'topk', or 'factors' (of a product, from its factors: the values that
+        (all by a backward-stable factorization), 'topk', or 'factors' (of a product, from its factors: the values that
         are not exactly 0).
     frobenius: ||W||_F, exact up to rounding in float64 whatever the method.
     row_start: first row of the part in the whole matrix.

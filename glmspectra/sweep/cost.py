@@ -98,8 +98,8 @@ def spectrum_memory(record: "TensorRecord", split: "Split" = "no", device: str =
         working = gram + FLOAT64 * PANELS * BANDWIDTH * order + block
     inner = [part.row_stop - part.row_start for part in record.inner_parts(split)]
     grams = sum(min(height, columns) ** 2 for height in inner)  # a part has its own while the whole's grows
-    dequantised = rows * columns * 4 if record.quantization else 0
-    return working + FLOAT64 * grams + dequantised
+    dequantized = rows * columns * 4 if record.quantization else 0
+    return working + FLOAT64 * grams + dequantized
 
 
 def batch_memory(records: Sequence["TensorRecord"], at_once: Callable[[int, int], int]) -> int:

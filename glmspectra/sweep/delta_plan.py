@@ -271,7 +271,7 @@ def _without_base(tuned: Checkpoint, base: Checkpoint) -> list[str]:
 
 
 def _refuse_quantized(base: Checkpoint, tuned: Checkpoint, names: dict[str, str]) -> None:
-    """A difference with a quantised weight holds the error of quantisation, which is larger than most changes."""
+    """A difference with a quantized weight holds the error of quantization, which is larger than most changes."""
     for name, there in names.items():
         for checkpoint, tensor in ((base, name), (tuned, there)):
             quantization = checkpoint.tensors[tensor].quantization

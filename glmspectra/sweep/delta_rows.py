@@ -139,5 +139,5 @@ def intruder_columns(merged: MergedSpectrum) -> dict[str, Any]:
 
 
 def gram_spectrum(sigma: np.ndarray, bound: np.ndarray, rows: int, cols: int) -> Spectrum:
-    """A whole spectrum that came from a Gram matrix, as it is summarised and stored."""
+    """A whole spectrum that came from a Gram matrix, as it is summarized and stored."""
     return Spectrum(sigma, bound, rows, cols, "gram", frobenius_of(sigma))

@@ -162,7 +162,7 @@ def alias_record(base: Checkpoint, name: str, source: str) -> TensorRecord:
     parsed = parse_name(name)
     return replace(
         base.tensors[source], name=name, layer=parsed.layer, matrix=parsed.names[0], depth_order=parsed.order,
-        is_layer_matrix=False, is_recognised=parsed.recognised, fused_parts=(), head_parts=(),
+        is_layer_matrix=False, is_recognized=parsed.recognized, fused_parts=(), head_parts=(),
     )  # fmt: skip
 
 
@@ -172,5 +172,5 @@ def record_of(name: str, shape: tuple[int, int]) -> TensorRecord:
     return TensorRecord(
         name=name, shape=shape, dtype="unknown", nbytes=0, file="", quantization=None, layer=parsed.layer,
         matrix=parsed.names[0], depth_order=parsed.order, is_layer_matrix=parsed.zone == IN_LAYERS,
-        is_recognised=parsed.recognised, floating=True, rows=shape[0], columns=shape[1],
+        is_recognized=parsed.recognized, floating=True, rows=shape[0], columns=shape[1],
     )  # fmt: skip

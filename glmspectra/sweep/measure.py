@@ -118,7 +118,7 @@ def begin_spectrum(
 ) -> Callable[[], tuple[Measurement, Vectors]]:
     """Compute the spectrum of every part of `weight` (rows, cols), a matrix of the record, on its device.
 
-    What is returned summarises them when called, like that of `begin_values`, and gives the measurement and the (left,
+    What is returned summarizes them when called, like that of `begin_values`, and gives the measurement and the (left,
     right) vectors of each part where asked for. A part with NaN, Inf or numbers beyond float32 has the
     status 'nonfinite' and no spectrum; the others are measured.
     """

@@ -1,4 +1,4 @@
-"""Spectra of what quantisation leaves out, W - Q(W): rows of quantity 'quant_error' beside those of W itself."""
+"""Spectra of what quantization leaves out, W - Q(W): rows of quantity 'quant_error' beside those of W itself."""
 
 import time
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def sweep_quantization_error(
     """The top_k singular values of W - Q(W) of each matrix into `store` (the run of the checkpoint itself).
 
     quantization: 'nf4', 'fp4', 'int8' or 'int4' (see `checkpoint.round_trip`). What is finished is reused. Returns
-    the manifest. Raises RequestError for an unknown one or a base that is quantised already.
+    the manifest. Raises RequestError for an unknown one or a base that is quantized already.
     """
     if quantization not in QUANTIZATIONS:
         raise RequestError(f"--quantized {quantization}: choose one of {', '.join(QUANTIZATIONS)}.")
@@ -40,7 +40,7 @@ def sweep_quantization_error(
     stored_so = [record.name for record in records if record.quantization]
     if stored_so:
         raise RequestError(
-            f"{checkpoint.path}: {stored_so[0]} is stored quantised already; what that left out is lost."
+            f"{checkpoint.path}: {stored_so[0]} is stored quantized already; what that left out is lost."
         )
     names = tuple(record.name for record in records)
     request = Request("spectrum", names, {"form": quantization, "method": "topk", "top_k": top_k}, "quant_error")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from glmspectra.checkpoint import Checkpoint, Part, TensorRecord
 
 # Anonymous bytes that the current and the next matrix may hold together. What is stored plainly is mapped from its file
-# and counts nothing; what is quantised is dequantised into memory of its own, and two of the largest (ChatGLM2's
+# and counts nothing; what is quantized is dequantized into memory of its own, and two of the largest (ChatGLM2's
 # embedding in float32 is 1.07 GB) would leave no room for the Gram matrix and its eigensolver below the promised 2 GiB.
 READ_AHEAD_CEILING = 768 * 2**20
 
@@ -49,7 +49,7 @@ def read_ahead(
 
 
 def anonymous_bytes(record: "TensorRecord") -> int:
-    """Bytes of own memory that a matrix takes once read: float32 for a quantised one, none for a mapped one."""
+    """Bytes of own memory that a matrix takes once read: float32 for a quantized one, none for a mapped one."""
     return 0 if record.quantization is None else 4 * record.rows * record.columns
 
 

@@ -1,7 +1,7 @@
 """One process's share of a sweep: what it measures of the matrices, batch by batch.
 
 Matrices are in work in three stages at a time: one is read from the disk, one batch computed, and one batch, of which
-only numbers are left, summarised and written by the processor. A batch is one matrix on a CPU, as many as memory and
+only numbers are left, summarized and written by the processor. A batch is one matrix on a CPU, as many as memory and
 the solver's gain allow on a CUDA device.
 """
 

@@ -52,7 +52,7 @@ def texts(path: Path) -> list[str]:
 
 
 def train_tokenizer(folder: Path) -> ChatGLMTokenizer:
-    """A byte-fallback sentencepiece model in the published tokenizer's form: no normalisation, unk 0, bos 1, eos 2."""
+    """A byte-fallback sentencepiece model in the published tokenizer's form: no normalization, unk 0, bos 1, eos 2."""
     sentences = [line for text in texts(CORPUS / "train.jsonl") for line in text.splitlines() if line]
     with (folder / "tokenizer.model").open("wb") as model:
         sentencepiece.SentencePieceTrainer.train(

@@ -193,7 +193,7 @@ def test_what_cannot_be_converted_says_so():
         chatglm_config(config)
     model = ChatGLMForConditionalGeneration(tiny())
     model.config.quantization_bit = 8
-    with pytest.raises(RequestError, match="quantised"):
+    with pytest.raises(RequestError, match="quantized"):
         to_glm(model)
 
 

@@ -203,32 +203,32 @@ def test_labels_are_moved_to_the_logits(model, monkeypatch):
     assert seen == [(torch.device("meta"), torch.device("meta"))]
 
 
-def test_four_bit_loading_quantises_every_matrix(folder):
+def test_four_bit_loading_quantizes_every_matrix(folder):
     """NF4 that finds no linear modules and stays float16 (ChatGLM2-6B#163, chatGLM-6B-QLoRA#14, #29)."""
     bnb = pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
-    quantised = AutoModelForCausalLM.from_pretrained(
+    quantized = AutoModelForCausalLM.from_pretrained(
         folder,
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
         ),
         device_map={"": "cpu"},
     )
-    four_bit = [name for name, module in quantised.named_modules() if isinstance(module, bnb.nn.Linear4bit)]
-    assert len(four_bit) == 4 * quantised.config.num_layers  # 112 of them in the published model
+    four_bit = [name for name, module in quantized.named_modules() if isinstance(module, bnb.nn.Linear4bit)]
+    assert len(four_bit) == 4 * quantized.config.num_layers  # 112 of them in the published model
     assert {name.rsplit(".", 1)[1] for name in four_bit} == set(LINEAR)
-    assert type(quantised.transformer.output_layer) is torch.nn.Linear
+    assert type(quantized.transformer.output_layer) is torch.nn.Linear
     ids = torch.arange(3, 13)[None]
     plain = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
-        quantised.train()  # in eval mode bitsandbytes repacks the weights on some CPUs
+        quantized.train()  # in eval mode bitsandbytes repacks the weights on some CPUs
         assert (
-            torch.nn.functional.cosine_similarity(quantised(ids).logits.flatten(), plain(ids).logits.flatten(), dim=0)
+            torch.nn.functional.cosine_similarity(quantized(ids).logits.flatten(), plain(ids).logits.flatten(), dim=0)
             > 0.9
         )
 
-    trainable = prepare_model_for_kbit_training(quantised, use_gradient_checkpointing=True)
+    trainable = prepare_model_for_kbit_training(quantized, use_gradient_checkpointing=True)
     lora = get_peft_model(trainable, LoraConfig(r=2, target_modules=list(LINEAR), task_type="CAUSAL_LM"))
     lora.train()
     lora(input_ids=ids, labels=ids).loss.backward()

@@ -124,7 +124,7 @@ def test_autocast_takes_the_product_in_its_dtype():
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_a_model_is_quantised_saved_and_loaded(bits, tmp_path):
+def test_a_model_is_quantized_saved_and_loaded(bits, tmp_path):
     from transformers import AutoModelForCausalLM
 
     model = tiny_model()
@@ -210,9 +210,9 @@ def test_requests_that_cannot_be():
     with pytest.raises(RequestError, match="4 or 8 bits, not 3"):
         quantize_model(model, 3)
     quantize_model(model, 8)
-    with pytest.raises(RequestError, match="quantised already"):
+    with pytest.raises(RequestError, match="quantized already"):
         quantize_model(model, 4)
-    with pytest.raises(RequestError, match="nothing was quantised"):
+    with pytest.raises(RequestError, match="nothing was quantized"):
         quantize_model(nn.Sequential(nn.Linear(4, 4)), 8)
     with pytest.raises(RequestError, match="does not fit it"):
         prepare_quantized_modules(nn.Sequential(nn.Linear(4, 4)), 8)
@@ -230,14 +230,14 @@ def test_requests_that_cannot_be():
     assert not any(isinstance(module, QuantizedLinear) for module in broken.modules())  # nothing was changed
 
 
-def test_a_model_with_adapters_is_not_quantised():
+def test_a_model_with_adapters_is_not_quantized():
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["query_key_value"]))
     model.base_model.model.transformer.encoder.layers[
         0
     ].mlp.dense_4h_to_h = nn.modules.linear.NonDynamicallyQuantizableLinear(44, 32)
-    with pytest.raises(RequestError, match="carries an adapter or another quantisation"):
+    with pytest.raises(RequestError, match="carries an adapter or another quantization"):
         quantize_model(model, 4)
 
 

@@ -172,7 +172,7 @@ def test_requests_that_cannot_be(source, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_packed_weights_are_kept_or_dequantised(tmp_path, dtype):
+def test_packed_weights_are_kept_or_dequantized(tmp_path, dtype):
     tensors = chatglm2_tensors(layers=1)
     name = "transformer.encoder.layers.0.self_attention.dense.weight"
     tensors[name], tensors[name + "_scale"] = quantize_rows(tensors[name], 4)

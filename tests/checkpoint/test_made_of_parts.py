@@ -105,11 +105,11 @@ def test_settings_in_a_file_of_their_own_are_checked(tmp_path):
 def test_settings_of_a_part_of_the_model(tmp_path):
     config = {"text_config": {"quantization_config": {"quant_method": "aqlm"}}}
     folder = folder_with(tmp_path / "model", {LAYER + "q_proj.weight": torch.randn(8, 8)}, config)
-    with pytest.raises(CheckpointError, match=r"text_config: the weights are quantised by aqlm"):
+    with pytest.raises(CheckpointError, match=r"text_config: the weights are quantized by aqlm"):
         open_checkpoint(folder)
     config["quantization_config"] = {"quant_method": "fp8"}
     folder = folder_with(tmp_path / "model", {LAYER + "q_proj.weight": torch.randn(8, 8)}, config)
-    with pytest.raises(CheckpointError, match="different things of quantisation"):
+    with pytest.raises(CheckpointError, match="different things of quantization"):
         open_checkpoint(folder)
 
 

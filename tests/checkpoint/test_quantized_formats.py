@@ -1,4 +1,4 @@
-"""Quantised weights come back as the library that wrote them would dequantise them."""
+"""Quantized weights come back as the library that wrote them would dequantize them."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def test_int4_round_trip_of_every_byte():
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_rows_are_quantised_to_the_nearest_step(bits, dtype):
+def test_rows_are_quantized_to_the_nearest_step(bits, dtype):
     torch.manual_seed(0)
     weight = (torch.randn(40, 64) * torch.logspace(-3, 1, 40)[:, None]).to(dtype)
     packed, scale = quantize_rows(weight, bits)
@@ -75,7 +75,7 @@ def test_rows_of_zeros_and_numbers_that_are_none():
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_the_error_of_quantising_is_that_of_what_is_stored(bits, dtype):
+def test_the_error_of_quantizing_is_that_of_what_is_stored(bits, dtype):
     """One rule: the copy whose error is measured is the copy that ChatGLM's own format holds, to the bit."""
     torch.manual_seed(0)
     weight = (torch.randn(24, 65) * 0.02).to(dtype)
@@ -153,7 +153,7 @@ def test_bitsandbytes_4bit(tmp_path, quant_type, nested):
         checkpoint.release(name)
     assert found.dtype == torch.float32
     assert torch.allclose(found, expected, rtol=1e-6, atol=1e-9)
-    assert 0.05 < (found - weight).norm() / weight.norm() < 0.2  # it is the quantised weight, not the weight
+    assert 0.05 < (found - weight).norm() / weight.norm() < 0.2  # it is the quantized weight, not the weight
 
 
 def test_bitsandbytes_4bit_of_an_odd_count(tmp_path):
@@ -190,7 +190,7 @@ def test_bitsandbytes_4bit_with_a_part_missing(tmp_path):
     parts[name + ".nested_absmax"] = torch.zeros(1)
     parts[state] = torch.tensor(list(json.dumps({"quant_type": "nf4"}).encode()), dtype=torch.uint8)
     save_file(parts, tmp_path / "model.safetensors")
-    with open_checkpoint(tmp_path) as checkpoint, pytest.raises(CheckpointError, match="quantisation state of"):
+    with open_checkpoint(tmp_path) as checkpoint, pytest.raises(CheckpointError, match="quantization state of"):
         checkpoint.read(name)
 
 
@@ -201,7 +201,7 @@ def test_bitsandbytes_8bit(tmp_path):
     layer = bitsandbytes.nn.Linear8bitLt(40, 24, bias=False, has_fp16_weights=False)
     layer.load_state_dict({"weight": weight})
     layer = layer.to("cpu")
-    layer(torch.randn(2, 40).half())  # quantises
+    layer(torch.randn(2, 40).half())  # quantizes
     stored = layer.state_dict()
     assert stored["weight"].dtype == torch.int8
     prefix = "model.layers.0.mlp.up_proj."
@@ -286,7 +286,7 @@ def test_gguf_written_here(tmp_path):
 
 
 def test_gguf_experts_are_taken_one_by_one(tmp_path):
-    """`ffn_gate_exps` of shape (experts, rows, columns) in blocks: each expert as gguf itself dequantises it."""
+    """`ffn_gate_exps` of shape (experts, rows, columns) in blocks: each expert as gguf itself dequantizes it."""
     gguf = pytest.importorskip("gguf")
     weight = np.random.default_rng(0).standard_normal((3, 8, 64), dtype=np.float32)
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")

@@ -69,7 +69,7 @@ def test_one_shard_is_read_tensor_by_tensor(tmp_path, form):
 
 
 @linux
-def test_dequantising_holds_the_result_and_little_else(tmp_path):
+def test_dequantizing_holds_the_result_and_little_else(tmp_path):
     packed, scale = quantize_rows(torch.randn(4096, 4096), 4)
     name = "transformer.encoder.layers.0.self_attention.dense.weight"
     tensors = {"a.bias": torch.zeros(4), name: packed, name + "_scale": scale}

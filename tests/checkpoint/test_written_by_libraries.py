@@ -1,4 +1,4 @@
-"""Files that quantisation libraries wrote (scripts/write_quantized_fixtures.py) are read as those libraries do."""
+"""Files that quantization libraries wrote (scripts/write_quantized_fixtures.py) are read as those libraries do."""
 
 import json
 import shutil
@@ -208,7 +208,7 @@ def test_fp8_under_every_name_of_a_scale(tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"quant_method": "aqlm"}, "quantised by aqlm"),
+        ({"quant_method": "aqlm"}, "quantized by aqlm"),
         ({"quant_method": "torchao", "rotated": {}}, "rotated"),
         ({"quant_method": "tomorrow"}, "'tomorrow', which is unknown"),
         ({"quant_method": "gptq", "bits": 4, "hadamard": True}, "hadamard"),
@@ -309,7 +309,7 @@ def test_modelopt_against_the_published_rule(tmp_path):
 
 
 def test_kinds_of_torch(tmp_path):
-    """What torch quantised is what torch dequantises; sparse and nested tensors and further dictionaries are named."""
+    """What torch quantized is what torch dequantizes; sparse and nested tensors and further dictionaries are named."""
     torch.manual_seed(0)
     plain = torch.randn(8, 6)
     tensors = {

@@ -263,7 +263,7 @@ def test_the_cost_is_said_before_it_is_paid(tmp_path):
     assert plan_delta(None, adapter, DeltaOptions(**QUIET)).bytes_read == 0
 
 
-def test_the_quantisation_error_is_stored_beside_the_weights(tmp_path):
+def test_the_quantization_error_is_stored_beside_the_weights(tmp_path):
     pytest.importorskip("bitsandbytes")
     from glmspectra.checkpoint import open_checkpoint, select
     from glmspectra.checkpoint.formats.round_trip import quantized_copy
@@ -305,7 +305,7 @@ def test_what_an_svd_of_the_base_kept_is_used_without_streaming(tmp_path):
     assert kept.matrices["intruders"].isna().all()
 
 
-def test_a_quantised_checkpoint_is_not_subtracted(tmp_path):
+def test_a_quantized_checkpoint_is_not_subtracted(tmp_path):
     from safetensors.torch import load_file, save_file
 
     base = write_base(tmp_path / "base", layers=1)

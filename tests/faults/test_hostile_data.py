@@ -68,5 +68,5 @@ def test_the_state_of_four_bits_that_is_no_row_of_bytes(raw):
 @pytest.mark.parametrize("text", ["[]", '"x"', "3", "[" * 200_000, '{"quant_type": "nf4", "blocksize": NaN}', "null"])
 def test_the_state_of_four_bits_that_is_no_object(text):
     raw = torch.tensor(list(text.encode()[:60_000]), dtype=torch.uint8)
-    with pytest.raises(CheckpointError, match="the quantisation state of w"):
+    with pytest.raises(CheckpointError, match="the quantization state of w"):
         parse_state("w", raw)

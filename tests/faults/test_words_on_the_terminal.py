@@ -162,7 +162,7 @@ def test_errors_of_every_kind_become_one_sentence(error, words, status):
     assert "\n" not in said
 
 
-def test_a_full_disk_is_recognised_in_the_words_of_libraries(tmp_path):
+def test_a_full_disk_is_recognized_in_the_words_of_libraries(tmp_path):
     from safetensors import SafetensorError
 
     error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")

@@ -50,15 +50,15 @@ def spectrum_columns(weight: np.ndarray) -> tuple[dict, np.ndarray]:
 def value_columns(weight: np.ndarray) -> dict:
     """The value columns of one matrix that are drawn."""
     mean, std = weight.mean(), weight.std()
-    centred = (weight - mean) / std
+    centered = (weight - mean) / std
     row_norms, col_norms = np.linalg.norm(weight, axis=1), np.linalg.norm(weight, axis=0)
     return {
         "count": weight.size,
         "mean": mean,
         "std": std,
-        "excess_kurtosis": (centred**4).mean() - 3,
+        "excess_kurtosis": (centered**4).mean() - 3,
         "abs_max": np.abs(weight).max(),
-        **{f"share_beyond_{k}_sigma": float((np.abs(centred) > k).mean()) for k in (3, 4, 5, 6)},
+        **{f"share_beyond_{k}_sigma": float((np.abs(centered) > k).mean()) for k in (3, 4, 5, 6)},
         "normal_ks": 0.01 + 0.001 * len(row_norms),
         "largest_row_norms": list(np.sort(row_norms)[::-1][:8]),
         "largest_col_norms": list(np.sort(col_norms)[::-1][:8]),

@@ -180,7 +180,7 @@ def test_heat_map_hatches_what_was_not_measured_and_refuses_unknown_columns(run)
         heatmaps.draw_heatmap(run.matrices, "dtype")
 
 
-def test_colour_scales_suit_the_numbers():
+def test_color_scales_suit_the_numbers():
     assert isinstance(heatmaps.scale_for(np.array([1.0, 500.0]), COLUMNS["std"]), LogNorm)
     signed = heatmaps.scale_for(np.array([-1.0, 3.0]), COLUMNS["mean"])
     assert isinstance(signed, TwoSlopeNorm)

@@ -123,7 +123,7 @@ def test_rank_bars_are_means(suggested):
     assert drawn(figure)["by-layer-effective-rank"][:, 1] == pytest.approx(by_layer.to_numpy())
     assert {"rank (directions)", "uniform", "delta-threshold"} <= words(figure)
     hatches = {patch.get_hatch() for patch in figure.axes[0].patches}
-    assert len(hatches) == 3  # told apart without colour
+    assert len(hatches) == 3  # told apart without color
 
 
 def test_budget_curve_marks_the_budget():

@@ -76,9 +76,9 @@ def test_tick_labels_are_short(value, text):
 
 def test_two_series_never_look_the_same():
     looks = style.strokes([str(i) for i in range(315)])
-    assert len({(look.colour, look.marker, str(look.dashes)) for look in looks.values()}) == 315
+    assert len({(look.color, look.marker, str(look.dashes)) for look in looks.values()}) == 315
     near = [(a, b) for a, b in zip(list(looks.values()), list(looks.values())[1:], strict=False)]
-    assert all(a.colour != b.colour and a.marker != b.marker and a.dashes != b.dashes for a, b in near)
+    assert all(a.color != b.color and a.marker != b.marker and a.dashes != b.dashes for a, b in near)
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):

@@ -34,7 +34,7 @@ def test_without_refinement_the_gram_road_would_fail():
     assert abs(refined - 1e-9) < 1e-13
 
 
-def test_many_small_values_send_the_whole_matrix_to_a_stable_factorisation():
+def test_many_small_values_send_the_whole_matrix_to_a_stable_factorization():
     sigma = np.r_[np.linspace(1, 0.1, 40), np.logspace(-7, -9, 50)]
     weight = planted(90, 90, sigma)
     spectrum = spectra_of(torch.from_numpy(weight))["whole"]

@@ -118,7 +118,7 @@ def test_every_tensor_is_released_and_at_most_two_are_held():
     assert largest == 2
 
 
-def test_two_large_dequantised_matrices_are_never_held_together():
+def test_two_large_dequantized_matrices_are_never_held_together():
     embedding = (65024, 4096)
     records = [record(str(number), embedding, "int4") for number in range(3)]
     assert 2 * anonymous_bytes(records[0]) > READ_AHEAD_CEILING

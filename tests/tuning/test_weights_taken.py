@@ -49,7 +49,7 @@ def gptq(tensors):
         (fp8("of_tomorrow"), None, "no scale in the files"),
         (gptq, None, "packed as GPTQ, and no quantization_config"),
         (gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32}, "stored as gptq:4bit.*glmspectra convert"),
-        (gptq, {"quant_method": "aqlm"}, "quantised by aqlm"),
+        (gptq, {"quant_method": "aqlm"}, "quantized by aqlm"),
         (lambda tensors: tensors.pop(f"{QUERY}.weight"), None, f"in none of its files, {QUERY}.weight"),
         (
             lambda tensors: tensors.update({"extra.weight": torch.ones(2, 2)}),

@@ -104,7 +104,7 @@ def test_a_card_that_is_not_there_is_named():
         choose_device("cuda:99")
 
 
-def test_packed_weights_are_not_quantised_again_and_train_as_they_are(folder, tmp_path):
+def test_packed_weights_are_not_quantized_again_and_train_as_they_are(folder, tmp_path):
     from transformers import AutoModelForCausalLM
 
     shutil.copytree(folder / "model", tmp_path / "model")

@@ -1,8 +1,8 @@
-"""bitsandbytes' serialised 4-bit (NF4, FP4, double quantisation) and 8-bit weights, dequantised in plain torch.
+"""bitsandbytes' serialized 4-bit (NF4, FP4, double quantization) and 8-bit weights, dequantized in plain torch.
 
 4 bits: the weight, flattened row by row, is cut into blocks (64 numbers, usually). Number i is `code[q_i] *
 absmax[i // blocksize]`, with a code of 16 values and two q in a byte, the first in its high half. With double
-quantisation absmax itself is stored in 8 bits: `nested_code[a_j] * nested_absmax[j // nested_blocksize] +
+quantization absmax itself is stored in 8 bits: `nested_code[a_j] * nested_absmax[j // nested_blocksize] +
 offset` (Dettmers et al. 2023, QLoRA, section 3). 8 bits (LLM.int8): `q * SCB[row] / 127`.
 """
 
@@ -31,7 +31,7 @@ STATE_SUFFIXES = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"
 
 @dataclass(frozen=True)
 class State4bit:
-    """What the serialised quant_state of a 4-bit weight says."""
+    """What the serialized quant_state of a 4-bit weight says."""
 
     quant_type: str  # nf4 or fp4
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class _StoredState(BaseModel):
     nested_offset: float | None = None
 
 
-def recognise(name: str, files: Files) -> Logical | None:
+def recognize(name: str, files: Files) -> Logical | None:
     """The weight of four bits with its quant_state, or of eight with its row maxima `SCB`."""
     if not name.endswith("weight"):
         return None
@@ -61,7 +61,7 @@ def recognise(name: str, files: Files) -> Logical | None:
         return _eight_bits(name, name.removesuffix("weight"), files)
     if files.method == "bitsandbytes" and files.stored[name].dtype in ("uint8", "int8"):
         what = "its quant_state" if files.stored[name].dtype == "uint8" else f"{name.removesuffix('weight')}SCB"
-        fault = f"it is quantised by bitsandbytes and {what} is missing; save the model again"
+        fault = f"it is quantized by bitsandbytes and {what} is missing; save the model again"
         return files.weight(files.stored[name].shape, "bitsandbytes", [name], fault=fault)
     return None
 
@@ -71,7 +71,7 @@ def _four_bits(name: str, state_name: str, files: Files) -> Logical:
     parts = [name, *(part for part in needed if part in files.stored), state_name]
     try:
         if math.prod(files.stored[state_name].shape) > MAXIMUM_STATE:
-            raise CheckpointError(f"the quantisation state of {name} is larger than any that bitsandbytes writes")
+            raise CheckpointError(f"the quantization state of {name} is larger than any that bitsandbytes writes")
         state = parse_state(name, files.read(state_name))
     except CheckpointError as error:
         return files.weight(files.stored[name].shape, "bitsandbytes", parts, fault=str(error))
@@ -116,7 +116,7 @@ def parse_state(name: str, raw: torch.Tensor) -> State4bit:
 
     Raises CheckpointError when it is malformed.
     """
-    origin = f"the quantisation state of {name}"
+    origin = f"the quantization state of {name}"
     import torch
 
     if raw.dtype != torch.uint8 or raw.ndim != 1:

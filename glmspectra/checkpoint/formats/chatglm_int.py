@@ -21,7 +21,7 @@ BITS = (4, 8)
 CHUNK = 1 << 22
 
 
-def recognise(name: str, files: Files) -> Logical | None:
+def recognize(name: str, files: Files) -> Logical | None:
     """The weight of an int8 `X.weight` with `X.weight_scale`, one a row."""
     entry, scale = files.stored[name], name + "_scale"
     if entry.dtype != "int8" or not name.endswith("weight") or scale not in files.stored:
@@ -78,7 +78,7 @@ def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
 
 
 def quantize_rows(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantise a weight of shape (rows, columns): the packed int8 and the scales (rows,), of the weight's dtype.
+    """Quantize a weight of shape (rows, columns): the packed int8 and the scales (rows,), of the weight's dtype.
 
     Arithmetic is done in the weight's own dtype and rounds half to even, as the original's, so that the
     packed format of an fp16 weight is the same bit for bit. A row of zeros gets scale 0 (the original: NaN).
@@ -91,7 +91,7 @@ def quantize_rows(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.
     _check_bits(bits)
     peak = weight.abs().amax(dim=1) if weight.shape[1] else weight.new_zeros(weight.shape[0])
     if not bool(torch.isfinite(peak).all()):
-        raise RequestError(f"A weight of shape {list(weight.shape)} holds NaN or Inf: it cannot be quantised.")
+        raise RequestError(f"A weight of shape {list(weight.shape)} holds NaN or Inf: it cannot be quantized.")
     scale = peak / (2 ** (bits - 1) - 1)
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
     values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
@@ -138,4 +138,4 @@ def row_chunks(shape: tuple[int, ...] | torch.Size, numbers: int = CHUNK) -> lis
 
 def _check_bits(bits: int) -> None:
     if bits not in BITS:
-        raise RequestError(f"A weight is quantised to 4 or 8 bits, not {bits}.")
+        raise RequestError(f"A weight is quantized to 4 or 8 bits, not {bits}.")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BITS = range(1, 9)
 
 
-def recognise_int8(name: str, files: Files) -> Logical | None:
+def recognize_int8(name: str, files: Files) -> Logical | None:
     """The weight of an int8 `X.weight` with `X.weight_scale`, unless it is ChatGLM's format (chatglm_int.py)."""
     entry, scale, zero = files.stored[name], name + "_scale", name + "_zero_point"
     if entry.dtype != "int8" or not name.endswith("weight") or scale not in files.stored:
@@ -41,7 +41,7 @@ def recognise_int8(name: str, files: Files) -> Logical | None:
     return files.weight(entry.shape, "int8", parts, dequantize)
 
 
-def recognise_packed(name: str, files: Files) -> Logical | None:
+def recognize_packed(name: str, files: Files) -> Logical | None:
     """The weight of an int32 `X.weight_packed` with `X.weight_scale` and `X.weight_shape`."""
     if not name.endswith("weight_packed") or files.stored[name].dtype != "int32":
         return None

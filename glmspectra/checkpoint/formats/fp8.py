@@ -23,7 +23,7 @@ USUAL_BLOCK = (128, 128)
 WIDE = ("float32", "bfloat16", "float16", "float64")
 
 
-def recognise(name: str, files: Files) -> Logical | None:
+def recognize(name: str, files: Files) -> Logical | None:
     """A weight in float8, with its scale or with the fault that it has none."""
     entry = files.stored[name]
     if not entry.dtype.startswith("float8_e") or entry.dtype == "float8_e8m0fnu" or len(entry.shape) < 2:

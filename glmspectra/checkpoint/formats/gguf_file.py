@@ -1,6 +1,6 @@
 """GGUF, by the `gguf` package (an extra).
 
-Its reader maps the file, its tables dequantise every published block format.
+Its reader maps the file, its tables dequantize every published block format.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from glmspectra.errors import CheckpointError, MissingExtraError
 if TYPE_CHECKING:
     import torch
 
-# GGUF types that are torch dtypes as they stand; all others are blocks of quantised numbers.
+# GGUF types that are torch dtypes as they stand; all others are blocks of quantized numbers.
 PLAIN = {
     "F16": "float16",
     "F32": "float32",
@@ -41,8 +41,8 @@ CONFIG_WORDS = {
 }
 
 
-def recognise(name: str, files: Files) -> Logical | None:
-    """The weight of a tensor of quantised blocks."""
+def recognize(name: str, files: Files) -> Logical | None:
+    """The weight of a tensor of quantized blocks."""
     entry = files.stored[name]
     if not entry.dtype.startswith("gguf:"):
         return None
@@ -58,7 +58,7 @@ class GgufFile:
     """One GGUF file. Shapes are as torch counts them (rows first; GGUF writes columns first).
 
     Attributes:
-        entries: by GGUF's own names (`blk.0.attn_q.weight`); the dtype of a quantised one is such as
+        entries: by GGUF's own names (`blk.0.attn_q.weight`); the dtype of a quantized one is such as
             `gguf:Q4_1`.
         config: `model_type` and sizes from the metadata, in the words of a config.json.
     """
@@ -87,7 +87,7 @@ class GgufFile:
     def read(self, name: str) -> torch.Tensor:
         """The tensor as stored, mapped.
 
-        Of its own dtype and shape, or the bytes of quantised blocks row by row.
+        Of its own dtype and shape, or the bytes of quantized blocks row by row.
         """
         import torch
 
@@ -203,7 +203,7 @@ def _contents(field: Any, key: str) -> Any:
 
 
 def dequantize(blocks: torch.Tensor, ggml_type: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Float32 of `shape` from the bytes of quantised blocks.
+    """Float32 of `shape` from the bytes of quantized blocks.
 
     CheckpointError for a type the gguf package cannot undo.
     """
@@ -217,6 +217,6 @@ def dequantize(blocks: torch.Tensor, ggml_type: str, shape: tuple[int, ...]) -> 
             result[piece] = torch.from_numpy(quants.dequantize(rows[piece], GGMLQuantizationType[ggml_type]))
     except NotImplementedError as error:
         raise CheckpointError(
-            f"The gguf package cannot dequantise {ggml_type} ({error}): take another quantisation."
+            f"The gguf package cannot dequantize {ggml_type} ({error}): take another quantization."
         ) from None
     return result.reshape(shape)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # weights of (inputs, outputs)
 
 
-def recognise(name: str, files: Files) -> Logical | None:
+def recognize(name: str, files: Files) -> Logical | None:
     """The weight of a `qweight`, GPTQ's or AWQ's, whichever its shapes are."""
     module, word = name[:-7], name[-7:]
     if word != "qweight" or not (module == "" or module.endswith(".")):

@@ -44,7 +44,7 @@ class _Part:
     read: Dequantize
 
 
-def recognise(name: str, files: Files) -> Logical | None:
+def recognize(name: str, files: Files) -> Logical | None:
     """The weight of a `W_q`."""
     if name != "W_q" and not name.endswith(".W_q"):
         return None

@@ -29,7 +29,7 @@ class Logical:
         dtype: as stored, by torch's name.
         nbytes: stored bytes of all components.
         components: the stored tensors it is made of.
-        quantization: name of the quantised format; None when it is stored as it is.
+        quantization: name of the quantized format; None when it is stored as it is.
         dequantize: gives float32 from the components by name; of a stack, from those of one expert.
         fault: why it cannot be read, in words that finish "... cannot be read: "; None when it can.
         undivided: whether `dequantize` needs a tensor of three dimensions whole, not one expert (or output) of it.
@@ -52,7 +52,7 @@ class Logical:
 
 @dataclass(frozen=True)
 class Files:
-    """What a format recognises a weight by.
+    """What a format recognizes a weight by.
 
     Attributes:
         stored: all tensors of the checkpoint by name, from the headers.
@@ -100,7 +100,7 @@ class Files:
         dequantize: Dequantize | None = None,
         fault: str | None = None,
     ) -> Logical:
-        """A quantised weight; its first component gives the dtype and the file."""
+        """A quantized weight; its first component gives the dtype and the file."""
         first = self.stored[components[0]]
         nbytes = sum(self.stored[part].nbytes for part in components)
         return Logical(shape, first.dtype, nbytes, first.file, tuple(components), quantization, dequantize, fault)

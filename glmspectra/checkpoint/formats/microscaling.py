@@ -20,7 +20,7 @@ MX_BLOCK, NV_BLOCK = 32, 16
 EXPONENTS = ("uint8", "float8_e8m0fnu")
 
 
-def recognise(name: str, files: Files) -> Logical | None:
+def recognize(name: str, files: Files) -> Logical | None:
     """The weight of `X.weight_packed` or `X.weight` in uint8 with its scales, or of GPT-OSS' `X_blocks`."""
     if files.stored[name].dtype != "uint8":
         return None

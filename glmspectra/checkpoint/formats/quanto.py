@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EIGHT_BITS = ("int8", "float8_e4m3fn", "float8_e5m2")
 
 
-def recognise(name: str, files: Files) -> Logical | None:
+def recognize(name: str, files: Files) -> Logical | None:
     """The weight of a `_data` with its `_scale`."""
     weight = next((name.removesuffix(end) for end in ("._data._data", "._data") if name.endswith(end)), name)
     scale, shift = weight + "._scale", weight + "._shift"

@@ -23,15 +23,15 @@ REMADE = ("weight_norm", "spectral_norm")  # the model's class expects the parts
 REFUSED_PARTS = "is stored by {}, as parts that the model's class expects, and the weight alone would not load."
 
 
-def recognise(name: str, files: Files) -> Logical | None:
+def recognize(name: str, files: Files) -> Logical | None:
     """The weight of a `weight_v`, `weight_orig` or `parametrizations.weight.original`."""
     if len(files.stored[name].shape) < 2:
         return None
-    found = _recognise(name, files)
+    found = _recognize(name, files)
     return None if found is None else replace(found, undivided=True)
 
 
-def _recognise(name: str, files: Files) -> Logical | None:
+def _recognize(name: str, files: Files) -> Logical | None:
     word = next((word for word in WORDS if name == word or name.endswith("." + word)), None)
     if word is None:
         is_scale = name.endswith(PARAMETRIZED + "original0") and name[:-1] + "1" in files.stored

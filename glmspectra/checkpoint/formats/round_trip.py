@@ -57,7 +57,7 @@ def _through_bitsandbytes(weight: torch.Tensor, quantization: str) -> torch.Tens
 
 
 def loftq_base(weight: torch.Tensor, bits: int, rank: int, iterations: int) -> torch.Tensor:
-    """The quantised base that LoftQ starts from, dequantised: float32 (rows, cols).
+    """The quantized base that LoftQ starts from, dequantized: float32 (rows, cols).
 
     Li et al. 2023 (arXiv 2310.08659), algorithm 1: Q_t = q(W - L R of the last round), then L R = the best
     rank-`rank` fit of W - Q_t; PEFT keeps the last Q. The steps are deterministic, so the base can be made

@@ -64,7 +64,7 @@ class Awq(_Settings):
 
 
 class WeightArguments(BaseModel):
-    """How compressed-tensors quantised the weights of one group of modules."""
+    """How compressed-tensors quantized the weights of one group of modules."""
 
     model_config = ConfigDict(extra="forbid")
     num_bits: int = 8
@@ -74,7 +74,7 @@ class WeightArguments(BaseModel):
     group_size: int | None = None
     block_structure: list[int] | str | None = None
     actorder: str | bool | None = None
-    # What was done while quantising, and the types that the tensors' own headers give.
+    # What was done while quantizing, and the types that the tensors' own headers give.
     dynamic: bool | str = False
     observer: str | None = None
     observer_kwargs: dict[str, Any] | None = None
@@ -240,13 +240,13 @@ REFUSED = {
     "exl3": "it is packed for ExLlamaV3's kernels",
     "marlin": "it is packed for Marlin's kernels",
     "qqq": "it is packed for QQQ's kernels",
-    "deepspeedfp": "its weights are quantised while loading",
+    "deepspeedfp": "its weights are quantized while loading",
     "fp6": "its weights are packed in six bits",
 }
 
 
 def read_settings(config: Mapping[str, Any], origin: str) -> tuple[str | None, BaseModel | None]:
-    """Method and validated settings of a config.json; (None, None) where it does not say that it is quantised.
+    """Method and validated settings of a config.json; (None, None) where it does not say that it is quantized.
 
     Raises:
         CheckpointError: The method is unknown or not read here, or a key or value is not understood.
@@ -262,7 +262,7 @@ def read_settings(config: Mapping[str, Any], origin: str) -> tuple[str | None, B
     method = str(method).lower() if method is not None else None
     if method in REFUSED:
         raise CheckpointError(
-            f"{origin}: the weights are quantised by {method}, which is not read here ({REFUSED[method]}); take the "
+            f"{origin}: the weights are quantized by {method}, which is not read here ({REFUSED[method]}); take the "
             "model in its original precision, or in one of " + ", ".join(METHODS) + "."
         )
     if method not in METHODS:
@@ -277,13 +277,13 @@ def read_settings(config: Mapping[str, Any], origin: str) -> tuple[str | None, B
 
 
 def _stated(config: Mapping[str, Any], origin: str) -> tuple[Any, str]:
-    """What is said of quantisation, and where: in config.json, a part of it (text_config), or a file beside it."""
+    """What is said of quantization, and where: in config.json, a part of it (text_config), or a file beside it."""
     parts = {origin: config} | {f"{origin}, {key}": part for key, part in config.items() if isinstance(part, dict)}
     stated = {key_path: part[key] for key_path, part in parts.items() for key in STATED if part.get(key)}
     if stated:
         key_path, content = next(iter(stated.items()))
         if other := next((key_path for key_path in stated if stated[key_path] != content), None):
-            raise CheckpointError(f"{key_path} and {other} say different things of quantisation; leave one of the two.")
+            raise CheckpointError(f"{key_path} and {other} say different things of quantization; leave one of the two.")
         return content, key_path
     folder = Path(origin).parent
     for name, standard in BESIDE.items():

@@ -1,6 +1,6 @@
 """The table of formats: which one a stored tensor is the first of, and what is no weight at all.
 
-A format is a module of this package with one function, `recognise(name, files)`: the weight that the stored tensor
+A format is a module of this package with one function, `recognize(name, files)`: the weight that the stored tensor
 `name` begins, or None. The first in the table that knows a tensor takes it and its companions.
 """
 
@@ -27,26 +27,26 @@ from glmspectra.checkpoint.formats.settings import read_settings
 from glmspectra.checkpoint.geometry import EXPERTS
 from glmspectra.checkpoint.records import StoredTensor
 
-Recognise = Callable[[str, Files], Logical | None]
+Recognize = Callable[[str, Files], Logical | None]
 
-FORMATS: dict[str, Recognise] = {
-    "bitsandbytes": bitsandbytes.recognise,
-    "GPTQ, AWQ": gptq.recognise,
-    "compressed-tensors, packed": compressed_tensors.recognise_packed,
-    "HQQ": hqq.recognise,
-    "optimum-quanto": quanto.recognise,
-    "torchao": torchao.recognise,
-    "MXFP4, NVFP4": microscaling.recognise,
-    "compressed-tensors, int8": compressed_tensors.recognise_int8,
-    "ChatGLM int4, int8": chatglm_int.recognise,
-    "fp8, MXFP8": fp8.recognise,
-    "GGUF": gguf_file.recognise,
-    "weight norm, spectral norm, pruning": reparametrized.recognise,
-    "torch": torch_types.recognise,
+FORMATS: dict[str, Recognize] = {
+    "bitsandbytes": bitsandbytes.recognize,
+    "GPTQ, AWQ": gptq.recognize,
+    "compressed-tensors, packed": compressed_tensors.recognize_packed,
+    "HQQ": hqq.recognize,
+    "optimum-quanto": quanto.recognize,
+    "torchao": torchao.recognize,
+    "MXFP4, NVFP4": microscaling.recognize,
+    "compressed-tensors, int8": compressed_tensors.recognize_int8,
+    "ChatGLM int4, int8": chatglm_int.recognize,
+    "fp8, MXFP8": fp8.recognize,
+    "GGUF": gguf_file.recognize,
+    "weight norm, spectral norm, pruning": reparametrized.recognize,
+    "torch": torch_types.recognize,
 }
 
 # Last words of names that are never a weight: scales, zero points, maxima, packed words, indices, codebooks. One that
-# is left when every format has taken its own belongs to a weight that was not recognised.
+# is left when every format has taken its own belongs to a weight that was not recognized.
 COMPANIONS = frozenset(
     [
         "scale",
@@ -160,25 +160,25 @@ def assemble(
         metadata: What the headers of the files say beside the tensors.
 
     Raises:
-        CheckpointError: The configuration names a method of quantisation, or a setting, that is not understood. What is
+        CheckpointError: The configuration names a method of quantization, or a setting, that is not understood. What is
             wrong with one weight alone is its `fault`.
     """
     method, settings = read_settings(config, origin)
     files = Files(stored, config, method, settings, read, metadata)
     logical: dict[str, Logical] = {}
     used: set[str] = set()
-    dequantised: set[str] = set()
+    dequantized: set[str] = set()
     for name in stored:
-        found = next((weight for recognise in FORMATS.values() if (weight := recognise(name, files))), None)
+        found = next((weight for recognize in FORMATS.values() if (weight := recognize(name, files))), None)
         if found is not None:
             logical[weight_name(name)] = found
             used.update(found.components)
             if found.dequantize is not None:
-                dequantised.add(weight_name(name).rpartition(".")[0])
+                dequantized.add(weight_name(name).rpartition(".")[0])
     modules = {name.removesuffix(".weight") for name in (*stored, *logical) if name.endswith(".weight")}
     trained = {name.partition(COPY)[0] for name in stored if COPY in name}
-    # Scales of a quantised layer's inputs and outputs, and the like, mean nothing beside its dequantised weight.
-    used |= {name for name in stored if is_companion(name) and name.rpartition(".")[0] in dequantised}
+    # Scales of a quantized layer's inputs and outputs, and the like, mean nothing beside its dequantized weight.
+    used |= {name for name in stored if is_companion(name) and name.rpartition(".")[0] in dequantized}
     for name, entry in stored.items():
         if name not in used:
             logical[name] = Logical(
@@ -225,7 +225,7 @@ def _fault(
     if entry.dtype == "float8_e8m0fnu":
         return "it holds powers of two (E8M0), which are scales and no weight"
     if is_companion(name):
-        return "by its name it is a scale or packed part of a quantised weight, of no format that is known here"
+        return "by its name it is a scale or packed part of a quantized weight, of no format that is known here"
     scales = [f"{module}.{scale}" for scale in OF_STORED_NUMBERS] if module and word == "weight" else []
     scales = [scale for scale in (f"{name}_scale", f"{name}_scale_inv", *scales) if scale in files.stored]
     if scales and name.endswith("weight"):

@@ -17,7 +17,7 @@ from glmspectra.checkpoint.formats.torch_types import stored_dtype
 from glmspectra.checkpoint.records import StoredTensor
 from glmspectra.errors import CheckpointError
 
-# Trainers put the weights under one of these words, beside step counts and optimiser states.
+# Trainers put the weights under one of these words, beside step counts and optimizer states.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 # What trainers keep beside them.
 OF_TRAINERS = (

@@ -1,6 +1,6 @@
 """Tensor types of torch alone (quantized, sparse, nested), and types of safetensors that torch has not.
 
-Quantised tensors are dequantised by torch's own rule; sparse and nested ones, and the foreign types, are refused.
+Quantized tensors are dequantized by torch's own rule; sparse and nested ones, and the foreign types, are refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from glmspectra.device import dtype_name
 if TYPE_CHECKING:
     import torch
 
-QUANTISED = ("qint8", "quint8", "qint32")
+QUANTIZED = ("qint8", "quint8", "qint32")
 
 
 def stored_dtype(tensor: torch.Tensor) -> str:
@@ -26,11 +26,11 @@ def stored_dtype(tensor: torch.Tensor) -> str:
     return name if tensor.layout == torch.strided else f"{str(tensor.layout).removeprefix('torch.')} {name}"
 
 
-def recognise(name: str, files: Files) -> Logical | None:
+def recognize(name: str, files: Files) -> Logical | None:
     """A tensor of `torch.quantize_per_tensor` or `_per_channel`; with its fault a sparse, nested or foreign one."""
     entry = files.stored[name]
     layout, space, _ = entry.dtype.partition(" ")
-    if entry.dtype in QUANTISED:
+    if entry.dtype in QUANTIZED:
 
         def dequantize(tensors: Tensors) -> torch.Tensor:
             return tensors[name].dequantize()

@@ -42,7 +42,7 @@ class _Tensor(BaseModel):
     names: list[str] = Field(alias="_tensor_data_names")
 
 
-def recognise(name: str, files: Files) -> Logical | None:
+def recognize(name: str, files: Files) -> Logical | None:
     """The weight of a `_qdata`."""
     found = NAME.match(name)
     if found is None:

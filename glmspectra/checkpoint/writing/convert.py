@@ -34,8 +34,8 @@ def convert(
     Args:
         checkpoint: Of format `safetensors` or `bin`.
         out: A folder that does not exist yet, or is empty.
-        dtype: None writes every tensor as stored, bit for bit, quantised ones in their packed format;
-            `float16`, `bfloat16` or `float32` dequantises, and casts every floating point tensor.
+        dtype: None writes every tensor as stored, bit for bit, quantized ones in their packed format;
+            `float16`, `bfloat16` or `float32` dequantizes, and casts every floating point tensor.
         shard_bytes: A shard holds no more, unless one tensor alone does.
         on_bytes: Called with the number of bytes just written.
 
@@ -112,7 +112,7 @@ def _copy_others(checkpoint: Checkpoint, target: Path, dtype: str | None) -> lis
         if not path.is_file() or path.name.startswith(".") or path.name in weights or path.name == PROGRESS:
             continue
         if path.suffix in SUFFIXES or NOT_WEIGHTS.match(path.name) or (dtype is not None and path.name in BESIDE):
-            continue  # another format of the same weights, a trainer's state, or that they were quantised
+            continue  # another format of the same weights, a trainer's state, or that they were quantized
         shutil.copyfile(path, target / path.name)
         copied.append(path.name)
     config = target / "config.json"

@@ -54,17 +54,17 @@ function differenceMap(runs, measure, column) {
   });
   const signed = { ...column, signed: 1, log: 0, share: column.log || column.share ? 1 : 0 };
   const by = column.log ? Math.log1p : (value) => value, back = column.log ? (value) => Number(Math.expm1(value).toPrecision(3)) : (value) => value;
-  const scale = coloursOf({ ...signed, signed: 1 }, [-1e-12, ...rows.map((row) => (values[row] === null ? null : by(values[row])))]);
-  const colours = { ...scale, of: (value) => scale.of(by(value)), low: back(scale.low), high: back(scale.high) };
+  const scale = colorsOf({ ...signed, signed: 1 }, [-1e-12, ...rows.map((row) => (values[row] === null ? null : by(values[row])))]);
+  const colors = { ...scale, of: (value) => scale.of(by(value)), low: back(scale.low), high: back(scale.high) };
   const title = t(column.log ? "ui-difference-percent" : "ui-difference", { measure: capital(inLanguage(column.label)), one: inLanguage(one.label), two: inLanguage(two.label) });
   const drawn = figure(title, (width) => {
-    const svg = mapSvg(width, one, rows, values, signed, colours, new Set());
+    const svg = mapSvg(width, one, rows, values, signed, colors, new Set());
     for (const cell of svg.querySelectorAll('[role="button"]')) for (const name of ["role", "tabindex", "aria-label"]) cell.removeAttribute(name);
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", title);
     return svg;
   }, t("ui-difference-caption"));
-  return h("div", {}, h("span", { className: "ramp" }, shown(colours.low, signed), h("i", { style: `background:linear-gradient(to right,${d3.range(0, 1.01, 0.1).map((share) => colours.ramp(share)).join(",")})` }), shown(colours.high, signed)), drawn.element);
+  return h("div", {}, h("span", { className: "ramp" }, shown(colors.low, signed), h("i", { style: `background:linear-gradient(to right,${d3.range(0, 1.01, 0.1).map((share) => colors.ramp(share)).join(",")})` }), shown(colors.high, signed)), drawn.element);
 }
 
 function drawOutcome(host) {

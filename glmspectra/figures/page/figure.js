@@ -50,7 +50,7 @@ function figure(title, draw, caption = "", { file = title } = {}) {
 function redraw(drawn) { for (const one of drawn) one.draw(); }
 const everyFigure = () => figures.map((reference) => reference.deref()).filter((one) => one && one.element.isConnected);
 
-// The drawing alone, with its colours as values, black on white, for a paper or a slide.
+// The drawing alone, with its colors as values, black on white, for a paper or a slide.
 function saveSvg(svg, title) {
   const light = { "--ground": "#ffffff", "--ink": "#1a1f26", "--soft": "#525b66", "--line": "#d7dce2", "--frame": "#c2185b", "--empty": "#e6e9ed",
     "--s0": "#0080ff", "--s1": "#b28600", "--s2": "#400000", "--s3": "#468c69", "--s4": "#000066", "--s5": "#00698c", "--s6": "#0000ff" };
@@ -131,7 +131,7 @@ function around(values, log, { zero = false } = {}) {
   const air = (high - low || Math.abs(high) || 1) * 0.05;
   return [zero && low === 0 ? 0 : low - air, high + air];
 }
-// Lines of several series as marks: colour, dashes and symbol tell them apart, so none is needed alone.
+// Lines of several series as marks: color, dashes and symbol tell them apart, so none is needed alone.
 function lines(series, { dots = true } = {}) {
   return series.flatMap(({ points, style }) => [
     Plot.line(points, { x: "x", y: "y", stroke: style.color, strokeWidth: 1.6, strokeDasharray: style.dash }),

@@ -1,5 +1,5 @@
-// The map: layer by matrix, coloured by a measure; cells that stand out are framed; a cell opens its matrix's panel.
-function coloursOf(column, values) {
+// The map: layer by matrix, colored by a measure; cells that stand out are framed; a cell opens its matrix's panel.
+function colorsOf(column, values) {
   const known = finite(values);
   const low = d3.min(known), high = d3.max(known);
   if (column.signed && low < 0) {
@@ -21,19 +21,19 @@ function drawMap(host) {
     if (!measures.includes(state.measure)) state.measure = measures[0];
     if (!measures.length || !groups.length) { host.replaceChildren(h("p", { className: "note" }, t("ui-no-layers"))); return; }
     const column = set.columns[state.measure], rows = rowsOf(set, state.which), values = set.values[state.measure];
-    const colours = coloursOf(column, rows.map((row) => values[row]));
+    const colors = colorsOf(column, rows.map((row) => values[row]));
     const out = new Set(set.out[state.measure] ?? []);
     const again = (key) => (value) => { state[key] = value; remember({ set: state.set === sets[0].id ? "" : state.set, map: state.measure }); build(); };
     const tools = h("div", { className: "tools" },
       sets.length > 1 ? select(t("ui-set"), sets.map((one) => [one.id, inLanguage(one.label)]), state.set, again("set")) : null,
       select(t("ui-measure"), measures.map((name) => [name, capital(inLanguage(set.columns[name].label))]), state.measure, again("measure")),
       groups.length > 1 ? select(t("ui-rows"), groups.map((group) => [group, t(`ui-rows-${group}`)]), state.which, again("which")) : null,
-      h("span", { className: "ramp" }, shown(colours.low, column),
-        h("i", { style: `background:linear-gradient(to right,${d3.range(0, 1.01, 0.1).map((share) => colours.ramp(share)).join(",")})` }), shown(colours.high, column)),
+      h("span", { className: "ramp" }, shown(colors.low, column),
+        h("i", { style: `background:linear-gradient(to right,${d3.range(0, 1.01, 0.1).map((share) => colors.ramp(share)).join(",")})` }), shown(colors.high, column)),
       rows.some((row) => out.has(row)) ? h("span", { className: "ramp" }, h("span", { className: "out-key" }), t("ui-stands-out")) : null);
-    const caption = sentences([inLanguage(column.meaning), t(colours.diverging ? "ui-map-caption-signed" : colours.log ? "ui-map-caption-log" : "ui-map-caption"),
+    const caption = sentences([inLanguage(column.meaning), t(colors.diverging ? "ui-map-caption-signed" : colors.log ? "ui-map-caption-log" : "ui-map-caption"),
       emptyCells(set, rows).length || rows.some((row) => values[row] === null) ? t(set.id === "delta" ? "ui-map-gray-change" : "ui-map-gray") : ""]);
-    drawn = figure(capital(axisOf(column)), (width) => mapSvg(width, set, rows, values, column, colours, out), caption);
+    drawn = figure(capital(axisOf(column)), (width) => mapSvg(width, set, rows, values, column, colors, out), caption);
     host.replaceChildren(tools, drawn.element);
   };
   listeners.push(build);
@@ -48,7 +48,7 @@ function emptyCells(set, rows) {
   return d3.cross(layers, names, (layer, name) => ({ layer, name })).filter((cell) => !there.has(`${cell.layer} ${cell.name}`));
 }
 
-function mapSvg(width, set, rows, values, column, colours, out) {
+function mapSvg(width, set, rows, values, column, colors, out) {
   const across = !narrow(width);
   const layer = (row) => set.rows.layer[row], series = (row) => seriesOf(set, row);
   const names = unique(rows.map(series)), layers = layersOf(set, rows);
@@ -66,7 +66,7 @@ function mapSvg(width, set, rows, values, column, colours, out) {
       Plot.cell(emptyCells(set, rows), { x: across ? "layer" : "name", y: across ? "name" : "layer", fill: "var(--empty)", inset: 0.5 }),
       Plot.cell(rows, {
         x: across ? layer : series, y: across ? series : layer,
-        fill: (row) => (values[row] === null ? "var(--empty)" : colours.of(values[row])),
+        fill: (row) => (values[row] === null ? "var(--empty)" : colors.of(values[row])),
         stroke: (row) => (out.has(row) ? "var(--frame)" : "none"), strokeWidth: 2.5, inset: 0.5,
       }),
       across ? Plot.axisX({ ticks: layers.filter((one) => one % every === 0), label: t("ui-layer"), labelAnchor: "center", labelArrow: "none", tickSize: 0 })

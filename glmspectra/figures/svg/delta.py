@@ -46,7 +46,7 @@ def draw_delta_spectra(spectra: Spectra, delta: pd.DataFrame | None = None) -> F
     unless it is so far down that the lines would be pressed together: `low_floors` names it then).
     """
     names = list(spectra.order)[:MOST_PANELS]
-    figure, axes, colour = depth_panels(names, spectra.layers, say("figure-number"), say("figure-sigma-change"))
+    figure, axes, color = depth_panels(names, spectra.layers, say("figure-number"), say("figure-sigma-change"))
     longest, largest, smallest = 1, 0.0, _smallest(spectra)
     for ax, name in zip(axes, names, strict=True):
         for layer in spectra.layers:
@@ -57,7 +57,7 @@ def draw_delta_spectra(spectra: Spectra, delta: pd.DataFrame | None = None) -> F
             ax.plot(
                 at + 1,
                 np.where(sigma[at] > 0, sigma[at], np.nan),
-                color=colour(layer),
+                color=color(layer),
                 linewidth=0.9,
                 marker="." if len(sigma) <= 64 else "",
                 markersize=2.5,
@@ -167,7 +167,7 @@ def draw_growth(matrices: pd.DataFrame, delta: pd.DataFrame | None = None) -> Fi
                 x,
                 factor * steps.min().astype(float),
                 factor * steps.max().astype(float),
-                color=looks[matrix].colour,
+                color=looks[matrix].color,
                 alpha=0.12,
                 linewidth=0,
             )
@@ -210,7 +210,7 @@ def draw_rank_use(delta: pd.DataFrame) -> Figure | None:
     for i, (ax, matrix) in enumerate(zip(axes, order, strict=True)):
         group = rows[rows["matrix"] == matrix].groupby("layer")[["allotted_rank", "used"]].sum().astype(float)
         ax.bar(group.index, group["allotted_rank"], 0.82, color=style.PALE, gid=slug(f"allotted-{matrix}"))
-        ax.bar(group.index, group["used"], 0.5, color=style.COLOURS[0], gid=slug(f"used-{matrix}"))
+        ax.bar(group.index, group["used"], 0.5, color=style.COLORS[0], gid=slug(f"used-{matrix}"))
         ax.grid(False, axis="x")
         style.layer_axis(ax, layers, label=i >= len(order) - columns)
         share = group["used"].sum() / max(group["allotted_rank"].sum(), 1)
@@ -220,7 +220,7 @@ def draw_rank_use(delta: pd.DataFrame) -> Figure | None:
     style.linear_axis(axes[0], "y", 4, whole=True)
     style.key(
         figure,
-        [Patch(color=style.PALE), Patch(color=style.COLOURS[0])],
+        [Patch(color=style.PALE), Patch(color=style.COLORS[0])],
         [say("figure-allotted"), say("figure-used")],
     )
     return figure
@@ -279,7 +279,7 @@ def draw_merged(weight: Spectra, merged: Spectra, top: int = 20) -> Figure | Non
     ]
     if not names:
         return None
-    figure, axes, colour = depth_panels(names, weight.layers, say("figure-number"), say("figure-moved"))
+    figure, axes, color = depth_panels(names, weight.layers, say("figure-number"), say("figure-moved"))
     for ax, name in zip(axes, names, strict=True):
         for layer in weight.layers:
             before, after = weight.sigma.get((layer, name)), merged.sigma.get((layer, name))
@@ -289,7 +289,7 @@ def draw_merged(weight: Spectra, merged: Spectra, top: int = 20) -> Figure | Non
             ax.plot(
                 np.arange(1, count + 1),
                 100 * (after[:count] / before[:count] - 1),
-                color=colour(layer),
+                color=color(layer),
                 linewidth=0.9,
                 gid=slug(f"moved-{name}-layer-{layer}"),
             )

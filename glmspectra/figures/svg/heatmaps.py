@@ -56,7 +56,7 @@ def layer_by_matrix(matrices: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def scale_for(values: np.ndarray, described: Column) -> Normalize:
-    """Colour scale of a column: around zero where it is signed, logarithmic where it spans more than a factor of 20."""
+    """Color scale of a column: around zero where it is signed, logarithmic where it spans more than a factor of 20."""
     finite = values[np.isfinite(values)]
     low, high = float(finite.min()), float(finite.max())
     if described.signed and low < 0 < high:
@@ -70,7 +70,7 @@ def scale_for(values: np.ndarray, described: Column) -> Normalize:
 
 
 def draw_heatmap(matrices: pd.DataFrame, name: str) -> Figure:
-    """Layers across, matrices down, colour the value of `name`; hatched where nothing was measured.
+    """Layers across, matrices down, color the value of `name`; hatched where nothing was measured.
 
     `matrices` went through `tables.pick`. Raises RequestError as `layer_by_matrix` does.
     """
@@ -95,9 +95,9 @@ def heat(
     bar: bool = True,
     bar_label: str = "",
     annotate: bool = False,
-    colours: str | None = None,
+    colors: str | None = None,
 ) -> None:
-    """Draw a matrix of numbers into `ax` with seaborn, the colour bar beside it in the right margin."""
+    """Draw a matrix of numbers into `ax` with seaborn, the color bar beside it in the right margin."""
     values = table.to_numpy(float)
     scale = scale or scale_for(values, described)
     figure = style.figure_of(ax)
@@ -108,12 +108,12 @@ def heat(
         box = ax.get_position()
         width = figure.get_size_inches()[0]
         bar_axes = figure.add_axes((box.x1 + 0.14 / width, box.y0, 0.13 / width, box.height))
-    colours = colours or (style.SIGNED_MAP if isinstance(scale, TwoSlopeNorm) else style.HEAT_MAP)
+    colors = colors or (style.SIGNED_MAP if isinstance(scale, TwoSlopeNorm) else style.HEAT_MAP)
     seaborn.heatmap(
         table,
         ax=ax,
         norm=scale,
-        cmap=colours,
+        cmap=colors,
         cbar=bar,
         cbar_ax=bar_axes,
         linewidths=0.6,

@@ -157,13 +157,13 @@ def draw_sheet(spectra: Spectra, what: str = "top") -> Figure:
 def draw_spectra_by_matrix(spectra: Spectra) -> Figure:
     """A panel for each series, in it one line a layer, dark (near the input) to light."""
     names = list(spectra.order)[:MOST_PANELS]
-    figure, axes, colour = depth_panels(names, spectra.layers, say("figure-number"), say("figure-sigma"))
+    figure, axes, color = depth_panels(names, spectra.layers, say("figure-number"), say("figure-sigma"))
     for ax, name in zip(axes, names, strict=True):
         for layer in spectra.layers:
             if (layer, name) in spectra.sigma:
                 sigma = spectra.sigma[layer, name]
                 at = thin(len(sigma), 90)
-                ax.plot(at + 1, sigma[at], color=colour(layer), linewidth=0.9, gid=slug(f"{name}-layer-{layer}"))
+                ax.plot(at + 1, sigma[at], color=color(layer), linewidth=0.9, gid=slug(f"{name}-layer-{layer}"))
     spectrum_axes(axes[0], [values for (_, name), values in spectra.sigma.items() if name in names])
     style.log_axis(axes[0], "x", 4)
     return figure
@@ -172,9 +172,9 @@ def draw_spectra_by_matrix(spectra: Spectra) -> Figure:
 def depth_panels(
     names: Sequence[str], layers: Sequence[int], xlabel: str, ylabel: str
 ) -> tuple[Figure, list[Axes], Callable[[int], tuple[float, float, float, float]]]:
-    """A titled panel for each name, with shared axes, for one line a layer; and the colour of a layer, RGBA.
+    """A titled panel for each name, with shared axes, for one line a layer; and the color of a layer, RGBA.
 
-    The colour scale stands in the right margin.
+    The color scale stands in the right margin.
     """
     columns = style.grid_columns(len(names))
     panel = (2.05, 2.05) if columns == 4 else (2.7, 2.2)
@@ -197,12 +197,12 @@ def depth_panels(
     figure.supylabel(ylabel, fontsize=9, x=0.12 / width)
     shade = Normalize(min(layers), max(max(layers), min(layers) + 1))
     depth_bar(figure, shade)
-    colours = matplotlib.colormaps[style.DEPTH_MAP]
-    return figure, axes, lambda layer: colours(shade(layer))
+    colors = matplotlib.colormaps[style.DEPTH_MAP]
+    return figure, axes, lambda layer: colors(shade(layer))
 
 
 def depth_bar(figure: Figure, shade: Normalize) -> None:
-    """The colour scale of layers, in the right margin (0.95 inch wide)."""
+    """The color scale of layers, in the right margin (0.95 inch wide)."""
     width, height = figure.get_size_inches()
     bar_height = min(2.4, height - 1.2)
     ax = figure.add_axes((1 - 0.72 / width, 0.6 / height, 0.13 / width, bar_height / height))

@@ -143,8 +143,8 @@ def _draw_series(
         shown = np.where(density > 0, density, np.nan)
         ax.plot(middle, shown, gid=slug(f"density-{name}"), **look.line(marker=".", markersize=2.6, linewidth=1.0))
         return
-    ax.stairs(density, edges, baseline=floor, fill=True, color=look.colour, alpha=0.22)
-    ax.stairs(density, edges, baseline=floor, color=look.colour, linewidth=1.1, gid=slug(f"density-{name}"))
+    ax.stairs(density, edges, baseline=floor, fill=True, color=look.color, alpha=0.22)
+    ax.stairs(density, edges, baseline=floor, color=look.color, linewidth=1.1, gid=slug(f"density-{name}"))
 
 
 def _draw_bulk(ax: Axes, name: str, row: pd.Series, look: style.Stroke, parts: bool) -> None:
@@ -162,7 +162,7 @@ def _draw_bulk(ax: Axes, name: str, row: pd.Series, look: style.Stroke, parts: b
     if edge > 0:
         line: dict[str, Any] = {"color": _INK, "linestyle": "-"}
         if parts:
-            line = {"color": look.colour, "linestyle": look.dashes}
+            line = {"color": look.color, "linestyle": look.dashes}
         ax.axvline(edge, linewidth=1.0, gid=slug(f"edge-{name}"), **line)
 
 

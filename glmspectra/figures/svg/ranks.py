@@ -35,7 +35,7 @@ def _matrix_by_layer(ranks: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_rank_heatmaps(ranks: pd.DataFrame) -> Figure:
-    """A panel for each criterion on one colour scale: layers across, matrices down, the rank written in each cell.
+    """A panel for each criterion on one color scale: layers across, matrices down, the rank written in each cell.
 
     Raises StoreError when a column is missing.
     """
@@ -85,7 +85,7 @@ def draw_rank_bars(ranks: pd.DataFrame) -> Figure:
             at,
             heights,
             width * 0.92,
-            color=looks[name].colour,
+            color=looks[name].color,
             hatch=_HATCHES[i % len(_HATCHES)],
             edgecolor="white",
             linewidth=0.4,
@@ -116,7 +116,7 @@ def draw_rank_bars(ranks: pd.DataFrame) -> Figure:
     lines.set(title=say("figure-mean-rank-by-layer"), ylabel=say("figure-rank"))
     handles = [
         (
-            Patch(facecolor=looks[name].colour, hatch=_HATCHES[i % len(_HATCHES)], edgecolor="white"),
+            Patch(facecolor=looks[name].color, hatch=_HATCHES[i % len(_HATCHES)], edgecolor="white"),
             Line2D([], [], **looks[name].line()),
         )
         for i, name in enumerate(criteria)
@@ -151,7 +151,7 @@ def draw_budget_curve(curve: pd.DataFrame, chosen: float | None = None) -> Figur
                     x,
                     factor * line["low"].astype(float),
                     factor * line["high"].astype(float),
-                    color=looks[name].colour,
+                    color=looks[name].color,
                     alpha=0.15,
                     linewidth=0,
                 )

@@ -1,4 +1,4 @@
-"""The one style of all figures: colours, markers, text sizes, tick labels, and how an SVG is saved.
+"""The one style of all figures: colors, markers, text sizes, tick labels, and how an SVG is saved.
 
 Figures are made without pyplot: no global state, nothing to close, and they can be drawn inside a training loop.
 """
@@ -26,8 +26,8 @@ from glmspectra.figures.svg.words import chinese_font, figure_language, say
 from glmspectra.files import write_text
 
 # Contrast to white at least 3 (WCAG 1.4.11), distance of each two at least 40 (CIE76) for normal, protan and deutan
-# eyes (Machado et al. 2009): found by a search over the colours that are dark enough. The pages have the same.
-COLOURS = ("#0080ff", "#b28600", "#400000", "#468c69", "#000066", "#00698c", "#0000ff")
+# eyes (Machado et al. 2009): found by a search over the colors that are dark enough. The pages have the same.
+COLORS = ("#0080ff", "#b28600", "#400000", "#468c69", "#000066", "#00698c", "#0000ff")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h")
 DASHES = ("-", (0, (5, 1.5)), (0, (4, 1.2, 1, 1.2)), (0, (1, 1.1)), (0, (8, 1.5)))
 GREY = "#5f6670"
@@ -36,7 +36,7 @@ PALE = "#d5d9de"
 # Words that may meet a line: nothing is laid behind them, since that would hide data.
 HALO = {"facecolor": "none", "edgecolor": "none", "pad": 0}
 
-# For one line per layer: cividis keeps its order in grey print and for any colour blindness.
+# For one line per layer: cividis keeps its order in grey print and for any color blindness.
 DEPTH_MAP = "cividis"
 HEAT_MAP = "cividis"
 SIGNED_MAP = "PuOr"
@@ -101,22 +101,22 @@ def styled() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Stroke:
-    """How one series looks wherever it is drawn: colour, marker and dashes, each enough to tell it by."""
+    """How one series looks wherever it is drawn: color, marker and dashes, each enough to tell it by."""
 
-    colour: str
+    color: str
     marker: str
     dashes: object
 
     def line(self, **changes: object) -> dict[str, Any]:
         """Keyword arguments for `Axes.plot`."""
-        look = {"color": self.colour, "marker": self.marker, "linestyle": self.dashes, "markeredgewidth": 0}
+        look = {"color": self.color, "marker": self.marker, "linestyle": self.dashes, "markeredgewidth": 0}
         return {**look, **changes}
 
 
 def strokes(names: Sequence[str]) -> dict[str, Stroke]:
     """A look for each name, by its index in the sequence; no two of the first 315 look the same."""
     return {
-        name: Stroke(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
+        name: Stroke(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
         for i, name in enumerate(names)
     }
 

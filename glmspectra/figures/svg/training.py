@@ -79,7 +79,7 @@ def draw_curve(runs: Sequence[TrainingRun], curve: Curve) -> Figure | None:
         every.append(y[np.isfinite(y)])
         look = looks[run.name]
         if curve.smoothed:
-            ax.plot(x, y, color=look.colour, linewidth=0.7, alpha=0.35, gid=slug(f"{curve.name}-raw-{run.name}"))
+            ax.plot(x, y, color=look.color, linewidth=0.7, alpha=0.35, gid=slug(f"{curve.name}-raw-{run.name}"))
             y = smooth(x, y, span)
         marks: dict[str, object] = {} if curve.markers or several else {"marker": ""}
         if several and not curve.markers:
@@ -89,10 +89,10 @@ def draw_curve(runs: Sequence[TrainingRun], curve: Curve) -> Figure | None:
     if several:
         style.key(figure, [Line2D([], [], **looks[name].line()) for name in labels], labels, per_row=per_row)
     elif curve.smoothed:
-        colour = looks[labels[0]].colour
+        color = looks[labels[0]].color
         style.key(
             figure,
-            [Line2D([], [], color=colour, linewidth=0.7, alpha=0.45), Line2D([], [], color=colour)],
+            [Line2D([], [], color=color, linewidth=0.7, alpha=0.45), Line2D([], [], color=color)],
             [say("figure-logged"), say("figure-smoothed", span=span)],
         )
     return figure

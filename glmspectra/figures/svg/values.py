@@ -37,11 +37,11 @@ def draw_value_ridges(run: Tables) -> Figure | None:
         len(order), columns, (2.18, tall), left=0.62, right=0.95, top=0.34, bottom=0.55, gap=(0.28, 0.85)
     )
     shade = Normalize(layers[0], max(layers[-1], layers[0] + 1))
-    colours = matplotlib.colormaps[style.DEPTH_MAP]
+    colors = matplotlib.colormaps[style.DEPTH_MAP]
     groups = dict(iter(rows.groupby(["series", "layer"], sort=False)))
     for i, (ax, name) in enumerate(zip(axes, order, strict=True)):
         densities = {layer: groups[name, layer] for layer in layers if (name, layer) in groups}
-        step = _draw_ridges(ax, name, densities, layers, lambda layer: colours(shade(layer)))
+        step = _draw_ridges(ax, name, densities, layers, lambda layer: colors(shade(layer)))
         style.linear_axis(ax, "x", 3)
         every = max(1, -(-len(layers) // 14))
         ax.set_yticks([j * step for j in range(0, len(layers), every)], [str(layer) for layer in layers[::every]])
@@ -57,7 +57,7 @@ def draw_value_ridges(run: Tables) -> Figure | None:
 
 
 def _draw_ridges(
-    ax: Axes, name: str, histograms: dict[int, pd.DataFrame], layers: list[int], colour: Callable[[int], Any]
+    ax: Axes, name: str, histograms: dict[int, pd.DataFrame], layers: list[int], color: Callable[[int], Any]
 ) -> float:
     """One panel: the density of each layer over its foot; returns how far apart the feet are."""
     binned = {layer: value_density(histogram) for layer, histogram in histograms.items()}
@@ -74,7 +74,7 @@ def _draw_ridges(
         foot = layers.index(layer) * step
         line = foot + 3.2 * merged[layer] / highest
         order = 2 + 2 * (len(layers) - foot)
-        ax.fill_between(middle, foot, line, color=colour(layer), alpha=0.75, linewidth=0, zorder=order)
+        ax.fill_between(middle, foot, line, color=color(layer), alpha=0.75, linewidth=0, zorder=order)
         gid = slug(f"ridge-{name}-layer-{layer}")
         ax.plot(middle, line, color="white", linewidth=0.8, zorder=order + 1, gid=gid)
     ax.set_xlim(low, high)

@@ -115,7 +115,7 @@ memory-optimizer-state = optimizer state
 memory-cublas-workspaces = cuBLAS workspaces
 memory-gradients-of-activations-recomputation = gradients of activations, recomputation
 memory-logits-and-loss = logits and loss
-memory-dequantised-weight = dequantised weight
+memory-dequantized-weight = dequantized weight
 memory-activations = activations
 memory-passing-activations = passing activations
 

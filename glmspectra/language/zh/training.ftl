@@ -95,7 +95,7 @@ memory-optimizer-state = 优化器状态
 memory-cublas-workspaces = cuBLAS 工作区
 memory-gradients-of-activations-recomputation = 激活值的梯度与重新计算
 memory-logits-and-loss = logits 与损失
-memory-dequantised-weight = 反量化的权重
+memory-dequantized-weight = 反量化的权重
 memory-activations = 激活值
 memory-passing-activations = 暂存的激活值
 

@@ -4,8 +4,8 @@ A training step is run on fake tensors (shapes and types, no memory), so most of
 Where the CPU's implementation of an operation keeps other things than CUDA's, it is replaced here by one that keeps
 what CUDA's keeps:
 
-- a linear layer in 4 bits: bitsandbytes dequantises the whole weight for each product and keeps neither the
-  dequantised weight nor the input;
+- a linear layer in 4 bits: bitsandbytes dequantizes the whole weight for each product and keeps neither the
+  dequantized weight nor the input;
 - dropout: one byte an element for the mask;
 - rms_norm: input and one float32 a row; under autocast it runs, and answers, in float32;
 - attention: FlashAttention (Dao et al. 2022, arXiv:2205.14135) keeps q, k, v, the output and one float32 a query;
@@ -22,28 +22,28 @@ from torch.overrides import TorchFunctionMode
 
 from glmspectra.tuning.memory.tracking import Tracker
 
-DEQUANTISED = "dequantised weight"
+DEQUANTIZED = "dequantized weight"
 HALF = (torch.float16, torch.bfloat16)
 
 
 class _FourBitLinear(Function):
-    """x [..., K] times the transpose of a 4-bit weight of shape [N, K], dequantised for the product."""
+    """x [..., K] times the transpose of a 4-bit weight of shape [N, K], dequantized for the product."""
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tracker: Tracker
     ) -> torch.Tensor:
-        ctx.weight, ctx.tracker = weight, tracker  # packed; what is dequantised is thrown away
-        return F.linear(x, _dequantised(weight, x, tracker), bias)
+        ctx.weight, ctx.tracker = weight, tracker  # packed; what is dequantized is thrown away
+        return F.linear(x, _dequantized(weight, x, tracker), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (gradient,) = gradients
-        return gradient @ _dequantised(ctx.weight, gradient, ctx.tracker), None, None, None
+        return gradient @ _dequantized(ctx.weight, gradient, ctx.tracker), None, None, None
 
 
-def _dequantised(weight: torch.Tensor, like: torch.Tensor, tracker: Tracker) -> torch.Tensor:
-    with tracker.labelled(DEQUANTISED):
+def _dequantized(weight: torch.Tensor, like: torch.Tensor, tracker: Tracker) -> torch.Tensor:
+    with tracker.labelled(DEQUANTIZED):
         return torch.empty(weight.shape, dtype=like.dtype, device=like.device)
 
 
@@ -181,7 +181,7 @@ def mark_four_bit(model: Any, compute: torch.dtype, quant_type: str) -> dict[str
     from bitsandbytes.nn.modules import Linear4bit
 
     class Counted(Linear4bit):
-        """Linear4bit without its quantised weight."""
+        """Linear4bit without its quantized weight."""
 
         def __init__(self, of: nn.Linear):
             nn.Linear.__init__(self, of.in_features, of.out_features, of.bias is not None, device="meta")

@@ -52,7 +52,7 @@ def adapter_config(settings: Settings, targets: list[str], total_steps: int) -> 
         alpha_pattern={key: _whole(value) for key, value in lora.alpha_pattern.items()},
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
-        # LoftQ starts from a base that is quantised already: PEFT refits the factors afterwards.
+        # LoftQ starts from a base that is quantized already: PEFT refits the factors afterwards.
         init_lora_weights=True if start == "loftq" else start,
         eva_config=EvaConfig(rho=lora.eva_rho) if start == "eva" else None,
     )

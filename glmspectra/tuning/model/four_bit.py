@@ -2,7 +2,7 @@
 
 Two silent failures are guarded against. Loaders have left every weight in half precision while reporting
 success, so the 4-bit modules are counted. And on CPUs with AVX512_BF16 the first forward in evaluation mode
-repacks the weights in place, after which gradients are lost and dequantising gives wrong numbers, so that
+repacks the weights in place, after which gradients are lost and dequantizing gives wrong numbers, so that
 repacking is switched off.
 """
 
@@ -45,7 +45,7 @@ def four_bit_modules(model: nn.Module) -> dict[str, Any]:
 
 
 def expected_four_bit(model: Any) -> set[str]:
-    """Names of the layers that a 4-bit load should have quantised: every linear layer but the output layer.
+    """Names of the layers that a 4-bit load should have quantized: every linear layer but the output layer.
 
     Counted on a twin of the model that holds no weights, so that the loaded model does not vouch for itself.
     """
@@ -56,7 +56,7 @@ def expected_four_bit(model: Any) -> set[str]:
 
 
 def check_four_bit(model: nn.Module) -> int:
-    """Stop unless exactly the expected layers are 4-bit and hold quantised weights; returns their number.
+    """Stop unless exactly the expected layers are 4-bit and hold quantized weights; returns their number.
 
     Raises TrainingError naming the first layer that is not.
     """

@@ -26,11 +26,11 @@ def _load_arguments(path: Path) -> tuple[Path, dict[str, Any]]:
     """Folder and keyword arguments that the Auto classes take, for a folder or a GGUF file."""
     if path.is_file():
         return path.parent, {"gguf_file": path.name, "local_files_only": True}
-    quantised = sorted(path.glob("*.gguf"))
-    if quantised and not (path / "config.json").exists():
-        if len(quantised) > 1:
-            raise RequestError(f"{path}: {len(quantised)} GGUF files lie here; name one of them as model_path.")
-        return path, {"gguf_file": quantised[0].name, "local_files_only": True}
+    quantized = sorted(path.glob("*.gguf"))
+    if quantized and not (path / "config.json").exists():
+        if len(quantized) > 1:
+            raise RequestError(f"{path}: {len(quantized)} GGUF files lie here; name one of them as model_path.")
+        return path, {"gguf_file": quantized[0].name, "local_files_only": True}
     return path, {"local_files_only": True}
 
 
@@ -78,9 +78,9 @@ def load_base(
 ) -> Any:
     """A causal language model of any family that transformers knows, frozen, in evaluation mode, on one device.
 
-    quantization: a `BitsAndBytesConfig` or None. Raises ConfigError when a packed folder is to be quantised again,
+    quantization: a `BitsAndBytesConfig` or None. Raises ConfigError when a packed folder is to be quantized again,
     CheckpointError when the folder cannot be loaded, or its tensors are not those of the model, TrainingError when a
-    4-bit load did not quantise what it should.
+    4-bit load did not quantize what it should.
     """
     from transformers import AutoModelForCausalLM
 
@@ -119,7 +119,7 @@ def load_base(
 
 
 def check_not_packed(config: PreTrainedConfig, model_path: str | Path) -> None:
-    """Stop before weights that are whole numbers on disk already are quantised again. Raises ConfigError."""
+    """Stop before weights that are whole numbers on disk already are quantized again. Raises ConfigError."""
     if bits := getattr(config, "quantization_bit", 0):
         raise ConfigError(
             f"{model_path} is stored in {bits} bits already and is used as it is: set method to lora or adalora "
@@ -128,9 +128,9 @@ def check_not_packed(config: PreTrainedConfig, model_path: str | Path) -> None:
 
 
 def _forget_gguf(model: Any) -> None:
-    """A GGUF file's weights are dequantised as they are read.
+    """A GGUF file's weights are dequantized as they are read.
 
-    The model is a plain one from then on, but it is still marked as quantised by a method that cannot be trained, which
+    The model is a plain one from then on, but it is still marked as quantized by a method that cannot be trained, which
     the Trainer would refuse.
     """
     model.is_quantized = False

@@ -26,7 +26,7 @@ class Precision:
     (`adapter_products.py`).
 
     Attributes:
-        weights: of what is not quantised.
+        weights: of what is not quantized.
         compute: of products with a 4-bit base.
         autocast: bf16, fp16 (with loss scaling) or None.
     """

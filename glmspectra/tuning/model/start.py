@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def initialize_from_data(model: PeftModel, settings: Settings, batches: Iterable[dict[str, torch.Tensor]]) -> None:
     """The starts that need more than shapes.
 
-    EVA looks at the inputs of layers over `batches` (dicts of tensors), LoftQ at what quantising the base lost.
+    EVA looks at the inputs of layers over `batches` (dicts of tensors), LoftQ at what quantizing the base lost.
     """
     if settings.lora.init_lora_weights == "eva":
         from peft import initialize_lora_eva_weights
@@ -42,7 +42,7 @@ def initialize_from_data(model: PeftModel, settings: Settings, batches: Iterable
 def fit_quantization_error(model: PeftModel, settings: Settings) -> None:
     """LoftQ: scale * B A starts as the best approximation of W - Q of the adapter's rank, Q being the 4-bit base.
 
-    Li et al. 2023, https://arxiv.org/abs/2310.08659, algorithm 1 with the base as bitsandbytes quantised it.
+    Li et al. 2023, https://arxiv.org/abs/2310.08659, algorithm 1 with the base as bitsandbytes quantized it.
     """
     from bitsandbytes.functional import dequantize_4bit
 
@@ -66,7 +66,7 @@ def fit_quantization_error(model: PeftModel, settings: Settings) -> None:
 def changes_base(settings: Settings) -> bool:
     """Whether the factors do not start at a zero update of the base as it is on disk.
 
-    PiSSA and OLoRA take them out of it, LoftQ makes up for its quantisation; what training changed can then only be
+    PiSSA and OLoRA take them out of it, LoftQ makes up for its quantization; what training changed can then only be
     with the start kept.
     """
     start = settings.lora.init_lora_weights

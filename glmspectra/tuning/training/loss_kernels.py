@@ -36,14 +36,14 @@ def _loss_kernel(logits, targets, nll, correct, SIZE: tl.constexpr, GRADIENT: tl
     highest = tl.max(peak, axis=0)
     total_ = tl.sum(total * tl.exp(peak - highest), axis=0)
     first = tl.min(tl.where(peak == highest, index, SIZE), axis=0)  # as argmax, the first of several
-    normaliser = highest + tl.log(total_)
-    tl.store(nll + row, normaliser - due)
+    normalizer = highest + tl.log(total_)
+    tl.store(nll + row, normalizer - due)
     tl.store(correct + row, (first == target).to(tl.int8))
     if GRADIENT:
         for start in range(0, SIZE, BLOCK):
             c = start + tl.arange(0, BLOCK)
             x = tl.load(base + c, mask=c < SIZE, other=0).to(tl.float32)
-            share = tl.exp(x - normaliser) - tl.where(c == target, 1.0, 0.0)
+            share = tl.exp(x - normalizer) - tl.where(c == target, 1.0, 0.0)
             tl.store(base + c, share.to(logits.dtype.element_ty), mask=c < SIZE)
 
 

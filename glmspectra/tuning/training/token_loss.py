@@ -74,10 +74,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = logits.float()
             target = targets[chunk, None]
             correct[chunk] = logits.argmax(-1) == targets[chunk]
-            normaliser = logits.logsumexp(-1, keepdim=True)  # [c, 1]
-            nll[chunk] = (normaliser - logits.gather(-1, target)).squeeze(-1)
+            normalizer = logits.logsumexp(-1, keepdim=True)  # [c, 1]
+            nll[chunk] = (normalizer - logits.gather(-1, target)).squeeze(-1)
             if gradient is not None:
-                probability = logits.sub_(normaliser).exp_()
+                probability = logits.sub_(normalizer).exp_()
                 probability.scatter_add_(-1, target, probability.new_full(target.shape, -1.0))
                 gradient[chunk] = probability.to(weight.dtype) @ weight
         ctx.mark_non_differentiable(correct)
