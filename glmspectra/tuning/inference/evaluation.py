@@ -166,8 +166,7 @@ def evaluate(
         CheckpointError, DataError: Model, adapter or data cannot be used.
     """
     inputs = load_inputs(settings, choose_device(device))
-    rows = _rows_of(inputs, split)
-    rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    rows = _rows_of(inputs, split, limit)
     model = load_for_settings(settings, inputs.precision, inputs.device)
     answered = rows.select(range(min(max(samples, scored), len(rows))))
     prompts = [split_prompt(row["input_ids"], row["labels"]) for row in answered]
@@ -195,14 +194,14 @@ def evaluate(
     )
 
 
-def _rows_of(inputs: Inputs, split: str) -> Any:
+def _rows_of(inputs: Inputs, split: str, limit: int | None) -> Any:
     rows = inputs.data.train if split == "train" else inputs.data.valid
     if rows is None:
         raise RequestError(
             f"there are no {split} rows in {inputs.settings.finetune.dataset_path}; give valid_path or valid_fraction "
             "(--set finetune.valid_fraction=0.1), or --split train."
         )
-    return rows
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
 
 def _samples(
