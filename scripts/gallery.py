@@ -47,6 +47,14 @@ def weights_of(package: str, ending: str) -> Path | None:
     return next(iter(sorted(Path(found.origin).parent.rglob(f"*.{ending}"))), None)
 
 
+def named(weights: Path, name: str, work: Path) -> Path:
+    """A copy of the folder of some weights under the name of their model: pages name a checkpoint by its folder."""
+    copy = work / "models" / name
+    if not copy.is_dir():
+        shutil.copytree(weights.parent, copy)
+    return copy
+
+
 def tables(name: str, model: Path | None, work: Path) -> Path:
     """The stored run of a model, measured unless it is there."""
     root = work / name
@@ -85,7 +93,8 @@ def make_pages(work: Path) -> Path:
         if weights is None:
             print(f"{name} is left out: {package} is not installed")
             continue
-        write_report(tables(name, weights if ending == "gguf" else weights.parent, work), reports / name)
+        model = weights if ending == "gguf" else named(weights, name, work)
+        write_report(tables(name, model, work), reports / name)
     write_report(adapter(work), reports / "adapter")
     if STUDY.is_dir():
         write_training_report([STUDY], reports / "study", ["study of 2023"])

@@ -1,6 +1,7 @@
 """The page over all reports of a folder: `reports/index.html`, a row for each page beside it with its results."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from glmspectra.language import Words, both
 
 _SUMMARY = re.compile(r'<script type="application/json" id="summary">(.*?)</script>', re.DOTALL)
 _SUBJECTS = ("svd", "values", "delta", "ranks", "training", "evaluate", "loop", "compare")
-_NUMBERS = ("loss", "gain", "mean_rank", "effective_rank")
+_NUMBERS = ("loss", "gain", "mean_rank", "effective_rank")  # a column each where any page has one
 _ORDER = {"loop": 0, "compare": 1}  # what brings others together stands first
 
 
@@ -34,10 +35,11 @@ def write_overview(reports: Path) -> Path | None:
     if not found:
         return None
     found.sort(key=lambda pair: (_ORDER.get(pair[1].get("kind", ""), 2), pair[0]))
-    heads = ("report", "about", "finding", "loss", "gain", "mean-rank", "effective-rank", "curve")
+    numbers = [name for name in _NUMBERS if any(summary.get(name) is not None for _, summary in found)]
+    heads = ("report", "about", "finding", *(name.replace("_", "-") for name in numbers), "curve")
     grid = Grid(
         heads,
-        [_row(folder, summary) for folder, summary in found],
+        [_row(folder, summary, numbers) for folder, summary in found],
         both("page-overview-caption", count=len(found)),
     )
     page = Page("overview", both("page-title-overview"), both("page-lead-overview"), reports=grid)
@@ -54,13 +56,13 @@ def _summary_of(text: str) -> dict[str, Any]:
     return summary if isinstance(summary, dict) else {}
 
 
-def _row(folder: str, summary: dict[str, Any]) -> list[Cell]:
+def _row(folder: str, summary: dict[str, Any], numbers: Sequence[str]) -> list[Cell]:
     subject = summary.get("kind")
     finding = summary.get("finding") or ("", "")
     row = [Cell(Words.same(str(summary.get("name") or folder)), link=f"{folder}/index.html")]
     row.append(Cell(both(f"page-about-{subject}") if subject in _SUBJECTS else Words.same("")))
     row.append(Cell(Words(str(finding[0]), str(finding[1]))))
-    for name in _NUMBERS:
+    for name in numbers:
         row.append(plain(number(summary[name], 4) if summary.get(name) is not None else "", number=True))
     line = [value for value in summary.get("line") or () if isinstance(value, int | float)]
     row.append(Cell(Words.same(""), line=line))

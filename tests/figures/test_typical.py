@@ -59,14 +59,14 @@ SAID = {
     ),
     "changed-most": (
         lambda: delta(relative_frobenius={(i, "dense"): 0.05 + i / 1e4 for i in range(28)}),
-        lambda _: [f"dense changed most, by {percent(np.median(0.05 + np.arange(28) / 1e4))}"],
+        lambda _: [f"dense changed most, by a median of {percent(np.median(0.05 + np.arange(28) / 1e4))}"],
     ),
     "rank-in-use": (delta, lambda _: [f"{7 * 56} of the {8 * 56} directions allotted hold"]),
     "change-rank": (delta, lambda e: ends(values(e, "stable_rank"))),
     "rank-range": (
         lambda: ranks(lambda i, m: 12 + i if m == "dense" else 4),
         lambda _: [
-            "ranks from 4 to 39, 8 in the median",
+            "ranks from 4 to 39, median 8",
             f"dense gets most, {np.mean(12 + np.arange(28)):g} on average",
         ],
     ),
@@ -91,13 +91,16 @@ SAID = {
         ],
     ),
     "speed": (training, lambda _: ["900 tokens a second"]),
-    "stable-rank": (weights, lambda e: [*ends(values(e, "stable_rank")), "of 4,096 directions", "56 matrices"]),
-    "beyond-noise": (weights, lambda e: [*ends(values(e, "mp_spikes")), "of 4,096"]),
+    "stable-rank": (weights, lambda e: [*ends(values(e, "stable_rank")), "out of 4,096 directions", "of 56 matrices"]),
+    "beyond-noise": (weights, lambda e: [*ends(values(e, "mp_spikes")), "out of 4,096:"]),
     "widest-type": (weights, lambda e: by_type(values(e, "effective_rank") / 4096)),
     "entry-size": (weights, lambda e: ends(values(e, "std"))),
     "tails": (
         lambda: weights(excess_kurtosis={(i, "dense"): -9.0 for i in range(28)}),
-        lambda e: [number(np.median(values(e, "excess_kurtosis"))), "dense is farthest from normal, with −9"],
+        lambda e: [
+            number(np.median(values(e, "excess_kurtosis"))),
+            "dense is farthest from normal, with a median of −9",
+        ],
     ),
     "largest-entry": (weights, lambda e: ends(values(e, "abs_max") / values(e, "std"))),
     "farthest-medians": (
@@ -185,7 +188,7 @@ def test_one_matrix_type_and_matrices_in_no_layer_have_their_sentences():
     assert "farthest" not in said["tails"]
     outside = table.iloc[:2].assign(layer=pd.Series([pd.NA, pd.NA], dtype="Int64"), matrix=["embedding", "head"])
     said = {finding.rule: finding.words.en for finding in typical(Evidence({"weight": Tables(with_series(outside))}))}
-    assert " in embedding" in said["stable-rank"]
+    assert "(embedding)" in said["stable-rank"]
     assert "layer" not in said["stable-rank"]
 
 
@@ -193,7 +196,7 @@ def test_a_change_without_its_base_and_full_fine_tuning_have_their_sentences():
     rows = changes().drop(columns=["relative_frobenius", "allotted_rank", "share_of_rank_in_use"])
     said = {finding.rule: finding.words.en for finding in typical(Evidence({"delta": Tables(with_series(rows))}))}
     assert said.keys() >= {"change-size", "change-rank"}
-    assert f"norm of ΔW is {number(np.median(rows['frobenius_norm']))} in the median" in said["change-size"]
+    assert f"norm of ΔW: median {number(np.median(rows['frobenius_norm']))} of 56" in said["change-size"]
 
 
 @pytest.mark.parametrize("odd", odd_tables())

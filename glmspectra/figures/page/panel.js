@@ -91,7 +91,7 @@ const numberAt = (set, name, row) => (set.values[name] ? set.values[name][row] :
 function besides(points, level, log) {
   const scaled = log ? Math.log : (x) => x, last = scaled(points[points.length - 1].x) || 1;
   const above = points.filter((point) => point.y > level), crosses = above.length ? scaled(above[above.length - 1].x) / last : 0;
-  return crosses < 0.5 ? { frameAnchor: "right", dy: -8 } : { frameAnchor: "left", dx: 5, dy: 9 };
+  return crosses < 0.5 ? { frameAnchor: "right", dy: -10 } : { frameAnchor: "left", dx: 5, dy: 11 };
 }
 
 function spectrumFigure(set, row, label, log) {

@@ -153,13 +153,13 @@ finding-answers-changed =
         [one] Tuning changed 1 of { $all } answers.
        *[other] Tuning changed { $count } of { $all } answers.
     }
-finding-change-size = ΔW is { $median } of W in the median of { $all } matrices (Frobenius norms): { $low } in { $least }, { $high } in { $most }.
-finding-change-size-alone = The Frobenius norm of ΔW is { $median } in the median of { $all } matrices: { $low } in { $least }, { $high } in { $most }.
-finding-changed-most = { $most } changed most, by { $high } of W in the median layer; { $least } changed least, by { $low }.
+finding-change-size = Frobenius norm of ΔW over that of W: median { $median } of { $all } matrices, lowest { $low } ({ $least }), highest { $high } ({ $most }).
+finding-change-size-alone = Frobenius norm of ΔW: median { $median } of { $all } matrices, lowest { $low } ({ $least }), highest { $high } ({ $most }).
+finding-changed-most = { $most } changed most, by a median of { $high } of W; { $least } changed least, by { $low }.
 finding-rank-in-use = { $used } of the { $allotted } directions allotted hold 99 % of the energy of ΔW.
-finding-change-rank = The stable rank of ΔW is { $median } in the median of { $all } matrices: { $low } in { $least }, { $high } in { $most }.
-finding-rank-range = { $criterion } gives { $all } matrices ranks from { $low } to { $high }, { $median } in the median; { $most } gets most, { $mean } on average.
-finding-rank-range-alike = { $criterion } gives { $all } matrices ranks from { $low } to { $high }, { $median } in the median.
+finding-change-rank = Stable rank of ΔW: median { $median } of { $all } matrices, lowest { $low } ({ $least }), highest { $high } ({ $most }).
+finding-rank-range = { $criterion } gives { $all } matrices ranks from { $low } to { $high }, median { $median }; { $most } gets most, { $mean } on average.
+finding-rank-range-alike = { $criterion } gives { $all } matrices ranks from { $low } to { $high }, median { $median }.
 finding-rank-cost = The ranks by { $criterion } cost { $parameters } trainable parameters.
 finding-rank-cost-uniform = The ranks by { $criterion } cost { $parameters } trainable parameters, { $share } of the { $other } of uniform ranks.
 finding-loss-course =
@@ -169,14 +169,14 @@ finding-loss-course =
     }
 finding-lowest-evaluation = { $run }: lowest evaluation loss { $loss } (perplexity { $perplexity }) at step { $step } of { $steps }.
 finding-schedule = { $run }: { $steps } steps to epoch { $epochs }, learning rate up to { $peak }.
-finding-gradient-size = { $run }: gradient norm { $median } in the median, at most { $most } (step { $step }).
-finding-speed = { $run }: { $tokens } tokens a second in the median.
-finding-stable-rank = Stable rank ({ $what }): { $median } of { $directions } directions in the median of { $all } matrices, { $low } in { $least }, { $high } in { $most }.
-finding-beyond-noise = Directions beyond the edge of noise ({ $what }): { $median } of { $directions } in the median of { $all } matrices, { $low } in { $least }, { $high } in { $most }.
-finding-widest-type = { $most } spreads over most of its directions (effective rank { $high } of them in the median layer), { $least } over fewest ({ $low }).
-finding-entry-size = Standard deviation of the entries ({ $what }): { $median } in the median of { $all } matrices, { $low } in { $least }, { $high } in { $most }.
-finding-tails = Excess kurtosis of the entries ({ $what }): { $median } in the median of { $all } matrices (normal: 0); { $matrix } is farthest from normal, with { $value } in its median layer.
-finding-tails-one = Excess kurtosis of the entries ({ $what }): { $median } in the median of { $all } matrices (normal: 0).
-finding-largest-entry = Largest entry in standard deviations ({ $what }): { $median } in the median of { $all } matrices, { $low } in { $least }, { $high } in { $most }.
+finding-gradient-size = { $run }: gradient norm { $median } (median), at most { $most } (step { $step }).
+finding-speed = { $run }: { $tokens } tokens a second (median).
+finding-stable-rank = Stable rank ({ $what }), out of { $directions } directions: median { $median } of { $all } matrices, lowest { $low } ({ $least }), highest { $high } ({ $most }).
+finding-beyond-noise = Directions beyond the edge of noise ({ $what }), out of { $directions }: median { $median } of { $all } matrices, fewest { $low } ({ $least }), most { $high } ({ $most }).
+finding-widest-type = { $most } spreads over most of its directions (median effective rank { $high } of them), { $least } over fewest ({ $low }).
+finding-entry-size = Standard deviation of the entries ({ $what }): median { $median } of { $all } matrices, lowest { $low } ({ $least }), highest { $high } ({ $most }).
+finding-tails = Excess kurtosis of the entries ({ $what }; 0 is normal): median { $median } of { $all } matrices; { $matrix } is farthest from normal, with a median of { $value }.
+finding-tails-one = Excess kurtosis of the entries ({ $what }; 0 is normal): median { $median } of { $all } matrices.
+finding-largest-entry = Largest entry, in standard deviations ({ $what }): median { $median } of { $all } matrices, lowest { $low } ({ $least }), highest { $high } ({ $most }).
 finding-farthest-medians = Farthest apart are { $one } and { $two } in { $matrix }: { $measure } { $before } and { $after } (medians over the layers).
 finding-medians-by-run = { $measure }, median of all matrices: { $runs }.

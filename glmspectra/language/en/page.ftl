@@ -77,7 +77,7 @@ page-head-last-loss = last training loss
 page-head-best-loss = lowest evaluation loss
 page-head-best-step = at step
 page-head-best-perplexity = perplexity there
-page-runs-caption = Training losses are the mean of the last five that were logged.
+page-runs-caption = Training losses are the mean of the last that were logged, five at most.
 
 page-head-report = report
 page-head-about = about
@@ -150,7 +150,7 @@ page-head-bleu-means = Overlap of up to four characters in a row between answer 
 page-head-parameters-means = Numbers that training could change.
 page-head-run-means = One training.
 page-head-steps-means = Updates by the optimizer.
-page-head-last-loss-means = Mean of the last five training losses that were logged, in nats per token.
+page-head-last-loss-means = Mean of the last training losses that were logged, in nats per token: of five, or of half of a log that is shorter than ten.
 page-head-best-loss-means = The lowest loss on rows not trained on, in nats per token.
 page-head-best-step-means = The step at which the evaluation loss was lowest.
 page-head-best-perplexity-means = Exponential of the lowest evaluation loss.

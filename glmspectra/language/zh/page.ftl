@@ -77,7 +77,7 @@ page-head-last-loss = 最后的训练损失
 page-head-best-loss = 最低验证损失
 page-head-best-step = 所在步
 page-head-best-perplexity = 该处困惑度
-page-runs-caption = 训练损失为日志最后五个值的平均。
+page-runs-caption = 训练损失为日志最后若干个值（至多五个）的平均。
 
 page-head-report = 报告
 page-head-about = 种类
@@ -146,7 +146,7 @@ page-head-bleu-means = 回答与参考回答中至多四个连续字符的重合
 page-head-parameters-means = 训练可以改变的参数个数。
 page-head-run-means = 一次训练。
 page-head-steps-means = 优化器更新的次数。
-page-head-last-loss-means = 最后五次所记训练损失的平均，奈特每词元。
+page-head-last-loss-means = 最后所记训练损失的平均，奈特每词元：取五个值，日志不足十个值时取一半。
 page-head-best-loss-means = 未参与训练的行上的最低损失，奈特每词元。
 page-head-best-step-means = 验证损失最低的那一步。
 page-head-best-perplexity-means = 最低验证损失的指数。
