@@ -38,6 +38,14 @@ def split() -> Tables:
     return pick(make_tables(3, parts=True, heads=4))
 
 
+@pytest.fixture(scope="module")
+def by_depth(run) -> dict:
+    """Measures -> their lines by depth."""
+    every = (depth.TOP12, depth.RANKS, depth.EDGES, depth.TAILS, depth.NORMS, depth.SPREAD, depth.OUTLIERS)
+    with style.styled():
+        return {measures: depth.draw_by_depth(with_outlier_ratios(run.matrices), measures) for measures in every}
+
+
 def lines(figure) -> dict[str, np.ndarray]:
     """gid -> (n, 2) drawn points of every line of a figure that has one."""
     return {line.get_gid(): line.get_xydata() for ax in figure.axes for line in ax.lines if line.get_gid()}
@@ -109,26 +117,21 @@ def test_sheets_of_any_number_of_layers_stay_on_a_screen(count):
     layers.draw_spectra_by_matrix(spectra)
 
 
-def test_lines_by_depth_are_the_columns_of_the_table(run):
+def test_lines_by_depth_are_the_columns_of_the_table(run, by_depth):
     matrices = with_outlier_ratios(run.matrices)
-    for measures in (depth.TOP12, depth.RANKS, depth.EDGES, depth.TAILS, depth.NORMS, depth.SPREAD, depth.OUTLIERS):
-        drawn = lines(depth.draw_by_depth(matrices, measures))
+    for measures, figure in by_depth.items():
+        drawn = lines(figure)
         for measure in measures:
             for series, rows in matrices.groupby("series"):
                 points = drawn[layers.slug(f"{measure.column}-{series}")]
                 assert list(points[:, 0]) == [0, 1, 2]
                 assert points[:, 1] == pytest.approx(rows[measure.column].to_numpy(float))
-    said = words(depth.draw_by_depth(matrices, depth.TOP12))
+    said = words(by_depth[depth.TOP12])
     assert {"top 12, share of the sum of σ (%)", "layer (0 = nearest the input)"} <= said
 
 
-def test_every_axis_says_its_unit(run):
-    matrices = with_outlier_ratios(run.matrices)
-    figures = [
-        depth.draw_by_depth(matrices, measures)
-        for measures in (depth.TOP12, depth.RANKS, depth.EDGES, depth.TAILS, depth.NORMS, depth.SPREAD, depth.OUTLIERS)
-    ]
-    for ax in (ax for figure in figures for ax in figure.axes):
+def test_every_axis_says_its_unit(by_depth):
+    for ax in (ax for figure in by_depth.values() for ax in figure.axes):
         assert re.search(r"\(.+\)$", ax.get_ylabel()), ax.get_title()
         assert ax.get_xlabel()
     for column in (*VALUES, *SPECTRUM, *CHANGE, *DERIVED):
@@ -236,13 +239,14 @@ def test_top_k_runs_draw_what_they_have():
 
 
 def test_what_a_run_did_not_measure_is_not_drawn():
-    names = [drawn.name for drawn in files.weight_figures(pick(make_tables(2, top=25))) if drawn.figure is not None]
+    run = pick(make_tables(2, {"dense": ((24, 20), {})}, top=15))
+    names = [drawn.name for drawn in files.weight_figures(run) if drawn.figure is not None]
     assert "energy_ranks" not in names
     assert "ranks" in names
 
 
 def test_a_measure_of_one_value_is_not_drawn():
-    tables = make_tables(2)
+    tables = make_tables(2, {"dense": ((24, 20), {})})
     same = Tables(
         tables.matrices.assign(top12_energy_share=1.0, top12_share_of_singular_value_sum=1.0), tables.singular_values
     )
