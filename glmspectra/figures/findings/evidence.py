@@ -104,7 +104,7 @@ def spread_of(rows: pd.DataFrame, name: str) -> dict[str, Any] | None:
     low, median, high = (
         measured(float(value), column(name)) for value in (values.min(), values.median(), values.max())
     )
-    least, most = (place_of(rows.iloc[int(place)]) for place in (values.idxmin(), values.idxmax()))
+    least, most = (place_of(rows.iloc[int(index)]) for index in (values.idxmin(), values.idxmax()))
     return {"low": low, "median": median, "high": high, "least": least, "most": most, "all": str(len(values))}
 
 

@@ -22,7 +22,7 @@ from glmspectra.tuning.data.text_file import COMPRESSED_SUFFIXES, LONGEST_LINE, 
 
 COLUMNAR = {".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow"}
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", *COLUMNAR)
-ARROW_FILE = b"ARROW1"  # of the form with an index behind the rows; a stream has none
+ARROW_FILE = b"ARROW1"  # of the format with an index behind the rows; a stream has none
 BATCH = 1024  # rows in memory as Python's
 TRAIN_NAMES = ("train", "training")
 VALID_NAMES = ("valid", "validation", "val", "dev", "eval", "test")
@@ -303,13 +303,13 @@ def _delimiter(header: str, expected: str) -> str:
     return known[0] if known else max(DELIMITERS, key=lambda mark: len(fields(mark)))
 
 
-def _columnar(path: Path, form: str) -> Values:
+def _columnar(path: Path, format_name: str) -> Values:
     """Rows of Parquet, or of Arrow as a stream (as `datasets` writes it) or a file (Feather): some at a time."""
     import pyarrow
 
     line = 0
     try:
-        with _opened(path, form) as (names, batches):
+        with _opened(path, format_name) as (names, batches):
             if twice := next((name for name in names if names.count(name) > 1), None):
                 raise DataError(f"{path}: the column {twice} is there twice; rename one.")
             for batch in batches:
@@ -321,15 +321,15 @@ def _columnar(path: Path, form: str) -> Values:
     except UnicodeDecodeError:
         raise DataError(f"{path}: holds text that is no UTF-8 after row {line}.") from None
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
-        raise DataError(f"{path}: cannot be read as {form}: {first_line(error)}") from None
+        raise DataError(f"{path}: cannot be read as {format_name}: {first_line(error)}") from None
 
 
 @contextmanager
-def _opened(path: Path, form: str) -> Iterator[tuple[list[str], Iterator[Any]]]:
+def _opened(path: Path, format_name: str) -> Iterator[tuple[list[str], Iterator[Any]]]:
     """Names of the columns, and batches of rows."""
     import pyarrow.parquet
 
-    if form == "Parquet":
+    if format_name == "Parquet":
         with pyarrow.parquet.ParquetFile(path) as parquet:
             yield parquet.schema_arrow.names, parquet.iter_batches(batch_size=BATCH)
         return
