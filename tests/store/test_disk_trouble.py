@@ -85,7 +85,7 @@ def test_a_read_only_folder_is_one_sentence(small_disk):
     store = RunStore.of(small_disk, SOURCE)
     measure_all(store, spectrum_request(), only=1)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(StoreError, match="its folder is read-only for this user; choose another place with --out"):
+    with pytest.raises(StoreError, match="its folder is read-only for this user; choose another folder with --out"):
         store.begin([spectrum_request()])
     with pytest.raises(StoreError, match="read-only"):
         RunStore.of(small_disk / "new", SOURCE).begin([spectrum_request()])
