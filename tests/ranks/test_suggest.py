@@ -177,7 +177,7 @@ def test_side_by_side_and_in_words(evidence):
     said = "\n".join(lines(suggestion))
     assert "of the parameters are elsewhere than with uniform ranks" in said
     assert "Criteria disagree most between" in said
-    assert "pilot" not in said
+    assert "--pilot" not in said
     alone = gather(base_run())
     assert "pilot" in lines(suggest(alone, "effective-rank", budget))[-1], "one line on what a pilot would add"
     said = lines(suggest(alone, "spikes", budget))

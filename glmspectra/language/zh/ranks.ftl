@@ -26,7 +26,7 @@ ranks-study-same = ChatGLM2 结构的小模型，同一任务
 ranks-study-near = 135M 模型，与其相近的任务
 ranks-gain = { $least } 至 { $most }（{ $where }）
 ranks-gain-unsure = { $least } 至 { $most }（{ $where }；并非每个预算都显著）
-ranks-gains = 据我们的研究，三个预算下它比均匀秩的损失低（单位：奈特每词元）：{ $gains }。请如文件所写，使 alpha 与秩成正比：若全部使用同一个 alpha，第一项收益即消失。学习率为最佳值的两倍或一半时，损失升高 0.002 至 0.16：请先调学习率，并训练同等开销的均匀秩作对照（`glmspectra loop` 会这样做）。
+ranks-gains = 据我们的研究，三个预算下它比均匀秩的损失低（单位：奈特每词元）：{ $gains }。请如文件所写，使 alpha 与秩成正比：若全部使用同一个 alpha，第一项收益即消失。多训练比选秩收益更大：均匀秩若把三次试训的步数也用于训练，损失比由这些试训得到的秩还低 0.107（135M）和 0.065（ChatGLM2 结构）。学习率为最佳值的两倍或一半时，损失升高 0.002 至 0.16：请先调学习率，并训练同等开销的均匀秩作对照（`glmspectra loop` 会这样做）。
 ranks-untested = 收益：该准则不在我们的研究所证实之列，因此尚不可知；请训练同等开销的均匀秩作对照（`glmspectra loop` 会这样做）。
 
 ranks-menu = 候选准则的检验：把试训结果截断到各准则的秩，在 { $rows } 行留出数据上只做前向计算，损失为：{ $losses }。
