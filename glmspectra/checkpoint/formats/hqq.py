@@ -91,9 +91,8 @@ def _pairs(layer: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in layer.items():
         if f"{key}." in NESTED and isinstance(value, dict):
             yield from ((f"{key}.{inner}", number) for inner, number in value.items())
-        elif (
-            key == "zero_scale" and hasattr(value, "is_floating_point") and len(value) == 2
-        ):  # both in one tensor, to be moved to a GPU at once
+        elif key == "zero_scale" and hasattr(value, "is_floating_point") and len(value) == 2:
+            # Both in one tensor, to be moved to a GPU at once.
             ending = "_q" if not value.is_floating_point() else ""
             yield from ((f"zero{ending}", value[0]), (f"scale{ending}", value[1]))
         else:

@@ -15,9 +15,8 @@ from glmspectra.store.columns import column
 
 LEAST_LAYERS = 6  # fewer have no spread to compare with
 LEAST_RATIO = 1.5  # from its matrix type's median, however small the spread
-FAR_RATIO = (
-    4.0  # a ratio that is a finding at half the deviation: ordinary layers of one matrix type do not differ so much
-)
+# A ratio that is a finding at half the deviation: ordinary layers of one matrix type do not differ so much.
+FAR_RATIO = 4.0
 
 
 @dataclass(frozen=True)

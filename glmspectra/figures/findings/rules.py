@@ -98,7 +98,9 @@ def find(evidence: Evidence) -> list[Finding]:
     found.sort(key=lambda pair: (not pair[0].answer, -pair[1].size))
     first = [finding for _, finding in found[:MOST]]
     first = first or [Finding("nothing", both("finding-nothing", count=len(RULES)), "", 0.0, "")]
-    return first + typical(evidence, {rule.name for rule, _ in found})[: max(LEAST - len(first), 0)]
+    if len(first) >= LEAST:
+        return first
+    return first + typical(evidence, {rule.name for rule, _ in found})[: LEAST - len(first)]
 
 
 def typical(evidence: Evidence, spoken: Collection[str] = ()) -> list[Finding]:
