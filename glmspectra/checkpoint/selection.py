@@ -142,7 +142,7 @@ def _sentence(checkpoint: "Checkpoint", found: Mapping[str, str]) -> str | None:
         name, reason = next(iter(found.items()))
         said.append(text("checkpoint-left-out", checkpoint=checkpoint.name, count=len(found), name=name, reason=reason))
     if files := checkpoint.beside:
-        said.append(_beside(checkpoint.name, next(iter(checkpoint.file_sizes)), files))
+        said.append(files_beside(checkpoint.name, next(iter(checkpoint.file_sizes)), files))
     return " ".join(said) or None
 
 
@@ -153,10 +153,11 @@ def beside_sentence(path: Path) -> str | None:
     except (CheckpointError, RequestError):
         return None  # whoever reads it says so
     files = located.beside() if path.is_dir() else []
-    return _beside(path.name, located.files[0].name, files) if files else None
+    return files_beside(path.name, located.files[0].name, files) if files else None
 
 
-def _beside(checkpoint: str, read: str, files: Sequence[str]) -> str:
+def files_beside(checkpoint: str, read: str, files: Sequence[str]) -> str:
+    """Of which file the weights are read, and of which others in the folder they are not."""
     return text("checkpoint-beside", checkpoint=checkpoint, count=len(files), name=files[0], read=read)
 
 

@@ -12,6 +12,7 @@ from glmspectra.checkpoint.adapter.config import CONFIG_FILE, AdapterConfig
 from glmspectra.checkpoint.adapter.layout import BaseLayout
 from glmspectra.checkpoint.adapter.stored import WEIGHT_FILES, StoredAdapter
 from glmspectra.checkpoint.names import IN_LAYERS, parse_name
+from glmspectra.checkpoint.selection import files_beside
 from glmspectra.errors import CheckpointError
 from glmspectra.language import text
 from glmspectra.peft_rules import fully_matched
@@ -58,7 +59,7 @@ def notes(path: Path, config: AdapterConfig, found: Mapping[str, TensorChange], 
     said = [text("adapter-left-alone", count=len(modules), name=modules[0])] if modules else []
     if files[1:]:
         read, *beside = files
-        said.append(text("checkpoint-beside", checkpoint=path.name, count=len(beside), name=beside[0], read=read))
+        said.append(files_beside(path.name, read, beside))
     return said
 
 
