@@ -1,5 +1,5 @@
 """Run the command line as `python -m glmspectra`."""
 
-from glmspectra.cli.main import main
+from glmspectra.cli.main import run
 
-main()
+run()
