@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 from glmspectra.chatglm2 import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmspectra.errors import ConfigError
 from glmspectra.tuning.data import PackedCollator, PaddingCollator
-from glmspectra.tuning.data.batching import REAL_TOKENS, TrainingCollator
+from glmspectra.tuning.data.batching import REAL_TOKENS, SUPERVISED, TrainingCollator
 from glmspectra.tuning.data.packing import pack_dataset
 from glmspectra.tuning.training import token_loss as token_loss_module
 from glmspectra.tuning.training.run import train
@@ -94,12 +94,15 @@ def test_padding_side_and_mask_change_no_loss(model):
     left = {name: torch.tensor(values) for name, values in left.items()}
     moved = TrainingCollator(PaddingCollator(0))(examples)
     assert moved.pop(REAL_TOKENS).tolist() == [5 + 17 + 9]
-    assert set(moved) == {"input_ids", "labels"}
+    assert set(moved) == {"input_ids", "labels", SUPERVISED}
+    assert moved[SUPERVISED].tolist() == [[0] * 3 + [1] * 15 + [2] * 7, [*range(1, 4), *range(1, 16), *range(1, 8)]]
     assert moved["input_ids"].tolist() == [row["input_ids"] + [0] * (17 - len(row["input_ids"])) for row in examples]
     assert moved["labels"].tolist() == [row["labels"] + [-100] * (17 - len(row["labels"])) for row in examples]
     with torch.no_grad():
         expected = loss(glm, left)
         found = loss(glm, moved)
+        without = loss(glm, {name: values for name, values in moved.items() if name != SUPERVISED})
+    assert torch.equal(found.nll, without.nll)
     assert torch.equal(expected.rows, found.rows)
     assert torch.allclose(expected.nll, found.nll, atol=1e-5)
 
@@ -237,7 +240,12 @@ def test_a_run_on_the_real_data_equals_a_plain_loop(tmp_path, shared):
         width = max(len(ids) for ids, _ in chosen)
         ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in chosen])
         labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in chosen])
-        assert set(fed[step]) == {"input_ids", "labels", REAL_TOKENS}  # padding is on the right: no mask is needed
+        assert set(fed[step]) == {
+            "input_ids",
+            "labels",
+            REAL_TOKENS,
+            SUPERVISED,
+        }  # padding is on the right: no mask is needed
         assert torch.equal(fed[step]["input_ids"], ids)
         assert torch.equal(fed[step]["labels"], labels)
         logits = plain(input_ids=ids).logits

@@ -42,6 +42,8 @@ def training_arguments(settings: Settings, precision: Precision, device: torch.d
         more["report_to"] = "none"
     if device.type == "cpu":
         more["dataloader_pin_memory"] = False
+    elif given.get("dataloader_pin_memory", True):
+        more["accelerator_config"] = {"non_blocking": True}  # the next batch is copied while this one is worked on
     if settings.finetune.early_stopping_patience is not None:
         more |= _for_early_stopping(given)
     arguments: TrainingArguments = settings.training_arguments(**more)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from glmspectra.tuning.data import IGNORED
+from glmspectra.tuning.data.batching import SUPERVISED, supervised_positions
 
 # (logits [c, V], targets [c], nll [c], correct [c], whether the gradient is wanted): `loss_kernels.losses_in_place`.
 InPlace = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, bool], None]
@@ -147,12 +147,14 @@ class TokenLoss:
         Args:
             model: `causal_lm` or a wrapper around it.
             inputs: hold input_ids [b, s] and labels [b, s] (-100: not supervised; the label at position t is predicted
-                by position t - 1, as everywhere in transformers).
+                by position t - 1, as everywhere in transformers), and may hold supervised, the `supervised_positions`
+                of the labels.
         """
         inputs = {name: value for name, value in inputs.items() if name != "num_items_in_batch"}
         labels = inputs.pop("labels")
         inputs.setdefault("use_cache", False)
-        rows, positions = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        positions = inputs.pop(SUPERVISED, None)
+        rows, positions = supervised_positions(labels) if positions is None else positions
         targets = labels[rows, positions + 1]
         if self.in_chunks:
             with self._answering_losses(rows, positions, targets):
