@@ -86,10 +86,14 @@ def _standing_out(matrices: pd.DataFrame, measures: Sequence[str]) -> dict[str, 
     rows = in_layers(matrices)
     series = rows["series"].to_numpy(object)
     for measure in measures:
-        values = pd.to_numeric(rows[measure], errors="coerce").to_numpy(float, na_value=np.nan)
-        out = rows.index[np.flatnonzero(deviations(series, values, COLUMNS[measure].log)[0])]
+        out = rows.index[np.flatnonzero(deviations(series, _floats(rows[measure]), COLUMNS[measure].log)[0])]
         if len(out):
             found[measure] = [int(index) for index in out]
+    return found
+
+
+def _floats(values: pd.Series) -> np.ndarray:
+    found: np.ndarray = pd.to_numeric(values, errors="coerce").to_numpy(float, na_value=np.nan)
     return found
 
 
@@ -124,6 +128,7 @@ def _spectra(matrices: pd.DataFrame, values: pd.DataFrame) -> Json:
     sigma: list[Any] = [None] * count
     bins: list[Any] = [None] * count
     bounds: list[Any] = [None] * count
+    noise = _floats(matrices["mp_edge"]) if "mp_edge" in matrices else np.full(count, np.nan)
     for i, group in _by_row(values, matrices, "index").items():
         all_values = group["sigma"].to_numpy(float)
         all_values = all_values[np.isfinite(all_values)]
@@ -136,19 +141,14 @@ def _spectra(matrices: pd.DataFrame, values: pd.DataFrame) -> Json:
         errors = group["error_bound"].to_numpy(float)
         bounds[i] = numbers((errors[0], np.nanmax(errors)))
         if len(all_values) >= SIGMA_BINS:
-            top = _bulk_end(matrices, i, all_values)
+            top = _bulk_end(noise[i], all_values)
             edges = np.linspace(0.0, top, SIGMA_BINS + 1)
             bins[i] = [rounded(top), *(int(n) for n in np.histogram(all_values, edges)[0])]
     return {"grids": {str(n): grid for n, grid in grids.items()}, "sigma": sigma, "bins": bins, "bounds": bounds}
 
 
-def _bulk_end(matrices: pd.DataFrame, row: int, values: np.ndarray) -> float:
+def _bulk_end(edge: float, values: np.ndarray) -> float:
     """Where the density of singular values is cut: a little beyond the bulk's edge, so that spikes do not squash it."""
-    edge = (
-        float(matrices["mp_edge"].iloc[row])
-        if has(matrices, "mp_edge") and pd.notna(matrices["mp_edge"].iloc[row])
-        else 0
-    )
     return min(1.3 * edge, float(values[0])) if edge > values[-1] else float(values[0])
 
 
@@ -156,16 +156,15 @@ def _histograms(matrices: pd.DataFrame, table: pd.DataFrame) -> list[Any]:
     """[edges, counts] of the weights of each row, at most VALUE_BINS bins of whole stored ones; None where unknown."""
     found: list[Any] = [None] * len(matrices)
     for i, group in _by_row(table, matrices, "bin_left").items():
-        finite = group[np.isfinite(group["bin_left"]) & np.isfinite(group["bin_right"])]
-        counts = finite["count"].to_numpy(float)
-        if not counts.sum():
-            continue
+        left, right, counts = (group[name].to_numpy() for name in ("bin_left", "bin_right", "count"))
+        finite = np.isfinite(left) & np.isfinite(right)
+        left, right, counts = left[finite], right[finite], counts[finite]
         held = np.flatnonzero(counts)
-        finite = finite.iloc[held[0] : held[-1] + 1]
-        every = max(1, -(-len(finite) // VALUE_BINS))
-        starts = np.arange(0, len(finite), every)
-        edges = [*finite["bin_left"].to_numpy(float)[starts], float(finite["bin_right"].iloc[-1])]
-        found[i] = [numbers(edges), [int(n) for n in np.add.reduceat(finite["count"].to_numpy(), starts)]]
+        if not len(held):
+            continue
+        left, right, counts = (values[held[0] : held[-1] + 1] for values in (left, right, counts))
+        starts = np.arange(0, len(counts), max(1, -(-len(counts) // VALUE_BINS)))
+        found[i] = [numbers([*left[starts], right[-1]]), [int(n) for n in np.add.reduceat(counts, starts)]]
     return found
 
 

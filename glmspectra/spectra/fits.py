@@ -54,7 +54,8 @@ def fit_distributions(
     cumulative[-1] = 1.0
 
     # Everything is free of scale: work in standard deviations from the mean.
-    low, high = ((end - moments.mean) / moments.std for end in (lower, upper))
+    low = (lower - moments.mean) / moments.std
+    high = low if upper is lower else (upper - moments.mean) / moments.std
     z = (low + high) / 2
     median = float(z[np.searchsorted(cumulative, 0.5)])
     spread = weighted_sum(weight, np.abs(z - median))
@@ -89,7 +90,9 @@ def fit_distributions(
 def _ks(cdf: Callable[[FloatArray], FloatArray], low: FloatArray, high: FloatArray, cumulative: FloatArray) -> float:
     """`sup |F_n - F|` over the ends of all intervals; over all x when the intervals are single values."""
     before = np.concatenate([[0.0], cumulative[:-1]])
-    return float(max(np.abs(cumulative - cdf(high)).max(), np.abs(before - cdf(low)).max()))
+    at_low = cdf(low)
+    at_high = at_low if high is low else cdf(high)
+    return float(max(np.abs(cumulative - at_high).max(), np.abs(before - at_low).max()))
 
 
 def _grouped(z: FloatArray, weight: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -116,13 +119,17 @@ def _wasserstein_to_standard_normal(low: FloatArray, high: FloatArray, cumulativ
 
     left, right, level = high[:-1], low[1:], cumulative[:-1]
     crossing = np.clip(special.ndtri(level), left, right)
-    before_crossing = level * (crossing - left) - (integral(crossing) - integral(left))
-    after_crossing = (integral(right) - integral(crossing)) - level * (right - crossing)
+    at_crossing, at_low = integral(crossing), integral(low)
+    at_high = at_low if high is low else integral(high)
+    before_crossing = level * (crossing - left) - (at_crossing - at_high[:-1])
+    after_crossing = (at_low[1:] - at_crossing) - level * (right - crossing)
     between = float(np.abs(before_crossing).sum() + np.abs(after_crossing).sum())
 
-    before = np.concatenate([[0.0], cumulative[:-1]])
-    heights = np.abs(before - special.ndtr(low)) + np.abs(cumulative - special.ndtr(high))
-    within = weighted_sum(heights, high - low) / 2
+    within = 0.0
+    if high is not low:
+        before = np.concatenate([[0.0], cumulative[:-1]])
+        heights = np.abs(before - special.ndtr(low)) + np.abs(cumulative - special.ndtr(high))
+        within = weighted_sum(heights, high - low) / 2
     # Below the first value F_n is 0, above the last it is 1; by symmetry the second integral is that of the first.
     outside = float(integral(low[:1]).item() + integral(-high[-1:]).item())
     return between + within + outside

@@ -7,10 +7,11 @@ structure (Baik, Ben Arous & Peche, Annals of Probability 33(5), 2005).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from scipy import integrate, optimize
 
 from glmspectra.spectra.spectrum import FloatArray
 
@@ -28,19 +29,26 @@ def bulk_median(aspect: float) -> float:
     """
     if not 0 < aspect <= 1:
         raise ValueError(f"aspect is {aspect}; it is shorter side over longer side, in (0, 1]")
-    low, high = (1 - np.sqrt(aspect)) ** 2, (1 + np.sqrt(aspect)) ** 2
-    half = (high - low) / 2
+    root = math.sqrt(aspect)
 
-    # x = low + half (1 - cos t) removes the square-root ends; half angles keep it exact where low is 0.
-    def density(t: float) -> float:
-        sine, cosine = np.sin(t / 2), np.cos(t / 2)
-        return float((2 * half * sine * cosine) ** 2 / (2 * np.pi * aspect * (low + 2 * half * sine**2)))
-
+    # In x = 1 + aspect - 2 root cos t the mass below t is the integral of 2/pi sin(t)^2 / x, which by
+    # sin(t) / x = sum over k > 0 of root^(k - 1) sin(k t) is a sum of sines, and of it this is the closed form.
     def mass_below(angle: float) -> float:
-        return float(integrate.quad(density, 0.0, angle, epsabs=1e-13)[0])
+        wave = math.atan2(root * math.sin(angle), 1 - root * math.cos(angle))
+        return (angle + math.sin(angle) / root - wave * (1 - aspect) / aspect) / math.pi
 
-    angle = optimize.brentq(lambda t: mass_below(t) - 0.5, 1e-9, np.pi, xtol=1e-13)
-    return float(low + 2 * half * np.sin(angle / 2) ** 2)
+    angle = zero_between(lambda t: mass_below(t) - 0.5, 0.0, math.pi)
+    return (1 - root) ** 2 + 4 * root * math.sin(angle / 2) ** 2
+
+
+def zero_between(function: Callable[[float], float], below: float, above: float) -> float:
+    """Where `function`, under 0 at `below` and over it at `above`, passes 0: by halving, to the last bit.
+
+    In place of `scipy.optimize.brentq`, whose import takes longer than all searches of a model.
+    """
+    while below < (middle := (below + above) / 2) < above:
+        below, above = (middle, above) if function(middle) < 0 else (below, middle)
+    return middle
 
 
 def noise_level(sigma: FloatArray, rows: int, cols: int) -> float:

@@ -18,9 +18,8 @@ from math import gcd
 
 import numpy as np
 import torch
-from scipy import optimize
 
-from glmspectra.spectra.marchenko_pastur import TRACY_WIDOM_99
+from glmspectra.spectra.marchenko_pastur import TRACY_WIDOM_99, zero_between
 from glmspectra.spectra.spectrum import FloatArray
 
 # Entries of a part that its scale is read from: it is then known to 0.2 %, within the width of an edge of order 4096.
@@ -132,7 +131,7 @@ def stacked_noise_edge(noises: Sequence[float], rows: Sequence[int], cols: int) 
         return cols / s**2 - float(np.sum(counts * variances**2 / (1 + variances * s) ** 2))
 
     # cols / s^2 outweighs the sum near 0, the sum outweighs it near the pole at -1.
-    root = optimize.brentq(slope, -1 + 1e-12, -1e-12, xtol=1e-15)
+    root = zero_between(slope, -1 + 1e-12, -1e-12)
     edge = -cols / root + float(np.sum(counts * variances / (1 + variances * root)))
     curvature = -2 * cols / root**3 + 2 * float(np.sum(counts * variances**3 / (1 + variances * root) ** 3))
     scale = (curvature / 2) ** (1 / 3)

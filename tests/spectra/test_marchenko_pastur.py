@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import integrate, optimize
 
 from glmspectra.spectra import spectra_of, summarize_spectrum
 from glmspectra.spectra.marchenko_pastur import (
@@ -8,6 +9,7 @@ from glmspectra.spectra.marchenko_pastur import (
     noise_edge,
     noise_level,
     optimal_hard_threshold,
+    zero_between,
 )
 from tests.spectra.planted import orthonormal
 
@@ -80,6 +82,25 @@ def test_the_bulk_median_is_the_median_of_the_bulk(aspect):
     noise = np.random.default_rng(7).standard_normal((long, short))
     eigenvalues = np.linalg.eigvalsh(noise.T @ noise) / long
     assert np.median(eigenvalues) == pytest.approx(bulk_median(short / long), rel=0.02)
+
+
+@pytest.mark.parametrize("aspect", [1e-6, 0.01, 1 / 3, 0.9, 1.0])
+def test_half_of_the_law_lies_below_the_bulk_median(aspect):
+    """The density of Marchenko and Pastur, integrated by scipy; in the root of x, where it is bounded."""
+    low, high = (1 - np.sqrt(aspect)) ** 2, (1 + np.sqrt(aspect)) ** 2
+
+    def density(root):
+        x = root**2
+        return 2 * np.sqrt(max((high - x) * (x - low), 0.0)) / (2 * np.pi * aspect * root)
+
+    middle = np.sqrt(bulk_median(aspect))
+    below = integrate.quad(density, np.sqrt(low), middle, epsabs=1e-12, epsrel=1e-12, limit=500)[0]
+    assert below == pytest.approx(0.5, abs=1e-8)
+
+
+@pytest.mark.parametrize(("function", "ends"), [(lambda x: x**3 - 2, (0, 2)), (lambda x: 1 / x**2 - 4, (-9, -1e-12))])
+def test_a_zero_is_that_of_brentq_to_the_last_bit(function, ends):
+    assert zero_between(function, *ends) == pytest.approx(optimize.brentq(function, *ends, xtol=1e-15), rel=4e-16)
 
 
 def test_the_square_case_has_the_published_constants():

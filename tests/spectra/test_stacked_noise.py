@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import optimize
 
 from glmspectra.spectra import NoiseBlock, entry_scales, spectra_of, summarize_spectra, summarize_spectrum
 from glmspectra.spectra.marchenko_pastur import bulk_median, noise_edge
@@ -35,6 +36,18 @@ def test_stacking_parts_of_one_level_changes_nothing(rows, cols):
     whole = noise_edge(0.7, rows, cols)
     stacked = stacked_noise_edge([0.7, 0.7], [rows // 5, rows - rows // 5], cols)
     assert stacked == pytest.approx(whole, rel=0.01)
+
+
+def test_the_edge_is_the_minimum_of_the_equation():
+    """Silverstein and Choi's z(s), its minimum by scipy; the Tracy-Widom term is small where cols are many."""
+    levels, counts, cols = np.array([0.3, 1.0, 2.0]), np.array([1e12, 3e12, 5e11]), 2e12
+    variances = levels**2
+
+    def z(s):
+        return -cols / s + np.sum(counts * variances / (1 + variances * s))
+
+    least = optimize.minimize_scalar(z, bounds=(-1 / variances.max(), 0), method="bounded", options={"xatol": 1e-12})
+    assert stacked_noise_edge(levels, counts, cols) == pytest.approx(np.sqrt(least.fun), rel=1e-7)
 
 
 def test_a_silent_part_only_adds_nothing():

@@ -1,7 +1,7 @@
 """The table of all rules, and what they find together."""
 
-from collections.abc import Collection
-from itertools import zip_longest
+from collections.abc import Collection, Iterator
+from itertools import islice
 
 from glmspectra.figures.findings import allocation, changes, comparison, tuning, weights
 from glmspectra.figures.findings.evidence import Evidence
@@ -100,18 +100,27 @@ def find(evidence: Evidence) -> list[Finding]:
     first = first or [Finding("nothing", both("finding-nothing", count=len(RULES)), "", 0.0, "")]
     if len(first) >= LEAST:
         return first
-    return first + typical(evidence, {rule.name for rule, _ in found})[: LEAST - len(first)]
+    return first + list(islice(typical(evidence, {rule.name for rule, _ in found}), LEAST - len(first)))
 
 
-def typical(evidence: Evidence, spoken: Collection[str] = ()) -> list[Finding]:
+def typical(evidence: Evidence, spoken: Collection[str] = ()) -> Iterator[Finding]:
     """What is typical: one sentence of each kind first, then of each the next (of a second run, a second score).
+
+    Each is looked for when it is asked for.
 
     Args:
         evidence: What a page is drawn from.
         spoken: Rules that found a deviation.
     """
-    found = [list(rule.look(evidence, rule)) for rule in TYPICAL if not set(rule.unless) & set(spoken)]
-    return [finding for turn in zip_longest(*found) for finding in turn if finding is not None]
+    left = [iter(rule.look(evidence, rule)) for rule in TYPICAL if not set(rule.unless) & set(spoken)]
+    while left:
+        going = []
+        for looking in left:
+            finding = next(looking, None)
+            if finding is not None:
+                yield finding
+                going.append(looking)
+        left = going
 
 
 def rules_as_markdown() -> str:
