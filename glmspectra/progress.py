@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from glmspectra.language import listed, text
+from glmspectra.language import clauses, text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +26,15 @@ def time_left(seconds: float) -> str:
         return text("progress-minutes", minutes=minutes, seconds=f"{seconds:02d}")
     hours, minutes = divmod(minutes, 60)
     return text("progress-hours", hours=hours, minutes=f"{minutes:02d}")
+
+
+def bytes_text(count: float) -> str:
+    """So many bytes as people read them: '512 B', '3.4 MiB', '12.5 GiB'."""
+    power = 0
+    while count >= 1024 and power < 3:
+        count, power = count / 1024, power + 1
+    unit = ("B", "KiB", "MiB", "GiB")[power]
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
 
 
 class ProgressLine:
@@ -93,7 +102,7 @@ class ProgressLine:
             self._bar.update(self._task, completed=done, said=self._figures())
         elif time.monotonic() - self._last_line >= self.every:
             self._last_line = time.monotonic()
-            self.print(f"{self.title}: {self._figures()}")
+            self.print(text("progress-line", title=self.title, figures=self._figures()))
 
     def advance(self, more: float, said: str | None = None, left: float | None = None) -> None:
         """`more` is done than before; the rest as `update`."""
@@ -135,7 +144,7 @@ class ProgressLine:
         left = self.seconds_left()
         if left is not None:
             parts.append(text("progress-left", time=time_left(left)))
-        return listed(part for part in parts if part)
+        return clauses(part for part in parts if part)
 
     def _make_bar(self) -> "Progress":
         from rich.progress import BarColumn, Progress, TextColumn

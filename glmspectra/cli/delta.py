@@ -131,7 +131,7 @@ def _table(summary: dict[str, Any]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    from glmspectra.cli.measuring import heading
+    from glmspectra.cli.measuring import cell, heading
     from glmspectra.sweep.delta_summary import SUMMARY_COLUMNS
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -140,7 +140,7 @@ def _table(summary: dict[str, Any]) -> "Table":
     for column in shown:
         table.add_column(heading(column), justify="right")
     for matrix, values in summary.items():
-        table.add_row(matrix, *(f"{values[column]:.4g}" if column in values else "" for column in shown))
+        table.add_row(matrix, *(cell(column, values[column]) if column in values else "" for column in shown))
     return table
 
 

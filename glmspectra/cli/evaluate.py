@@ -74,7 +74,13 @@ def evaluate(
         result.split = str(data)
     lines = result.lines()
     for sample in result.samples:
-        lines += ["", *(f"{text(f'evaluation-sample-{name}')}: {said}" for name, said in sample.items())]
+        lines += [
+            "",
+            *(
+                text("evaluation-sample", name=text(f"evaluation-sample-{name}"), said=said)
+                for name, said in sample.items()
+            ),
+        ]
     if out is not None:
         evaluation.write_evaluation(result, out)
         lines.append(text("evaluation-written", path=str(write_evaluation_page(result, out))))

@@ -7,6 +7,7 @@ import typer
 from glmspectra.cli.options import Device, Json, Model, Out, Quiet
 from glmspectra.cli.selection_options import Exclude, Include, Layers, Matrices, SplitHeads, SplitParts, split_of
 from glmspectra.language import both, text
+from glmspectra.progress import bytes_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +121,7 @@ def _summary(result: dict[str, Any]) -> str:
         type=result["model_type"] or both("inspect-no-type"),
         format=result["form"],
         files=both("inspect-files", count=len(files)),
-        bytes=_bytes(sum(files.values())),
+        bytes=bytes_text(sum(files.values())),
         tensors=len(result["tensors"]),
         parameters=result["parameters"],
     )
@@ -132,15 +133,15 @@ def _cost_lines(cost: "SelectionCost", where: str, available: int | None) -> str
         matrices = both("inspect-with-parts", matrices=matrices, spectra=cost.spectra)
     values: dict[str, Any] = {
         "matrices": matrices,
-        "bytes": _bytes(cost.nbytes),
+        "bytes": bytes_text(cost.nbytes),
         "flop": _flop(cost.flops),
-        "memory": _bytes(cost.memory),
+        "memory": bytes_text(cost.memory),
         "device": where,
         "largest": cost.largest,
     }
     if available is None:
         return text("inspect-cost", **values)
-    said = both("inspect-cost-free", **values, free=_bytes(available))
+    said = both("inspect-cost-free", **values, free=bytes_text(available))
     if cost.memory > available:
         said += both("inspect-too-large", largest=cost.largest)
     return said.shown
@@ -165,13 +166,13 @@ def _group_table(checkpoint: "Checkpoint") -> "Table":
                 _shape(group.shape),
                 group.quantization or group.dtype,
                 str(group.count),
-                _bytes(group.nbytes),
+                bytes_text(group.nbytes),
                 _flop(spectrum_flops(group.sides)) if group.sides else "-",
             )
     if others:
         dtypes = ", ".join(sorted({group.dtype for group in others}))
         count, nbytes = sum(group.count for group in others), sum(group.nbytes for group in others)
-        table.add_row(text("inspect-no-matrices"), "", "", dtypes, str(count), _bytes(nbytes), "-")
+        table.add_row(text("inspect-no-matrices"), "", "", dtypes, str(count), bytes_text(nbytes), "-")
     return table
 
 
@@ -184,7 +185,7 @@ def _tensor_table(checkpoint: "Checkpoint") -> "Table":
             record.name,
             _shape(record.shape),
             record.quantization or record.dtype,
-            _bytes(record.nbytes),
+            bytes_text(record.nbytes),
             *([record.file] if several else []),
         )
     return table
@@ -214,14 +215,6 @@ def _flop(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.4g} T"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
 
 
 def _solved_together(device: str) -> "Callable[[int, int], int]":

@@ -206,8 +206,15 @@ def summary_table(run: "Run", columns: Sequence[str]) -> Any:
         medians = group[shown].median()
         if medians.notna().any():  # parts that only the other command measured have nothing to show here
             name = matrix if part == "whole" else f"  {part}"
-            table.add_row(name, str(len(group)), *(f"{median:.4g}" for median in medians))
+            table.add_row(name, str(len(group)), *(cell(column, medians[column]) for column in shown))
     return table
+
+
+def cell(name: str, value: float) -> str:
+    """A number of a column; a share in percent."""
+    from glmspectra.store.columns import column
+
+    return f"{100 * value:.4g} %" if column(name).share else f"{value:.4g}"
 
 
 def heading(name: str) -> str:

@@ -16,7 +16,7 @@ from glmspectra.figures.findings.evidence import deviations
 from glmspectra.figures.rank_tables import costs_of, is_control, moved_share, ranks_by_weight
 from glmspectra.figures.tables import Tables, has, in_layers, similarity_table, with_outlier_ratios
 from glmspectra.figures.training_log import TrainingRun
-from glmspectra.language import Words, both
+from glmspectra.language import Words, both, known
 from glmspectra.store.columns import COLUMNS, DERIVED, REAL, UNITS, WHOLE, Column
 
 Json = dict[str, Any]
@@ -240,9 +240,8 @@ def ranks_set(ranks: pd.DataFrame, used: pd.DataFrame | None = None) -> Json:
     for name in criteria:
         if name == chosen:
             continue  # it stands as `chosen`
-        control = both("page-rank-control") if is_control(name) else Words("", "")
-        words = both("page-rank-by", criterion=name)
-        add(f"by {name}", words, both("page-rank-meaning") + control, wide[name])
+        meaning = both(f"criterion-{name}") if known(f"criterion-{name}") else both("page-rank-meaning")
+        add(f"by {name}", both("page-rank-by", criterion=name), meaning, wide[name])
     label = both("page-set-ranks")
     rows_: Json = {"name": [str(name) for name in wide.index], "matrix": [str(m) for m in wide["matrix"]]}
     rows_["part"] = ["whole"] * len(wide)

@@ -17,6 +17,8 @@ def number(value: float | int | None, digits: int = 3) -> str:
         return "∞" if value > 0 else f"{MINUS}∞"
     if float(value) == int(value) and abs(value) < 1e6:
         return f"{int(value):,}".replace("-", MINUS)
+    if 10 ** (digits + 1) <= abs(value) < 1e6:  # no more digits than were measured
+        value = float(f"{value:.{digits}g}")
     if 10 ** (digits - 1) <= abs(value) < 1e6:
         return f"{value:,.0f}".replace("-", MINUS)
     return f"{value:.{digits}g}".replace("-", MINUS)

@@ -5,6 +5,17 @@ the rules of the language (CLDR, through Babel), and nothing has to be compiled.
 columns in `store.columns`. `tests/language` holds that no message is missing in either language.
 """
 
-from glmspectra.language.catalogue import LANGUAGES, Words, both, choose, current, listed, plain_messages, text
+from glmspectra.language.catalogue import (
+    LANGUAGES,
+    Words,
+    both,
+    choose,
+    clauses,
+    current,
+    known,
+    listed,
+    plain_messages,
+    text,
+)
 
-__all__ = ["LANGUAGES", "Words", "both", "choose", "current", "listed", "plain_messages", "text"]
+__all__ = ["LANGUAGES", "Words", "both", "choose", "clauses", "current", "known", "listed", "plain_messages", "text"]

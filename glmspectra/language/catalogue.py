@@ -108,9 +108,19 @@ def listed(words: Iterable[str], language: str | None = None) -> str:
     return ("、" if (language or current()) == "zh" else ", ").join(words)
 
 
+def clauses(words: Iterable[str], language: str | None = None) -> str:
+    """Parts of a sentence one after the other, with commas."""
+    return ("，" if (language or current()) == "zh" else ", ").join(words)
+
+
 def both(message: str, /, **values: object) -> Words:
     """One message in both languages; as `text`."""
     return Words(text(message, "en", **values), text(message, "zh", **values))
+
+
+def known(message: str, /) -> bool:
+    """True where the catalogue has a message of this name: a test holds that it then has it in both languages."""
+    return message in _entries("en")
 
 
 def plain_messages(file: str) -> dict[str, dict[str, str]]:

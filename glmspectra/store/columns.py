@@ -250,7 +250,7 @@ SPECTRUM = (
 # What a change of a weight has beside its spectrum (sweep/delta_rows.py computes them).
 CHANGE = (
     _column("allotted_rank", WHOLE, "directions", "rank allotted", "分配的秩", "Rank of the adapter's factors.",
-            "适配器因子的秩。", short=("of", "共")),
+            "适配器因子的秩。", short=("allotted", "分配")),
     _column("rank", WHOLE, "directions", "rank above rounding", "高于舍入的秩",
             "Directions of ΔW above the rounding floor.", "ΔW 中高于舍入下限的方向数。", short=("rank", "秩")),
     _column("share_of_rank_in_use", REAL, "", "share of the allotted rank in use", "已用秩的比例",
@@ -313,7 +313,7 @@ HISTOGRAMS = (
 
 # Follow from stored columns and are drawn beside them; not stored (`figures.tables.with_outlier_ratios`).
 DERIVED = (
-    _column("abs_max_in_std", REAL, "std", "largest |weight| in std", "最大绝对值（以标准差计）",
+    _column("abs_max_in_std", REAL, "ratio", "largest |weight| over std", "最大绝对值与标准差之比",
             "The entry farthest from zero over the spread.", "离零最远的元素与标准差之比。", log=True),
     _column("row_peak", REAL, "ratio", "largest over median row norm", "最大行范数与中位数之比",
             "1 where all rows (outputs) are alike.", "各行（输出）相近时为 1。", log=True),

@@ -15,7 +15,7 @@ from glmspectra.checkpoint.selection import left_out_sentence, parse_layers
 from glmspectra.embedded import locate_model
 from glmspectra.errors import CheckpointError, RequestError
 from glmspectra.language import both, listed, text
-from glmspectra.progress import time_left
+from glmspectra.progress import bytes_text, time_left
 from glmspectra.store import Source
 from glmspectra.sweep.cost import EIGENSOLVER_WEIGHT, EIGENSOLVER_WEIGHT_CUDA, spectrum_cost
 from glmspectra.sweep.delta_moments import attach_moments
@@ -99,7 +99,7 @@ class DeltaPlan:
             "delta-cost",
             matrices=both("terminal-matrices", count=len(self.matrices)),
             states=len(self.states),
-            size=f"{self.bytes_read / 1e9:.2f}",
+            size=bytes_text(self.bytes_read),
             side=str(largest),
             time=time_left(seconds),
             device=device,

@@ -205,7 +205,7 @@ def test_a_matrix_has_an_address_and_opens_by_keyboard(tab, pages):
         page.keyboard.press("Enter")
         assert page.locator("#panel h3").first.inner_text() == "Layer 1, dense"
         assert page.evaluate("location.hash").startswith("#L1/dense")
-        page.get_by_role("button", name="Layer after").click()
+        page.get_by_role("button", name="Next layer").click()
         assert page.locator("#panel h3").first.inner_text() == "Layer 2, dense"
 
 

@@ -17,6 +17,8 @@ CHINESE = re.compile("[\u4e00-\u9fff]")
 # Messages whose Chinese is rightly without a Chinese character.
 ALIKE = {
     "terminal-jsonl",
+    "evaluation-sample",
+    "progress-line",
     "progress-of",
     "chat-who",
     "data-file-row-formats",

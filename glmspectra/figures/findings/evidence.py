@@ -156,7 +156,7 @@ def deviations(
         if log:
             sizes = np.where(away >= np.log10(FAR_RATIO), 2 * sizes, sizes)
         sizes[(sizes < 1) | (away < max(least, 1e-9))] = 0
-        middle[own] = 10**center if log else center
+        middle[own] = np.median(values[own])  # as the panel has it: of an even number the mean of the middle two
         if np.count_nonzero(sizes) <= len(own) // 4:  # a quarter of the layers is a pattern, no outlier
             size[own] = sizes
     return size, middle

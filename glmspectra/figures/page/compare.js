@@ -71,13 +71,13 @@ function drawOutcome(host) {
   const gaps = data.outcome ?? [];
   if (!gaps.length) return;
   const build = () => {
-    const bars = gaps.map((gap) => ({ ...gap, name: t("ui-gap", { one: t(`ui-model-${gap.one}`), two: t(`ui-model-${gap.two}`) }) }));
+    const bars = gaps.map((gap) => ({ ...gap, first: t(`ui-model-${gap.one}`), name: t("ui-gap", { one: t(`ui-model-${gap.one}`), two: t(`ui-model-${gap.two}`) }) }));
     const drawn = bars.map((bar) => figure(bar.name, (width) => Plot.plot({
       width, height: 84, marginLeft: 24, marginRight: 24, marginBottom: 44, style: { background: "transparent", color: "currentColor", fontSize: "12px" },
       x: { domain: around([0, bar.low, bar.high], false), label: t("ui-gap-axis"), labelAnchor: "center", labelArrow: "none", labelOffset: 40, ticks: Math.max(3, Math.round(width / 110)), tickFormat: ticksPlain }, y: { axis: null, domain: [0] },
       marks: [Plot.ruleX([0], { stroke: "var(--soft)", strokeDasharray: "3 2" }), Plot.link([bar], { x1: "low", x2: "high", y1: 0, y2: 0, stroke: "var(--s0)", strokeWidth: 5, strokeOpacity: 0.55 }),
         Plot.dot([bar], { x: "mean", y: 0, fill: "var(--s0)", r: 6 })],
-    }), t("ui-gap-caption", { mean: digits(bar.mean, 3), low: digits(bar.low, 3), high: digits(bar.high, 3), rows: digits(bar.rows) })).element);
+    }), t("ui-gap-caption", { one: bar.first, mean: digits(bar.mean, 3), low: digits(bar.low, 3), high: digits(bar.high, 3), rows: digits(bar.rows) })).element);
     host.replaceChildren(h("div", { className: "figures" }, drawn));
   };
   listeners.push(build);

@@ -81,7 +81,7 @@ function digits(value, count = 4) {
   const size = Math.abs(value);
   let text;
   if (value === 0) text = "0";
-  else if (Number.isInteger(value) && size < 1e6) text = String(value);
+  else if (Number.isInteger(value) && size < 1e6) text = value.toLocaleString("en-US");
   else if (size >= 1e6 || size < 1e-4) text = value.toExponential(Math.max(0, count - 2)).replace(/\.?0+e/, "e").replace("e+", "e");
   else text = String(Number(value.toPrecision(count)));
   return text.replaceAll("-", MINUS);
@@ -90,7 +90,7 @@ const shown = (value, column) => (value === null || value === undefined ? "" : c
 const unitOf = (column) => inLanguage(column.unit);
 const axisOf = (column) => (unitOf(column) ? t("ui-with-unit", { label: inLanguage(column.label), unit: unitOf(column) }) : inLanguage(column.label));
 const sentences = (parts) => parts.filter(Boolean).join(language === "zh" ? "" : " ");
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+const capital = (text) => (/^[a-z]/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text); // α is no word
 const finite = (values) => values.filter((value) => value !== null && Number.isFinite(value));
 
 // --- Rows of a set ---

@@ -2,6 +2,8 @@
 const SHOWN = ["difference", "chosen", "allotted", "used", "relative_frobenius", "allotted_rank", "rank", "share_of_rank_in_use", "spectral_norm", "stable_rank", "effective_rank", "alpha", "mp_spikes", "energy_rank_90",
   "top12_share_of_singular_value_sum", "frobenius_norm", "gavish_donoho_rank", "condition_number", "intruders", "std", "excess_kurtosis", "abs_max", "share_beyond_6_sigma"];
 const ESSENTIAL = 8; // columns that are printed
+// A comparison for each measure, the first of a table for its filter and the note under it.
+const EXAMPLES = { alpha: "alpha > 6", chosen: "chosen > 8", std: "std > 0.05", excess_kurtosis: "excess_kurtosis > 3", relative_frobenius: "relative_frobenius > 50 %" };
 const FEW = 5; // rows that need no filter
 const AT_ONCE = 150; // rows that are added while scrolling
 
@@ -33,6 +35,7 @@ function drawTable(host) {
     const columns = state.all ? every : SHOWN.filter((name) => every.includes(name)).concat(set.id === "ranks" ? every.filter((name) => name.startsWith("by ")) : []);
     const tops = Object.fromEntries(columns.map((name) => [name, d3.max(finite(set.values[name]))]));
     const lows = Object.fromEntries(columns.map((name) => [name, d3.min(finite(set.values[name]))]));
+    const examples = [...Object.keys(EXAMPLES).filter((name) => every.includes(name)).map((name) => EXAMPLES[name]), "layer <= 3"].slice(0, 3);
     const count = h("span", { role: "status", "aria-live": "polite" });
     const body = h("tbody");
     const sorter = (name, key) => h("button", { type: "button", title: key ? inLanguage(set.columns[name].meaning) : undefined, onclick: () => {
@@ -96,10 +99,10 @@ function drawTable(host) {
     host.replaceChildren(
       h("div", { className: "tools" },
         sets.length > 1 ? select(t("ui-set"), sets.map((one) => [one.id, inLanguage(one.label)]), state.set, (value) => { state.set = value; state.sort = ""; build(); }) : null,
-        set.rows.layer.length < FEW && !state.filter ? null : h("label", {}, t("ui-filter"), h("input", { type: "search", value: state.filter, placeholder: t("ui-filter-example"), autocomplete: "off", spellcheck: false, size: 24, oninput: (event) => { state.filter = event.target.value; remember({ f: state.filter }); fill(); } })),
+        set.rows.layer.length < FEW && !state.filter ? null : h("label", {}, t("ui-filter"), h("input", { type: "search", value: state.filter, placeholder: t("ui-filter-example", { words: `${examples[0]} ${set.rows.matrix[0]}` }), autocomplete: "off", spellcheck: false, size: 28, oninput: (event) => { state.filter = event.target.value; remember({ f: state.filter }); fill(); } })),
         check(t("ui-all-columns"), state.all, (value) => { state.all = value; build(); }),
         h("button", { type: "button", onclick: save }, t("ui-save-csv")), h("button", { type: "button", onclick: copy }, t("ui-copy")), count),
-      box, h("p", { className: "note" }, t("ui-table-note")));
+      box, h("p", { className: "note" }, t("ui-table-note", { examples: examples.join(language === "zh" ? "、" : ", ") })));
     fill();
   };
   listeners.push(build);

@@ -104,8 +104,8 @@ delta-nonfinite =
 delta-similarity = similarity with the other adapter: cosine { $least } to { $most }.
 delta-cost =
     { $states ->
-        [one] { $matrices }, 1 state: reads { $size } GB and decomposes up to { $side } x { $side }; about { $time } on { $device }.
-       *[other] { $matrices }, { $states } states: reads { $size } GB and decomposes up to { $side } x { $side }; about { $time } on { $device }.
+        [one] { $matrices }, 1 state: reads { $size } and decomposes up to { $side } x { $side }; about { $time } on { $device }.
+       *[other] { $matrices }, { $states } states: reads { $size } and decomposes up to { $side } x { $side }; about { $time } on { $device }.
     }
 delta-named-base = the base is { $path }, which the adapter names.
 delta-whole = { $path }: also holds { $count } whole tensors, which have no factors: { $names }; name the base to measure those that are matrices.
@@ -157,6 +157,7 @@ progress-converting = converting
 progress-loss = loss
 progress-answers = answers
 progress-matrices = matrices
+progress-line = { $title }: { $figures }
 progress-of = { $done } of { $all } { $unit }
 progress-left = { $time } left
 progress-seconds = { $seconds } s

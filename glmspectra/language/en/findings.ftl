@@ -58,8 +58,8 @@ finding-few-directions =
        *[other] In { $count } of { $all } matrices 12 directions hold half of the energy or more ({ $value } in layer { $layer } { $matrix }).
     }
 rule-few-directions = Of 120 equal directions, 12 would hold a tenth.
-finding-trend = { $matrix }: { $measure } rises with depth, { $factor } times from the first third of the layers to the last.
-finding-trend-falls = { $matrix }: { $measure } falls with depth, { $factor } times from the first third of the layers to the last.
+finding-trend = { $matrix }: { $measure } rises with depth, by a factor of { $factor } from the first third of the layers to the last.
+finding-trend-falls = { $matrix }: { $measure } falls with depth, by a factor of { $factor } from the first third of the layers to the last.
 rule-trend = A rank correlation of 0.85 over 8 layers comes by chance once in a hundred; a factor of 2 is seen at a glance.
 finding-larger-than-weight =
     { $count ->
@@ -95,7 +95,7 @@ rule-still-growing = A schedule that ends at rate 0 adds less than a tenth in it
 finding-near-uniform = Only { $share } of the parameters stand elsewhere than with uniform ranks: expect no difference, and prefer a plain r.
 rule-near-uniform = In our study no setting with less than a tenth moved differed from uniform ranks.
 finding-far-from-uniform = { $share } of the parameters stand elsewhere than with uniform ranks (by { $criterion }): { $most } gets most ({ $plus } on average), { $least } least ({ $minus }).
-finding-far-from-uniform-layers = { $share } of the parameters stand elsewhere than with uniform ranks (by { $criterion }), and what differs is the layers: layer { $most } gets most ({ $plus } on average), layer { $least } least ({ $minus }).
+finding-far-from-uniform-layers = { $share } of the parameters stand elsewhere than with uniform ranks (by { $criterion }), mostly by layer: layer { $most } gets most ({ $plus } on average), layer { $least } least ({ $minus }).
 rule-far-from-uniform = Below a tenth the ranks are nearly uniform, which is said then.
 finding-left-out =
     { $count ->

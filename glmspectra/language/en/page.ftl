@@ -36,7 +36,6 @@ page-rank-used = rank in use
 page-rank-used-meaning = Directions that hold 99 % of the energy of ΔW.
 page-rank-by = { $criterion }
 page-rank-meaning = Directions that this criterion gives to the matrix under the budget.
-page-rank-control = It says nothing of the weights and is here to compare with.
 
 page-fact-checkpoint = checkpoint
 page-fact-fingerprint = fingerprint

@@ -129,6 +129,7 @@ evaluation-difference = with adapter minus without, row by row: { $mean } nats a
 evaluation-difference-one = with adapter minus without: { $mean } nats a token, on one row, which has no interval
 evaluation-same = every row has exactly the same loss with the adapter and without: it changes nothing here
 evaluation-written = written to { $path }
+evaluation-sample = { $name }: { $said }
 evaluation-sample-context = context
 evaluation-sample-reference = reference
 evaluation-sample-base = base

@@ -36,7 +36,6 @@ page-rank-used = 已用的秩
 page-rank-used-meaning = 占 ΔW 能量 99 % 的方向数。
 page-rank-by = 准则 { $criterion }
 page-rank-meaning = 该准则在预算内给此矩阵的方向数。
-page-rank-control = 它与权重无关，仅作对照。
 
 page-fact-checkpoint = 检查点
 page-fact-fingerprint = 指纹
@@ -56,7 +55,7 @@ page-pilots = { $seeds } 次，每次 { $steps } 步
 page-incomplete = 本次测量尚未完成：已完成的部分在此显示，原命令可从此处继续。
 page-unreadable = 未读取（格式不受支持或缺少部分数据）：{ $names }。`glmspectra inspect` 会说明原因。
 page-nonfinite = { $names } 含 NaN、无穷或超出 float32 范围的数：这样的矩阵没有奇异值谱，其格为灰色。
-page-more = { $names } 等另 { $count } 个
+page-more = { $names }，另有 { $count } 个
 
 page-head-model = 模型
 page-head-loss = 损失（每个词元的奈特数，按词元平均）

@@ -109,6 +109,7 @@ evaluation-difference = 加适配器减不加，逐行：{ $mean } 奈特每词�
 evaluation-difference-one = 加适配器减不加：{ $mean } 奈特每词元，只有一行，没有区间
 evaluation-same = 每一行加适配器与不加的损失完全相同：它在这里不改变任何东西
 evaluation-written = 已写入 { $path }
+evaluation-sample = { $name }：{ $said }
 evaluation-sample-context = 问题
 evaluation-sample-reference = 参考回答
 evaluation-sample-base = 基座回答

@@ -140,9 +140,9 @@ ui-model-suggested = 建议秩
 ui-model-uniform = 均匀秩
 ui-gap = 损失：{ $one }减{ $two }
 ui-gap-axis = 每个词元的奈特数，按行平均
-ui-gap-caption = 每个词元 { $mean } 奈特，95 % 区间 { $low } 至 { $high }，共 { $rows } 行。在虚线左侧则前者更好。
+ui-gap-caption = 每个词元 { $mean } 奈特，95 % 区间 { $low } 至 { $high }，共 { $rows } 行。在虚线左侧表示{ $one }更好。
 ui-filter = 筛选
-ui-filter-example = alpha > 6 dense（示例）
+ui-filter-example = { $words }（示例）
 ui-filter-unknown = 无法识别：{ $words }
 ui-rows-one = 1 行
 ui-rows-all = { $count } 行
@@ -152,4 +152,4 @@ ui-save-csv = 存为 CSV
 ui-copy = 复制
 ui-copied = 已复制
 ui-table-label = 数据表：{ $label }
-ui-table-note = 点击表头排序，最大在前。筛选可按数据表的列名比较（alpha > 6、layer <= 3、relative_frobenius > 50 %），也可查找词语；点击矩阵名打开该矩阵。色条为与最大值之比；加框的格偏离同类。
+ui-table-note = 点击表头排序，最大在前。筛选可按数据表的列名比较（{ $examples }），也可查找词语；点击矩阵名打开该矩阵。色条为与最大值之比；加框的格偏离同类。

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from glmspectra.errors import TrainingError
 from glmspectra.files import write_text
-from glmspectra.language import listed, text
+from glmspectra.language import clauses, text
 from glmspectra.progress import ProgressLine
 from glmspectra.tuning.model import adalora
 from glmspectra.tuning.training import step_lines
@@ -152,7 +152,7 @@ class ProgressCallback(TrainerCallback):
             self.said["memory"] = f"{logs['peak_memory_gib']:.1f} GiB"
         if "rank_sum" in logs:
             self.said["ranks"] = text("training-ranks", sum=f"{logs['rank_sum']:.0f}")
-        self.line.update(state.global_step, listed(self.said.values()))
+        self.line.update(state.global_step, clauses(self.said.values()))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
