@@ -9,14 +9,12 @@ if TYPE_CHECKING:
 
 def write_evaluation_page(result: "Evaluation", out: Path) -> Path:
     """index.html in `out`; returns its path. Raises StoreError when it cannot be written."""
-    from glmspectra.figures import Outcome, write_evaluation, write_overview
+    from glmspectra.figures import Outcome, write_evaluation, write_overview_beside
     from glmspectra.figures.findings import Scores
-    from glmspectra.figures.writing import REPORTS
 
     losses = {name: values for name, values in (("base", result.base), ("tuned", result.tuned)) if values is not None}
     differences = {"tuned-base": result.difference} if result.difference else {}
     scores = Scores(losses, differences, result.samples, result.rows)
     page = write_evaluation(out, result.model, result.adapter, Outcome(scores, {}))
-    if out.resolve().parent.name == REPORTS:
-        write_overview(out.resolve().parent)
+    write_overview_beside(out)
     return page

@@ -93,7 +93,7 @@ def report(
             pages.append(figures.write_training_report(training, folder, svg=svg))
     if svg or column:
         note_language_of_figures(quiet)
-    overview = figures.write_overview(target) if out is None or len(folders) > 1 else None
+    overview = figures.write_overview_beside(out) if out and len(folders) < 2 else figures.write_overview(target)
     drawn = {str(page): sorted(str(path) for path in page.parent.glob("*.svg")) for page in pages}
     finish(
         {"pages": [str(page) for page in pages], "overview": str(overview) if overview else None, "figures": drawn},

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from glmspectra.figures.evaluated import write_evaluation as write_evaluation
     from glmspectra.figures.evaluated import write_loop as write_loop
     from glmspectra.figures.overview import write_overview as write_overview
+    from glmspectra.figures.overview import write_overview_beside as write_overview_beside
     from glmspectra.figures.report import write_comparison as write_comparison
     from glmspectra.figures.report import write_report as write_report
     from glmspectra.figures.report import write_tables_report as write_tables_report
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _OFFERED = {
     **dict.fromkeys(("Outcome", "write_evaluation", "write_loop"), "evaluated"),
     "write_overview": "overview",
+    "write_overview_beside": "overview",
     **dict.fromkeys(("write_comparison", "write_report", "write_tables_report"), "report"),
     **dict.fromkeys(("write_training_curves", "write_training_report"), "training_report"),
     "Tables": "tables",

@@ -8,7 +8,7 @@ from typing import Any
 from glmspectra.errors import StoreError
 from glmspectra.figures.standing import written_here
 from glmspectra.figures.words import number
-from glmspectra.figures.writing import Cell, Grid, Page, plain, write_page
+from glmspectra.figures.writing import REPORTS, Cell, Grid, Page, plain, write_page
 from glmspectra.json_files import parse_json
 from glmspectra.language import Words, both
 
@@ -16,6 +16,12 @@ _SUMMARY = re.compile(r'<script type="application/json" id="summary">(.*?)</scri
 _SUBJECTS = ("svd", "values", "delta", "ranks", "training", "evaluate", "loop", "compare")
 _NUMBERS = ("loss", "gain", "mean_rank", "effective_rank")  # a column each where any page has one
 _ORDER = {"loop": 0, "compare": 1}  # what brings others together stands first
+
+
+def write_overview_beside(page: Path) -> Path | None:
+    """The overview of the folder `reports` that a page's folder lies in; None, and nothing written, elsewhere."""
+    reports = page.resolve().parent
+    return write_overview(reports) if reports.name == REPORTS else None
 
 
 def write_overview(reports: Path) -> Path | None:

@@ -250,7 +250,7 @@ SPECTRUM = (
 # What a change of a weight has beside its spectrum (sweep/delta_rows.py computes them).
 CHANGE = (
     _column("allotted_rank", WHOLE, "directions", "rank allotted", "分配的秩", "Rank of the adapter's factors.",
-            "适配器因子的秩。", short=("allotted", "分配")),
+            "适配器因子的秩。", short=("allowed", "分配秩")),
     _column("rank", WHOLE, "directions", "rank above rounding", "高于舍入的秩",
             "Directions of ΔW above the rounding floor.", "ΔW 中高于舍入下限的方向数。", short=("rank", "秩")),
     _column("share_of_rank_in_use", REAL, "", "share of the allotted rank in use", "已用秩的比例",

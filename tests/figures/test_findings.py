@@ -170,7 +170,11 @@ MADE = {
         "有效秩为 30",
     ),
     "unchanged": (lambda: delta(spectral_norm={DENSE_3: 0.0}), "Layer 3 dense did not change at all", "毫无改变"),
-    "short-of-rank": (lambda: delta(share_of_rank_in_use=1.0), "56 of 56 matrices use every direction", "用尽"),
+    "short-of-rank": (
+        lambda: delta(share_of_rank_in_use=1.0),
+        "56 of 56 matrices of rank 2 or more use every direction",
+        "用尽",
+    ),
     "idle-rank": (lambda: delta(share_of_rank_in_use=0.25), "75 % of the rank that was allotted is idle", "闲置"),
     "intruders": (lambda: delta(intruders={(i, "dense"): 4 for i in range(9)}), "9 of 56 matrices have", "侵入维度"),
     "still-growing": (lambda: grown(1.3), "grew by 30 % between the last two", "训练尚未结束"),
@@ -359,6 +363,20 @@ def test_each_expert_of_a_stack_is_a_matrix():
     assert fired(Evidence({"weight": Tables(with_series(experts))}))["like-noise"].value == "100 %"
     heads = table.assign(part="q.head_0")
     assert "like-noise" not in fired(Evidence({"weight": Tables(with_series(heads))}))
+
+
+def test_a_finding_of_the_weights_on_a_page_of_their_change_says_so():
+    of_weights = weights(top12_energy_share=0.7)
+    pages = of_weights, Evidence({**of_weights.sets, **delta().sets})
+    alone, beside = (next(one.words for one in find(page) if one.rule == "few-directions") for page in pages)
+    assert "not of the change" not in alone.en
+    assert beside.en == alone.en + " This speaks of the weights W, not of the change."
+    assert beside.zh == alone.zh + "这里说的是权重 W，不是改变量。"
+
+
+def test_the_median_in_a_finding_is_the_plain_one():
+    values = np.array([1.0, 2.0, 4.0, 5.0, 5.0, 900.0])
+    assert deviations(np.array(["dense"] * 6), values, True)[1][0] == 4.5
 
 
 def test_what_was_not_measured_is_not_counted():

@@ -377,6 +377,9 @@ def test_report_command(tmp_path, capsys, monkeypatch):
     result = json.loads(run("param_matrix/one", "--svg", "--json"))
     assert "reports/one/histograms.svg" in result["figures"]["reports/one/index.html"]
 
+    assert json.loads(run("param_matrix/one", "--out", "reports/mine", "--json"))["overview"].endswith("index.html")
+    assert 'href="mine/index.html' in Path("reports/index.html").read_text(encoding="utf-8"), "a page there is listed"
+
     said = run("--training", str(trained), "--out", "curves", "--quiet", "--svg", "--lang", "zh")
     assert "curves/index.html（另有 6 个 SVG 文件）" in said
 

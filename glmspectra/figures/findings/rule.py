@@ -40,6 +40,7 @@ class Rule:
         threshold: From which value on it speaks.
         look: Evidence and threshold -> what was found.
         answer: True where it is the answer to the page's question and stands first.
+        of_weights: True where it looks at the weights, which a page on their change has to say.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Rule:
     threshold: float
     look: "Callable[[Evidence, Rule], Iterable[Finding]]"
     answer: bool = False
+    of_weights: bool = False
 
     def says(self, value: str, size: float, link: str, /, *, variant: str = "", **values: object) -> Finding:
         """A finding of this rule; `variant`: the ending of another sentence of the same rule."""

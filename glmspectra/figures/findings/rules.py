@@ -1,6 +1,7 @@
 """The table of all rules, and what they find together."""
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from itertools import islice
 
 from glmspectra.figures.findings import allocation, changes, comparison, tuning, weights
@@ -21,14 +22,23 @@ RULES = (
         "robust deviation from the matrix type's median, over 5 + 90 / layers",
         1.0,
         weights.outlying_matrices,
+        of_weights=True,
     ),
-    Rule("far-entries", "abs_max_in_std", 50.0, weights.far_entries),
-    Rule("channels", "row_peak, column_peak", 5.0, weights.outlier_channels),
-    Rule("poor-fits", "alpha > 6 or alpha_ks > 0.1, share of fits", 0.2, weights.poor_fits),
-    Rule("like-noise", "mp_spikes = 0, share of matrices", 0.5, weights.like_noise),
-    Rule("lost-rank", "condition_number", 1e7, weights.lost_rank),
-    Rule("few-directions", "top12_energy_share, of 120 directions and more", 0.5, weights.few_directions),
-    Rule("trend", "last third over first third, rank correlation with depth at least 0.85", 2.0, weights.trends),
+    Rule("far-entries", "abs_max_in_std", 50.0, weights.far_entries, of_weights=True),
+    Rule("channels", "row_peak, column_peak", 5.0, weights.outlier_channels, of_weights=True),
+    Rule("poor-fits", "alpha > 6 or alpha_ks > 0.1, share of fits", 0.2, weights.poor_fits, of_weights=True),
+    Rule("like-noise", "mp_spikes = 0, share of matrices", 0.5, weights.like_noise, of_weights=True),
+    Rule("lost-rank", "condition_number", 1e7, weights.lost_rank, of_weights=True),
+    Rule(
+        "few-directions", "top12_energy_share, of 120 directions and more", 0.5, weights.few_directions, of_weights=True
+    ),
+    Rule(
+        "trend",
+        "last third over first third, rank correlation with depth at least 0.85",
+        2.0,
+        weights.trends,
+        of_weights=True,
+    ),
     Rule("larger-than-weight", "relative_frobenius", 1.0, changes.larger_than_weight),
     Rule("outlying-change", "as outlier, of the changes", 1.0, changes.outlying_changes),
     Rule("unchanged", "spectral_norm of the change = 0", 1, changes.unchanged),
@@ -96,11 +106,18 @@ def find(evidence: Evidence) -> list[Finding]:
     """
     found = [(rule, finding) for rule in RULES for finding in list(rule.look(evidence, rule))[:MOST_OF_ONE_RULE]]
     found.sort(key=lambda pair: (not pair[0].answer, -pair[1].size))
-    first = [finding for _, finding in found[:MOST]]
+    first = [_named(rule, finding, evidence) for rule, finding in found[:MOST]]
     first = first or [Finding("nothing", both("finding-nothing", count=len(RULES)), "", 0.0, "")]
     if len(first) >= LEAST:
         return first
     return first + list(islice(typical(evidence, {rule.name for rule, _ in found}), LEAST - len(first)))
+
+
+def _named(rule: Rule, finding: Finding, evidence: Evidence) -> Finding:
+    """The finding; of weights on a page that is about their change, it says so."""
+    if not (rule.of_weights and "delta" in evidence.sets):
+        return finding
+    return replace(finding, words=finding.words + both("finding-of-weights"))
 
 
 def typical(evidence: Evidence, spoken: Collection[str] = ()) -> Iterator[Finding]:

@@ -63,7 +63,7 @@ function differenceMap(runs, measure, column) {
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", title);
     return svg;
-  }, t("ui-difference-caption"));
+  }, sentences([t("ui-difference-caption"), emptyCells(one, rows).length || rows.some((row) => values[row] === null) ? t("ui-map-gray") : ""]));
   return h("div", {}, h("span", { className: "ramp" }, shown(colors.low, signed), h("i", { style: `background:linear-gradient(to right,${d3.range(0, 1.01, 0.1).map((share) => colors.ramp(share)).join(",")})` }), shown(colors.high, signed)), drawn.element);
 }
 

@@ -3,7 +3,7 @@ const SHOWN = ["difference", "chosen", "allotted", "used", "relative_frobenius",
   "top12_share_of_singular_value_sum", "frobenius_norm", "gavish_donoho_rank", "condition_number", "intruders", "std", "excess_kurtosis", "abs_max", "share_beyond_6_sigma"];
 const ESSENTIAL = 8; // columns that are printed
 // A comparison for each measure, the first of a table for its filter and the note under it.
-const EXAMPLES = { alpha: "alpha > 6", chosen: "chosen > 8", std: "std > 0.05", excess_kurtosis: "excess_kurtosis > 3", relative_frobenius: "relative_frobenius > 50 %" };
+const EXAMPLES = { alpha: "alpha > 6", chosen: "chosen > 8", std: "std > 0.05", stable_rank: "stable_rank < 2", excess_kurtosis: "excess_kurtosis > 3", relative_frobenius: "relative_frobenius > 50 %" };
 const FEW = 5; // rows that need no filter
 const AT_ONCE = 150; // rows that are added while scrolling
 
@@ -99,7 +99,7 @@ function drawTable(host) {
     host.replaceChildren(
       h("div", { className: "tools" },
         sets.length > 1 ? select(t("ui-set"), sets.map((one) => [one.id, inLanguage(one.label)]), state.set, (value) => { state.set = value; state.sort = ""; build(); }) : null,
-        set.rows.layer.length < FEW && !state.filter ? null : h("label", {}, t("ui-filter"), h("input", { type: "search", value: state.filter, placeholder: t("ui-filter-example", { words: `${examples[0]} ${set.rows.matrix[0]}` }), autocomplete: "off", spellcheck: false, size: 28, oninput: (event) => { state.filter = event.target.value; remember({ f: state.filter }); fill(); } })),
+        set.rows.layer.length < FEW && !state.filter ? null : h("label", {}, t("ui-filter"), h("input", { type: "search", value: state.filter, placeholder: t("ui-filter-example", { words: `${examples[0]} ${d3.least(set.rows.matrix, (name) => name.length)}` }), autocomplete: "off", spellcheck: false, size: 30, oninput: (event) => { state.filter = event.target.value; remember({ f: state.filter }); fill(); } })),
         check(t("ui-all-columns"), state.all, (value) => { state.all = value; build(); }),
         h("button", { type: "button", onclick: save }, t("ui-save-csv")), h("button", { type: "button", onclick: copy }, t("ui-copy")), count),
       box, h("p", { className: "note" }, t("ui-table-note", { examples: examples.join(language === "zh" ? "、" : ", ") })));

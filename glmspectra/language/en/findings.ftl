@@ -78,8 +78,8 @@ finding-unchanged =
 rule-unchanged = A matrix with an adapter whose change is exactly 0 was never updated.
 finding-short-of-rank =
     { $count ->
-        [one] 1 of { $all } matrices uses every direction it was given: more rank could help.
-       *[other] { $count } of { $all } matrices use every direction they were given: more rank could help.
+        [one] 1 of { $all } matrices of rank 2 or more uses every direction it was given: more rank could help.
+       *[other] { $count } of { $all } matrices of rank 2 or more use every direction they were given: more rank could help.
     }
 rule-short-of-rank = In use are the directions for 99 % of the energy; where half of all adapters need all of theirs, the limit is felt.
 finding-idle-rank = { $share } of the rank that was allotted is idle: fewer directions hold 99 % of the energy of ΔW.
@@ -133,6 +133,8 @@ finding-alike = { $one } and { $two } agree: no median over the layers differs b
 rule-alike = Below 1 % no line can be distinguished from another.
 finding-nothing-shared = { $one } and { $two } have no matrix name in common: only the medians of all matrices are compared.
 rule-nothing-shared = Without a shared name there is no matrix to put beside the other.
+
+finding-of-weights = This speaks of the weights W, not of the change.
 
 # What is typical: said where little stands out.
 finding-place = layer { $layer } { $matrix }

@@ -40,7 +40,7 @@ finding-outlying-change-also = 第 { $layer } 层 { $matrix } 的 ΔW：{ $measu
 rule-outlying-change = 与权重相同。
 finding-unchanged = { $all } 个矩阵中有 { $count } 个毫无改变（如第 { $layer } 层 { $matrix }）。
 rule-unchanged = 有适配器而改变恰为 0 的矩阵从未被更新。
-finding-short-of-rank = { $all } 个矩阵中有 { $count } 个用尽了所分配的全部方向：更大的秩可能有益。
+finding-short-of-rank = 秩不小于 2 的 { $all } 个矩阵中有 { $count } 个用尽了所分配的全部方向：更大的秩可能有益。
 rule-short-of-rank = “已用”指占 99 % 能量的方向；半数适配器用尽时，限制已经显现。
 finding-idle-rank = 分配的秩有 { $share } 闲置：更少的方向已占 ΔW 能量的 99 %。
 rule-idle-rank = 均匀下降的谱会有十分之一到四分之一的方向不足 1 % 的能量。
@@ -81,6 +81,8 @@ finding-alike = { $one } 与 { $two } 一致：各层中位数相差不超过 { 
 rule-alike = 不足 1 % 时两条线无法分辨。
 finding-nothing-shared = { $one } 与 { $two } 没有同名矩阵：只比较全部矩阵的中位数。
 rule-nothing-shared = 没有共同的名称，就没有可以并列的矩阵。
+
+finding-of-weights = 这里说的是权重 W，不是改变量。
 
 # 常态：突出之处不多时的补充。
 finding-place = 第 { $layer } 层 { $matrix }
