@@ -42,13 +42,20 @@ def settings_of(work, medical=None):
 
 
 @pytest.fixture
+def forked(monkeypatch):
+    """Processes begin as copies of this one, which has imported everything; by themselves they import for 7 s."""
+    begun = multiprocessing.get_context("fork")
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda way: begun)
+
+
+@pytest.fixture
 def few_rates(monkeypatch):
     """Grids that never grow: the first ask is all there is of the stage `rates`."""
     monkeypatch.setattr(plan, "RATE_LIMITS", plan.RATES)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_rates")
+@pytest.mark.usefixtures("few_rates", "forked")
 def test_two_processes_write_every_line_once(work, tmp_path, capsys):
     out = tmp_path / "results" / "lines.jsonl"
     jobs = open_jobs(*WANTED[0], [])
@@ -89,6 +96,7 @@ def test_two_processes_write_every_line_once(work, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("broken", ["medical", "base"])
 def test_what_a_process_cannot_read_is_told_and_its_jobs_stay_open(work, tmp_path, broken, capfd):
     out = tmp_path / "lines.jsonl"
@@ -114,7 +122,7 @@ def test_what_a_process_cannot_read_is_told_and_its_jobs_stay_open(work, tmp_pat
 
 @pytest.mark.slow
 def test_a_base_that_is_not_there_is_told_and_the_rest_is_tried(work, tmp_path):
-    """Nothing of chatglm2 is begun; smollm2's file is none, which is told too."""
+    """Nothing of chatglm2 is begun; smollm2's file is none, which is told too, by a process that began by itself."""
     settings = Settings(tmp_path / "work", work.parent / "medical.jsonl", tmp_path / "none.gguf", 2, 2, 8, 2e-3)
     errors = run_open([*WANTED, ("rates", "smollm2", "medical")], tmp_path / "lines.jsonl", ["cpu"], settings, 9.0)
     assert len(errors) == 2
@@ -124,7 +132,7 @@ def test_a_base_that_is_not_there_is_told_and_the_rest_is_tried(work, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_rates")
+@pytest.mark.usefixtures("few_rates", "forked")
 def test_a_killed_process_is_told_and_the_other_device_goes_on(work, tmp_path):
     """The rows come from a pipe, so that no group ends before one process is killed."""
     pipe, out, killed = tmp_path / "medical.jsonl", tmp_path / "lines.jsonl", []

@@ -36,11 +36,7 @@ def run_until(
     Returns:
         The exit status: 0, 1 after an exception, -9 when it was killed.
     """
-    parent = os.getpid()
-    child = os.fork()
-    if child == 0:
-        _stand_alone(parent)
-        _work_and_leave(work, event, count_file)
+    child = fork(work, event, count_file)
     ended = 0
     try:
         end = None if seconds is None else time.monotonic() + seconds
@@ -54,6 +50,16 @@ def run_until(
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
+
+
+def fork(work: Callable[[], object], event: int | None = None, count_file: Path | None = None) -> int:
+    """The same without waiting: the number of the child."""
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        _stand_alone(parent)
+        _work_and_leave(work, event, count_file)
+    return child
 
 
 def _stand_alone(parent: int) -> None:

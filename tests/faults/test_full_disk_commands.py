@@ -1,7 +1,6 @@
 """Every command that writes, on a full disk: one sentence, nothing left half-written, and the same command goes on."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from glmspectra.embedded import EMBEDDED_MODEL
-from tests.faults.killed import run_until
+from tests.faults.commands import Command
 from tests.faults.test_full_disk import fill, small_disk, unfinished  # noqa: F401 - the fixture
 
 pytestmark = pytest.mark.slow
@@ -79,15 +78,9 @@ def commands(inputs: Path, out: Path) -> dict[str, tuple[int, list]]:
 NAMES = list(commands(Path("inputs"), Path("out")))
 
 
-def run(log: Path, *arguments) -> int:
+def run(log: Path, *arguments) -> int | None:
     """The status of a command in a process of its own; what it says goes to `log`."""
-    from glmspectra.cli.main import main
-
-    def work():
-        sys.stdout = sys.stderr = log.open("w", buffering=1)
-        main([*map(str, arguments), "--quiet"])
-
-    return run_until(work, None)
+    return Command(log, *arguments, "--quiet").wait()
 
 
 @pytest.mark.parametrize("name", NAMES)

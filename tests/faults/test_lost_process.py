@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from glmspectra.store import list_runs, read_run
+from tests.faults.commands import Command
 from tests.sweep.small_checkpoint import write_small_checkpoint
 
 
@@ -22,28 +24,34 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(model, out, rank, count, port):
-    """One process as torchrun would start it, but without torchrun, which would end the others by itself."""
-    environment = {
-        **os.environ,
-        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)},
-        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "glmspectra",
-        "svd",
-        "--layers",
-        "all",
-        "--no-report",
-        "--quiet",
-        "--device",
-        "cpu",
-    ]
-    return subprocess.Popen(
-        [*command, "--model", str(model), "--out", str(out)], env=environment, stderr=subprocess.PIPE, text=True
-    )
+def begin_two(folder: Path, *arguments) -> list[Command]:
+    """A command as two processes, as torchrun would start it, but without torchrun, which would end the other."""
+    port = free_port()
+    logs = [folder / f"log-{port}-{rank}" for rank in range(2)]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [Command(logs[rank], *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]
+
+
+def kill_the_second(processes: list[Command], begun: Callable[[], bool]) -> None:
+    """Once it has begun; the other ends by itself, with a reason."""
+    first, second = processes
+    try:
+        while not begun():
+            assert first.poll() is None, f"it ended too early: {first.said()}"
+            assert second.poll() is None, f"it ended too early: {second.said()}"
+            time.sleep(0.02)
+        second.kill()
+        started = time.monotonic()
+        status = first.wait()
+        print(f"the other had stopped {time.monotonic() - started:.1f} s after the kill")
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert status == 1, first.said()
+    assert "error: another process of this command ended before its work was done" in first.said()
+    assert "Traceback" not in first.said()
+    assert "not foreseen" not in first.said()
 
 
 def finish(model, out):
@@ -64,25 +72,10 @@ def wait_for_parts(out: Path, count: int, processes) -> None:
 
 @pytest.mark.slow
 def test_the_rest_stops_with_a_reason_and_the_rerun_completes(tmp_path):
-    count = 2
     model = write_small_checkpoint(tmp_path / "model", layers=12)
     out = tmp_path / "out"
-    port = free_port()
-    processes = [start(model, out, rank, count, port) for rank in range(count)]
-    try:
-        wait_for_parts(out, 2, processes)
-        processes[-1].send_signal(signal.SIGKILL)
-        started = time.monotonic()
-        said = [process.communicate(timeout=300)[1] for process in processes[:-1]]
-        print(f"{count} processes: the rest had stopped {time.monotonic() - started:.1f} s after the kill")
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert all(process.returncode == 1 for process in processes[:-1])
-    assert "error: another process of this command ended before its work was done" in said[0]
-    assert "Traceback" not in "".join(said)
-    assert "not foreseen" not in "".join(said)
+    command = ["svd", "--layers", "all", "--no-report", "--quiet", "--device", "cpu", "--model", model, "--out", out]
+    kill_the_second(begin_two(tmp_path, *command), lambda: len(list(out.rglob("parts/*.npz"))) >= 2)
     finish(model, out)
     finish(model, tmp_path / "alone")
     ((first,), (second,)) = (list_runs(folder / "param_matrix") for folder in (out, tmp_path / "alone"))
@@ -141,32 +134,9 @@ def test_training_in_two_processes_stops_with_a_reason_and_the_rerun_completes(t
         *(f"finetune.dataset_path={tmp_path / 'data'}", f"finetune.final_model_path={tmp_path / 'final'}"),
     ]
     settings = [word for value in small for word in ("--set", value)]
-    command = [sys.executable, "-m", "glmspectra", "train", "--args", str(tmp_path / "args_file"), "--quiet"]
-    command += ["--device", "cpu", "--no-report", "--out", str(tmp_path / "run"), *settings]
-    port = str(free_port())
-
-    def begin(rank):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-        environment = {**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-    processes = [begin(rank) for rank in range(2)]
-    try:
-        while not list((tmp_path / "run").glob("checkpoint-*")):
-            assert all(process.poll() is None for process in processes), "a process ended too early"
-            time.sleep(0.05)
-        processes[1].send_signal(signal.SIGKILL)
-        started = time.monotonic()
-        said = processes[0].communicate(timeout=300)[1]
-        print(f"training: the other had stopped {time.monotonic() - started:.1f} s after the kill")
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert processes[0].returncode == 1, said
-    assert "error: another process of this command ended before its work was done" in said
-    assert "Traceback" not in said
-    port = str(free_port())
-    processes = [begin(rank) for rank in range(2)]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0], processes[0].stderr.read()
+    command = ["train", "--args", tmp_path / "args_file", "--quiet", "--device", "cpu", "--no-report"]
+    command += ["--out", tmp_path / "run", *settings]
+    kill_the_second(begin_two(tmp_path, *command), lambda: bool(list((tmp_path / "run").glob("checkpoint-*"))))
+    processes = begin_two(tmp_path, *command)
+    assert [process.wait() for process in processes] == [0, 0], processes[0].said()
     assert (tmp_path / "final" / "adapter_model.safetensors").is_file()

@@ -11,6 +11,7 @@ import pytest
 
 from glmspectra.errors import RequestError
 from glmspectra.files import WRITER, exclusive, write_text
+from tests.faults.commands import Command
 
 HOLD = """
 import sys, time
@@ -100,18 +101,17 @@ with exclusive(Path({str(tmp_path / "run")!r}), "train"):
 
 @pytest.mark.slow
 def test_a_command_in_a_folder_that_another_writes_stops_with_status_2(tmp_path):
-    run = [sys.executable, "-m", "glmspectra"]
-    done = subprocess.run([*run, "svd", "--quiet", "--no-report", "--out", str(tmp_path)], capture_output=True)
-    assert done.returncode == 0, done.stderr
+    first = Command(tmp_path / "log", "svd", "--quiet", "--no-report", "--out", tmp_path)
+    assert first.wait() == 0, first.said()
     (folder,) = (tmp_path / "param_matrix").iterdir()
     process = hold(folder)
     try:
         for command in ("svd", "values"):
-            refused = subprocess.run([*run, command, "--quiet", "--out", str(tmp_path)], capture_output=True, text=True)
-            assert refused.returncode == 2
-            assert refused.stderr.startswith("error: ")
-            assert f"process {process.pid}" in refused.stderr
-            assert refused.stderr.count("\n") == 1
+            refused = Command(tmp_path / "log", command, "--quiet", "--out", tmp_path)
+            assert refused.wait() == 2
+            assert refused.said().startswith("error: ")
+            assert f"process {process.pid}" in refused.said()
+            assert refused.said().count("\n") == 1
     finally:
         process.kill()
         process.wait()
