@@ -14,11 +14,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from glmspectra.errors import DataError
 from glmspectra.json_files import parse_json
-from glmspectra.language import both, listed, text
+from glmspectra.language import both, current, listed, text
 from glmspectra.tuning.data.rows import BadRow, Columns, Row
 from glmspectra.tuning.data.turns import Talk, check_order, join, read_messages, read_rounds
 
@@ -118,7 +119,7 @@ def _parse(file: str, line: int, value: Any, columns: Columns, facts: FileFacts,
             said.encode("utf-8")
         except UnicodeEncodeError:
             return BadRow(file, line, "holds half of a surrogate pair, which is no text")
-    facts.row_formats[_listed(list(used.values()))] += 1
+    facts.row_formats[_listed(tuple(used.values()), current())] += 1
     facts.unread.update(str(name) for name in value if name not in used.values() and not _empty(value[name]))
     facts.unread.update(f"{name} of a turn" for name in talk.unread)
     facts.unanswered += talk.unanswered
@@ -127,8 +128,10 @@ def _parse(file: str, line: int, value: Any, columns: Columns, facts: FileFacts,
     return Row(file, line, tuple(talk.turns), talk.pair, tuple(talk.silent), talk.tools)
 
 
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else text("data-and", names=listed(names[:-1]), last=names[-1])
+@lru_cache(maxsize=256)  # once for all rows of a format
+def _listed(names: tuple[str, ...], language: str) -> str:
+    first, last = names[:-1], names[-1]
+    return text("data-and", language, names=listed(first, language), last=last) if first else last
 
 
 def _empty(value: Any) -> bool:
