@@ -153,7 +153,11 @@ def _bulk_end(edge: float, values: np.ndarray) -> float:
 
 
 def _histograms(matrices: pd.DataFrame, table: pd.DataFrame) -> list[Any]:
-    """[edges, counts] of the weights of each row, at most VALUE_BINS bins of whole stored ones; None where unknown."""
+    """[edges, counts] of the weights of each row; None where unknown.
+
+    Bins are whole stored ones, as many together as a VALUE_BINS-th of the range holds: in a bin far narrower than the
+    others a few equal weights would look like a peak.
+    """
     found: list[Any] = [None] * len(matrices)
     for i, group in _by_row(table, matrices, "bin_left").items():
         left, right, counts = (group[name].to_numpy() for name in ("bin_left", "bin_right", "count"))
@@ -163,7 +167,8 @@ def _histograms(matrices: pd.DataFrame, table: pd.DataFrame) -> list[Any]:
         if not len(held):
             continue
         left, right, counts = (values[held[0] : held[-1] + 1] for values in (left, right, counts))
-        starts = np.arange(0, len(counts), max(1, -(-len(counts) // VALUE_BINS)))
+        place = (left - left[0]) * (VALUE_BINS / (right[-1] - left[0]))
+        starts = np.unique(np.floor(place + 1e-9), return_index=True)[1]
         found[i] = [numbers([*left[starts], right[-1]]), [int(n) for n in np.add.reduceat(counts, starts)]]
     return found
 

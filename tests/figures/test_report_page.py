@@ -227,6 +227,29 @@ def test_hover_legend_scale_and_saving(tab, pages):
         assert "var(" not in saved
 
 
+def luminance(color: str) -> float:
+    """Relative luminance of '#rrggbb' (WCAG 2.2)."""
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_lines_of_all_layers_keep_a_contrast_of_3_to_the_ground(tab, pages, scheme):
+    with Opened(tab, pages["svd"], scheme=scheme) as page:
+        style = "getComputedStyle(document.documentElement)"
+        names = ["--ground", *(f"--s{i}" for i in range(7)), *(f"--d{i}" for i in range(10))]
+        ground, *lines = page.evaluate(f"{json.dumps(names)}.map((name) => {style}.getPropertyValue(name).trim())")
+        for line in lines:
+            low, high = sorted((luminance(ground), luminance(line)))
+            assert (high + 0.05) / (low + 0.05) >= 2.95, line
+        draw_all(page)
+        with page.expect_download() as download:
+            page.locator("#spectra figure button").first.click()
+        saved = download.value.path().read_text(encoding="utf-8")
+        assert "#002051" in saved, "a figure is saved with the colors of the light page"
+
+
 def test_the_language_switches_on_the_page(tab, pages):
     with Opened(tab, pages["svd"]) as page:
         assert page.locator("h1").inner_text() == "Spectra of made"

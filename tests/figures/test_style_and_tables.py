@@ -10,9 +10,11 @@ from scipy.integrate import trapezoid
 
 from glmspectra.errors import StoreError
 from glmspectra.figures import tables as t
+from glmspectra.figures.payload import set_of
 from glmspectra.figures.svg import style
 from glmspectra.figures.svg.values import rebin
 from glmspectra.files import write_text
+from glmspectra.language import Words
 from tests.figures.synthetic_run import make_tables
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -202,3 +204,16 @@ def test_smoothing_is_without_bias_and_knows_uneven_steps():
     assert far > 0.999
     with_gap = t.smooth([0, 1, 2], [1.0, np.nan, 1.0], 10)
     assert with_gap == pytest.approx([1, 1, 1])
+
+
+def test_bins_of_a_histogram_are_about_as_wide_as_each_other():
+    tables = make_tables(1, {"dense": ((8, 8), {})})
+    edges = np.unique(np.concatenate([np.linspace(-1, -0.1, 20), np.linspace(-0.1, 0.1, 400), np.linspace(0.1, 1, 20)]))
+    key = tables.histograms.iloc[:1].drop(columns=["bin_left", "bin_right", "count"])
+    bins = pd.DataFrame({"bin_left": edges[:-1], "bin_right": edges[1:], "count": 1}).merge(key, how="cross")
+    made = t.Tables(t.with_series(tables.matrices), tables.singular_values, bins)
+    drawn, counts = set_of("weight", Words.same("W"), made)["histograms"][0]
+    assert sum(counts) == len(edges) - 1
+    widths = np.diff(drawn)
+    assert (drawn[0], drawn[-1]) == (-1, 1)
+    assert widths.max() < 2 * widths.min(), "not one of 0.0005 beside one of 0.05"

@@ -52,13 +52,12 @@ const everyFigure = () => figures.map((reference) => reference.deref()).filter((
 
 // The drawing alone, with its colors as values, black on white, for a paper or a slide.
 function saveSvg(svg, title) {
-  const light = { "--ground": "#ffffff", "--ink": "#1a1f26", "--soft": "#525b66", "--line": "#d7dce2", "--frame": "#c2185b", "--empty": "#e6e9ed",
-    "--s0": "#0080ff", "--s1": "#b28600", "--s2": "#400000", "--s3": "#468c69", "--s4": "#000066", "--s5": "#00698c", "--s6": "#0000ff" };
+  const light = document.styleSheets[0].cssRules[0].style; // the colors of the page in the light
   const clone = svg.cloneNode(true);
   for (const tip of clone.querySelectorAll("[aria-label=tip], [data-mark=tip]")) tip.remove();
   clone.setAttribute("xmlns", "http://www.w3.org/2000/svg");
   clone.setAttribute("style", "background:#ffffff;color:#1a1f26;font-family:'DejaVu Sans',Verdana,'Noto Sans CJK SC',sans-serif;font-size:12px");
-  const text = new XMLSerializer().serializeToString(clone).replace(/var\((--[a-z0-9]+)\)/g, (_, name) => light[name] ?? "currentColor");
+  const text = new XMLSerializer().serializeToString(clone).replace(/var\((--[a-z0-9]+)\)/g, (_, name) => light.getPropertyValue(name).trim() || "currentColor");
   const link = h("a", { href: URL.createObjectURL(new Blob([text], { type: "image/svg+xml" })), download: `${title.replace(/[^\p{L}\p{N}]+/gu, "-")}.svg` });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);

@@ -155,14 +155,13 @@ function histogramFigure(set, row, label) {
   const [edges, counts] = set.histograms[row], total = d3.sum(counts);
   const bars = counts.map((count, index) => ({ x1: edges[index], x2: edges[index + 1], y: count / total / (edges[index + 1] - edges[index]), count })).filter((bar) => bar.count > 0);
   const mean = numberAt(set, "mean", row) ?? 0, std = numberAt(set, "std", row);
-  const thin = d3.min(bars, (bar) => bar.x2 - bar.x1) < 0.01 * (edges[edges.length - 1] - edges[0]); // gaps between them would hide them
   const low = d3.min(bars, (bar) => bar.y) / 2, high = d3.max(bars, (bar) => bar.y) * 1.4;
   const normal = std ? d3.range(-1, 1.0001, 0.0125).map((share) => mean + 6 * std * share).filter((x) => x >= edges[0] && x <= edges[edges.length - 1])
     .map((x) => ({ x, y: Math.exp(-(((x - mean) / std) ** 2) / 2) / (std * Math.sqrt(2 * Math.PI)) })).filter((point) => point.y > low) : [];
   return figure(t("ui-histogram-title", { label }), (width) => axes({
     width, left: 62, x: { label: t("ui-weight"), domain: [edges[0], edges[edges.length - 1]] }, y: { label: t("ui-density"), log: true, domain: [low, high] },
     marks: [
-      Plot.rect(bars, { x1: "x1", x2: "x2", y1: low, y2: "y", fill: "var(--s0)", fillOpacity: 0.5, inset: thin ? 0 : 0.3 }),
+      Plot.rect(bars, { x1: "x1", x2: "x2", y1: low, y2: "y", fill: "var(--s0)", fillOpacity: 0.5, inset: 0.3 }),
       Plot.line(normal, { x: "x", y: "y", stroke: "var(--s1)", strokeWidth: 1.8 }),
       tip(bars, { x: (bar) => (bar.x1 + bar.x2) / 2, y: "y", title: (bar) => `${digits(bar.x1, 3)} – ${digits(bar.x2, 3)}: ${digits(bar.count)}` }),
     ],

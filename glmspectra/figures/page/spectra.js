@@ -1,4 +1,5 @@
 // Every layer of one matrix type on the same axes, and how the weights' distribution changes with depth.
+const DEPTHS = Array.from({ length: 10 }, (_, step) => `var(--d${step})`);
 function drawSpectra(host) {
   const able = sets.filter((set) => set.sigma?.some(Boolean));
   if (!able.length) { host.closest("section").remove(); return; }
@@ -9,7 +10,7 @@ function drawSpectra(host) {
     if (!names.includes(state.series)) state.series = names[0];
     const own = rows.filter((row) => seriesOf(set, row) === state.series);
     const last = d3.max(own, (row) => set.rows.layer[row]) || 1;
-    const shade = (row) => d3.interpolateCividis(0.9 * (set.rows.layer[row] / last));
+    const shade = (row) => DEPTHS[Math.round((DEPTHS.length - 1) * (set.rows.layer[row] / last))];
     const points = own.flatMap((row) => pointsOf(set, row).filter((point) => !state.log || point.y > 0).map((point) => ({ ...point, layer: set.rows.layer[row], row })));
     const again = (key) => (value) => { state[key] = value; build(); };
     const many = d3.max(points, (point) => point.x) > 1;
@@ -27,7 +28,7 @@ function drawSpectra(host) {
       able.length > 1 ? select(t("ui-set"), able.map((one) => [one.id, inLanguage(one.label)]), state.set, again("set")) : null,
       select(t("ui-matrix-choice"), names.map((name) => [name, name]), state.series, again("series")),
       check(t("ui-log-axes"), state.log, again("log")),
-      h("span", { className: "ramp" }, `${t("ui-layer")} 0`, h("i", { style: `background:linear-gradient(to right,${d3.range(0, 0.91, 0.1).map(d3.interpolateCividis).join(",")})` }), String(last))), drawn.element);
+      h("span", { className: "ramp" }, `${t("ui-layer")} 0`, h("i", { style: `background:linear-gradient(to right,${DEPTHS.join(",")})` }), String(last))), drawn.element);
   };
   listeners.push(build);
 }
