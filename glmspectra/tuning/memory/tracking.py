@@ -36,10 +36,16 @@ class Tracker(TorchDispatchMode):
         self.label = "activations"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # what autograd asks of tensors without data most, and makes nothing
+            of = getattr(args[0], "fake_device", None)
+            return func(*args) if of is None else of
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, torch.Tensor):
-                self._see(value)
+        if isinstance(result, torch.Tensor):
+            self._see(result)
+        elif result is not None:
+            for value in tree_leaves(result):
+                if isinstance(value, torch.Tensor):
+                    self._see(value)
         return result
 
     @contextmanager
