@@ -10,12 +10,11 @@ HEAVY = ("torch", "transformers", "peft", "datasets", "scipy", "matplotlib", "pa
 UNUSED = ("scipy.optimize", "scipy.integrate")  # half of what scipy takes
 LIGHTER = ("numpy", "pyarrow", "jinja2", "rich", "fluent")
 CODE = f"""
-import sys
-from glmspectra.cli.main import main
-try:
-    main(sys.argv[1:])
-finally:
-    print("loaded:", *[name for name in {(*HEAVY, *UNUSED, *LIGHTER)!r} if name in sys.modules])
+import atexit, sys
+from glmspectra.cli.main import run
+wanted = {(*HEAVY, *UNUSED, *LIGHTER)!r}
+atexit.register(lambda: print("loaded:", *[name for name in wanted if name in sys.modules]))
+run()
 """
 MATRICES = ("--model", "nano", "--layers", "0-1")
 

@@ -1,9 +1,6 @@
 """NaN or infinity in the base or after training: a row says so, and the rest is measured."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -17,6 +14,7 @@ from glmspectra.store import read_run
 from glmspectra.sweep.delta import measure_delta
 from glmspectra.sweep.delta_plan import DeltaOptions, plan_delta
 from tests.delta.made_runs import random_factors, write_adapter, write_base, write_merged
+from tests.faults.commands import begin_two
 
 BROKEN = "transformer.encoder.layers.1.self_attention.dense.weight"
 
@@ -98,17 +96,11 @@ def test_two_processes_share_a_delta_and_give_the_same_tables(tmp_path):
     base = write_base(tmp_path / "base", layers=3, dtype=torch.bfloat16)
     merged = write_merged(base, tmp_path / "merged", random_factors(3, 2, seed=5))
     one, _ = measured(tmp_path, base, merged, against_base=True)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command = ["-m", "glmspectra", "delta", str(base), str(merged), "--against-base", "--json", "--no-report"]
+    command = ["delta", base, merged, "--against-base", "--json", "--quiet", "--no-report", "--device", "cpu"]
     out = tmp_path / "shared"
-    done = subprocess.run(
-        [*torchrun, *command, "--device", "cpu", "--out", str(out)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    facts = json.loads(done.stdout)
+    both = begin_two(tmp_path, *command, "--out", out)
+    assert [process.wait() for process in both] == [0, 0], both[0].said()
+    facts = json.loads(both[0].said())
     assert facts["measured"] == 12
     two = read_run(out / "param_matrix" / facts["run"])
     for table in ("matrices", "singular_values"):

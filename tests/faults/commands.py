@@ -6,6 +6,7 @@ terminal's characters and of launchers start theirs with `subprocess`.
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -58,3 +59,13 @@ def _run(log: Path, arguments: list[str], environment: dict[str, str]) -> None:
     for stream in (1, 2):  # what libraries write past Python
         os.dup2(sys.stdout.fileno(), stream)
     main(arguments)
+
+
+def begin_two(folder: Path, *arguments: object) -> list[Command]:
+    """A command as two processes, as torchrun would start it, but without torchrun, which would end both for one."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    logs = [folder / f"log-{port}-{rank}" for rank in range(2)]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [Command(logs[rank], *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]

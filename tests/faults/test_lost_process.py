@@ -12,24 +12,8 @@ import pandas as pd
 import pytest
 
 from glmspectra.store import list_runs, read_run
-from tests.faults.commands import Command
+from tests.faults.commands import Command, begin_two
 from tests.sweep.small_checkpoint import write_small_checkpoint
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def begin_two(folder: Path, *arguments) -> list[Command]:
-    """A command as two processes, as torchrun would start it, but without torchrun, which would end the other."""
-    port = free_port()
-    logs = [folder / f"log-{port}-{rank}" for rank in range(2)]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [Command(logs[rank], *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in range(2)]
 
 
 def kill_the_second(processes: list[Command], begun: Callable[[], bool]) -> None:

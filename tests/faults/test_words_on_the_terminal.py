@@ -13,6 +13,7 @@ from glmspectra.cli.console import printable
 from glmspectra.cli.failures import interruption, sentence
 from glmspectra.errors import RequestError
 from glmspectra.launch import Launch, read_launch
+from tests.faults.commands import Command
 
 
 def run(*arguments, **environment):
@@ -87,11 +88,11 @@ def test_names_are_shown_as_they_are_and_obeyed_by_nothing(hostile, tmp_path):
     for stream in (done.stdout, done.stderr):
         assert b"\x1b[2J" not in stream
         assert b"\x07" not in stream
-    done = run("svd", "--model", hostile, "--layers", "all", "--out", tmp_path, "--svg")
-    assert b"Traceback" not in done.stderr
-    assert b"not foreseen" not in done.stderr
-    assert done.returncode == 0, done.stderr
-    assert b"\x1b[2J" not in done.stdout + done.stderr
+    svd = Command(tmp_path / "log", "svd", "--model", hostile, "--layers", "all", "--out", tmp_path, "--svg")
+    assert svd.wait() == 0, svd.said()
+    assert "Traceback" not in svd.said()
+    assert "not foreseen" not in svd.said()
+    assert "\x1b[2J" not in svd.said()
     from xml.etree import ElementTree
 
     pictures = list(tmp_path.rglob("*.svg"))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from glmspectra.checkpoint import open_checkpoint, select
 from glmspectra.store import RunStore, read_run, read_vectors
 from glmspectra.sweep import SweepOptions, source_of, sweep
+from tests.faults.commands import begin_two
 from tests.sweep.small_checkpoint import matrix, write_small_checkpoint
 
 
@@ -190,11 +191,10 @@ def test_an_interrupted_command_goes_on_and_ends_like_an_uninterrupted_one(tmp_p
 
 @pytest.mark.slow
 def test_two_processes_share_the_work_and_give_the_same_tables(model, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command = [*torchrun, "-m", *COMMAND[2:], "--json", "--model", str(model), "--out", str(tmp_path)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count('"run"') == 1, "one process speaks for all"
+    two = begin_two(tmp_path, *COMMAND[3:], "--json", "--model", model, "--out", tmp_path)
+    assert [one.wait() for one in two] == [0, 0], two[0].said()
+    assert two[0].said().count('"run"') == 1
+    assert two[1].said() == "", "one process speaks for all"
     (folder,) = (tmp_path / "param_matrix").iterdir()
     shared, alone = read_run(folder), run_sweep(model, tmp_path / "alone")[1]
     assert shared.manifest["requests"]["weight/spectrum"]["processes"] == 2
