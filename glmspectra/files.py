@@ -25,6 +25,12 @@ REPLACED = ".replaced"  # the earlier folder while its successor takes its name
 WRITER = ".writer.lock"  # who writes a folder just now
 
 
+def must_be_there(path: Path, origin: str = "", kind: str = "folder") -> None:
+    """Say that something is not there, before a command loads what would find out. Raises RequestError."""
+    if not path.exists():
+        raise RequestError(f"{origin} {path}: there is no such {kind}.".lstrip())
+
+
 def explain(error: OSError, path: Path, doing: str = "be written") -> StoreError:
     """The one sentence for a file system error on `path`."""
     kept = "what was finished is kept"

@@ -46,11 +46,11 @@ def chat(
     """Talk to a model: a conversation on a terminal, or one question and its answer."""
     import sys
 
-    from glmspectra.checkpoint.selection import beside_sentence
     from glmspectra.cli.console import note
     from glmspectra.cli.libraries import hush, library_log
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.errors import RequestError
+    from glmspectra.files import must_be_there
 
     if template not in ("auto", "plain", "chat"):
         raise RequestError(f"--template {template}: write auto, plain or chat.")
@@ -63,10 +63,12 @@ def chat(
     if query is None and as_json:
         raise RequestError("--json gives one object for one question: name the question, or leave --json out.")
     path = choose_model(model)
-    note(beside_sentence(path), quiet)
-    if adapter is not None and not adapter.is_dir():  # said before minutes of loading
-        raise RequestError(f"--adapter {adapter}: there is no such folder.")
+    if adapter is not None:
+        must_be_there(adapter, "--adapter")
     hush()
+    from glmspectra.checkpoint.selection import beside_sentence  # after what can be said without it
+
+    note(beside_sentence(path), quiet)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {}
     with library_log():
         conversation = _open(path, adapter, device, template, four_bit, max_new_tokens, system, seed, sampling)

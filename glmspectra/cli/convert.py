@@ -43,23 +43,25 @@ def convert(
     its name when all is done; interrupted, the same command goes on. Without --out it is NAME-safetensors in
     this folder, or NAME-glm, NAME-chatglm.
     """
-    from glmspectra.checkpoint import open_checkpoint
-    from glmspectra.checkpoint.selection import left_out_sentence
-    from glmspectra.checkpoint.writing.convert import convert as rewrite
-    from glmspectra.checkpoint.writing.shards import shard_bytes
     from glmspectra.cli.console import finish, note
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.errors import RequestError
     from glmspectra.progress import ProgressLine
 
-    size = shard_bytes(shard_size)
     if folder is not None and model is not None:
         raise RequestError(f"{folder} and --model {model}: name the model once.")
     if to not in FORMS:
         raise RequestError(f"--to {to}: write {', '.join(FORMS)}.")
     if to != "safetensors" and dtype is not None:
         raise RequestError(f"--to {to} keeps every value as it is: leave --dtype out, or cast by a conversion before.")
-    with open_checkpoint(choose_model(folder or model)) as checkpoint:
+    path = choose_model(folder or model)
+    from glmspectra.checkpoint import open_checkpoint  # after what can be said without it
+    from glmspectra.checkpoint.selection import left_out_sentence
+    from glmspectra.checkpoint.writing.convert import convert as rewrite
+    from glmspectra.checkpoint.writing.shards import shard_bytes
+
+    size = shard_bytes(shard_size)
+    with open_checkpoint(path) as checkpoint:
         if dtype is not None:
             note(left_out_sentence(checkpoint), quiet)
         target = out if out is not None else Path(f"{checkpoint.name}-{to}")

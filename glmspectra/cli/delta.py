@@ -65,6 +65,12 @@ def delta(
     Of an adapter the exact spectra come from its small factors, with no base at hand. Two models are
     subtracted as they stream, and what rounding to half precision added is distinguished.
     """
+    from glmspectra.embedded import EMBEDDED_NAME
+    from glmspectra.files import must_be_there
+
+    for path in (first, second):
+        if path is not None and str(path) != EMBEDDED_NAME:
+            must_be_there(path)
     from glmspectra.cli.measuring import REPORTS_FOLDER, TABLES_FOLDER, draw_page
     from glmspectra.sweep.delta import measure_change
     from glmspectra.sweep.delta_plan import DeltaOptions

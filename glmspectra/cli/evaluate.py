@@ -37,25 +37,31 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Loss, perplexity, token accuracy, and on request text scores and samples, without and with an adapter."""
-    from glmspectra.checkpoint.selection import beside_sentence
     from glmspectra.cli.console import finish, note
     from glmspectra.cli.evaluation_page import write_evaluation_page
     from glmspectra.cli.libraries import hush, library_log
     from glmspectra.cli.progress_line import counting
     from glmspectra.errors import RequestError
+    from glmspectra.files import must_be_there
+    from glmspectra.tuning.settings.at_hand import check_at_hand
     from glmspectra.tuning.settings.load import load_settings
 
     if split not in ("valid", "train"):
         raise RequestError(f"--split {split}: write valid or train.")
+    if adapter is not None:
+        must_be_there(adapter, "--adapter")
     hush()
     options = settings_options(model, None, None, on_bad_data, columns)
     if data is not None:
         options += data_options(data, split)
     settings = load_settings(args, [*options, *(overrides or [])])
+    check_at_hand(settings, trains=False)
+    from glmspectra.checkpoint.selection import beside_sentence  # after the settings, as all that takes seconds
+
     note(beside_sentence(Path(settings.finetune.model_path)), quiet)
     if out is not None:  # what cannot be written is said before minutes of work
         out.mkdir(parents=True, exist_ok=True)
-    from glmspectra.tuning.inference import evaluation  # after the settings: its libraries take seconds
+    from glmspectra.tuning.inference import evaluation
 
     with library_log(), counting(quiet) as progress:
         result = evaluation.evaluate(

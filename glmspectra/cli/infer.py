@@ -30,15 +30,12 @@ def infer(
     quiet: Quiet = False,
 ) -> None:
     """Answers to a file of questions, as a JSONL file in the same order, each beside the columns of its question."""
-    from glmspectra.checkpoint.selection import beside_sentence
     from glmspectra.cli.console import finish, note
     from glmspectra.cli.libraries import hush, library_log
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.cli.progress_line import counting
     from glmspectra.errors import RequestError
-    from glmspectra.tuning.data.read import read_questions
-    from glmspectra.tuning.data.rows import Columns
-    from glmspectra.tuning.inference import batch as inference
+    from glmspectra.files import must_be_there
 
     if template not in ("auto", "plain", "chat"):
         raise RequestError(f"--template {template}: write auto, plain or chat.")
@@ -46,9 +43,17 @@ def infer(
         raise RequestError("--temperature is 0 or more, and --top-p in (0, 1].")
     if out.is_dir():
         raise RequestError(f"--out {out} is a folder: name the file that the answers go to.")
+    must_be_there(source, kind="data file")
+    if adapter is not None:
+        must_be_there(adapter, "--adapter")
+    model_folder = choose_model(model)
     out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before minutes of work
     hush()
-    model_folder = choose_model(model)
+    from glmspectra.checkpoint.selection import beside_sentence  # after what can be said without it
+    from glmspectra.tuning.data.read import read_questions
+    from glmspectra.tuning.data.rows import Columns
+    from glmspectra.tuning.inference import batch as inference
+
     note(beside_sentence(model_folder), quiet)
     questions, recognized = read_questions(source, Columns.parse(columns) if columns else Columns())
     for line in recognized:

@@ -29,22 +29,26 @@ def merge(
 
     What was written is read back: each changed layer is held against base and adapter on random inputs.
     """
-    from glmspectra.checkpoint.writing import merge as merging
-    from glmspectra.checkpoint.writing.shards import shard_bytes
     from glmspectra.cli.console import finish
     from glmspectra.cli.libraries import hush
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.cli.progress_line import counting
     from glmspectra.errors import CheckpointError, RequestError
+    from glmspectra.files import must_be_there
 
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise RequestError(f"--dtype {dtype}: write float32, bfloat16 or float16.")
-    size = shard_bytes(shard_size)
+    must_be_there(adapter)
+    base = choose_model(model)
     hush()
-    import torch
+    import torch  # after what can be said without it
+
+    from glmspectra.checkpoint.writing import merge as merging
+    from glmspectra.checkpoint.writing.shards import shard_bytes
+
+    size = shard_bytes(shard_size)
 
     with counting(quiet) as progress:
-        base = choose_model(model)
         result = merging.merge(
             base,
             adapter,

@@ -30,6 +30,9 @@ def squeeze(
     our study; this is for who cannot train again.
     """
     from glmspectra.cli.console import finish
+    from glmspectra.files import must_be_there
+
+    must_be_there(adapter)
     from glmspectra.loop.squeeze import squeeze_adapter
     from glmspectra.ranks import Limits
 

@@ -131,6 +131,10 @@ def suggest_rank(
     from glmspectra.cli.libraries import hush
     from glmspectra.cli.model_choice import choose_model
     from glmspectra.errors import RequestError
+    from glmspectra.files import must_be_there
+
+    for change in delta or ():
+        must_be_there(change)
     from glmspectra.loop.suggestion import Sources, suggest_for_model
     from glmspectra.ranks import Limits
     from glmspectra.ranks.peft_patterns import scale_of
@@ -144,10 +148,13 @@ def suggest_rank(
     if step is not None and not delta:
         raise RequestError("--step says which checkpoint-N of --delta is taken: give --delta too.")
     if pilot is not None:  # a fault in the settings is said before anything is measured
+        from glmspectra.tuning.settings.at_hand import check_at_hand
         from glmspectra.tuning.settings.load import load_settings
 
-        for line in load_settings(args, settings_options(choose_model(model), None, None, None, None)).notes:
+        settings = load_settings(args, settings_options(choose_model(model), None, None, None, None))
+        for line in settings.notes:
             note(line, quiet)
+        check_at_hand(settings)
     root = out or Path()
     own_scale, own_rslora = scale_of(args)
     request = RankRequest(

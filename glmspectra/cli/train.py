@@ -82,6 +82,7 @@ def train(
     device = only_card(device)
     from glmspectra.cli.console import finish, note
     from glmspectra.cli.libraries import hush
+    from glmspectra.tuning.settings.at_hand import check_at_hand
     from glmspectra.tuning.settings.load import load_settings
 
     main = os.environ.get("RANK", "0") == "0"
@@ -92,6 +93,7 @@ def train(
     )
     for line in settings.notes:
         note(line, silent)
+    check_at_hand(settings)
     if dry_run:
         result, lines = _dry_run(settings, device)
     elif find_lr:

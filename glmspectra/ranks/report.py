@@ -119,7 +119,8 @@ def lines(suggestion: Suggestion) -> list[str]:
     said = [_heading(suggestion, numbers)]
     for matrix, ranks in numbers["by_matrix"].items():
         least, most, mean = ranks["min"], ranks["max"], f"{ranks['mean']:.1f}"
-        said.append("  " + text("ranks-of-matrix", matrix=matrix, least=least, most=most, mean=mean))
+        sentence = "ranks-of-matrix" if least != most else "ranks-of-matrix-alike"
+        said.append("  " + text(sentence, matrix=matrix, least=least, most=most, mean=mean))
     if numbers["without_adapter"]:
         said.append(text("ranks-without", count=len(numbers["without_adapter"])))
     said.append(text("ranks-serve", rank=str(numbers["max_lora_rank"])))

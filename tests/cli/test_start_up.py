@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from ast import literal_eval
 
 HEAVY = (
     *("torch", "transformers", "pandas", "pyarrow", "scipy", "numpy", "matplotlib", "seaborn", "datasets", "peft"),
@@ -65,6 +66,29 @@ def test_the_list_of_commands_imports_what_it_prints_alone():
 def test_of_the_commands_only_the_one_asked_for_is_imported():
     said = in_a_fresh_process(ONE)[0]
     assert said.splitlines()[-1] == "['glmspectra.cli.merge']"
+
+
+MISSING = """
+import os, tempfile
+from glmspectra.cli.main import main
+os.chdir(tempfile.mkdtemp())
+main_lines = (
+    "init --quiet", "train --model nowhere", "train --set finetune.dataset_path=nowhere", "evaluate --adapter nowhere",
+    "train --set train.fsdp=full_shard", "infer nowhere.jsonl --out answers.jsonl", "chat hello --adapter nowhere",
+    "delta nowhere", "merge nowhere --out merged", "squeeze nowhere --budget like:r=2 --out cut", "convert nowhere",
+    "suggest-rank --delta nowhere", "suggest-rank --pilot 2 --model nowhere", "svd --model nowhere",
+)
+for line in main_lines:
+    try:
+        main(line.split())
+    except SystemExit as leaving:
+        assert leaving.code == (0 if line.startswith("init") else 2), line
+"""
+
+
+def test_what_is_not_there_is_said_before_anything_heavy_is_imported():
+    found = set(literal_eval(in_a_fresh_process(MISSING)[1]))
+    assert found <= {"numpy", "pyarrow"}, "those two take a tenth of a second"
 
 
 def test_the_help_of_every_command_imports_nothing_heavy():

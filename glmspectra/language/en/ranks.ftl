@@ -1,8 +1,9 @@
-# `glmspectra suggest-rank` and the test of the menu.
+# `glmspectra suggest-rank` and the test of its candidates.
 
 ranks-heading = Ranks by { $criterion } ({ $how }): { $parameters } trainable parameters, { $mebibytes } MiB in float32, for { $budget } = { $asked }.
 ranks-heading-unspent = Ranks by { $criterion } ({ $how }): { $parameters } trainable parameters, { $mebibytes } MiB in float32, for { $budget } = { $asked }, { $unspent } of the budget is not spent.
 ranks-of-matrix = { $matrix }: rank { $least } to { $most }, { $mean } on average
+ranks-of-matrix-alike = { $matrix }: rank { $least }
 ranks-without = Rank 0, so no adapter and not in target_modules: { $count } of the matrices.
 ranks-serve = Serve the adapter with a max_lora_rank of { $rank } or more (vLLM, TensorRT-LLM).
 ranks-at-cap = At all the directions that the tables know of: { $count } of the matrices (such as { $first }); a pilot of a larger rank might give them more.
@@ -29,7 +30,7 @@ ranks-gain-unsure = { $least } to { $most } ({ $where }; not sure at every budge
 ranks-gains = What it gains, by our study, in nats a token below uniform's loss over three budgets: { $gains }. Keep alpha in proportion to the rank, as the file has it: with one alpha for all the first gain is gone. More training gains more than ranks do: uniform ranks that trained for the steps of three pilots too ended 0.107 (135M) and 0.065 (ChatGLM2 shape) below ranks from those pilots. A learning rate twice or half the best cost 0.002 to 0.16 there: tune that first, and train uniform ranks of the same cost beside it (`glmspectra loop` does).
 ranks-untested = What it gains: this criterion was not among those our study confirms, so nothing is known; train uniform ranks of the same cost beside it (`glmspectra loop` does).
 
-ranks-menu = Test of the menu: the pilot cut to each allocation, loss on { $rows } held-out rows, forward passes only: { $losses }.
+ranks-menu = Test of the candidates: the pilot cut to each allocation, loss on { $rows } held-out rows, forward passes only: { $losses }.
 ranks-menu-won = By that test { $criterion } won, { $gap } from uniform ({ $low } to { $high } over rows). It took { $seconds } s beside { $steps } pilot steps. It sees what the pilot needs, not how a whole training ends: the control of `glmspectra loop` does.
 ranks-menu-uniform = By that test uniform ranks won. It took { $seconds } s beside { $steps } pilot steps. It sees what the pilot needs, not how a whole training ends: the control of `glmspectra loop` does.
 ranks-menu-unsure = By that test uniform ranks won: { $criterion } is lowest, but not surely below them ({ $low } to { $high }). It took { $seconds } s beside { $steps } pilot steps. It sees what the pilot needs, not how a whole training ends: the control of `glmspectra loop` does.

@@ -3,6 +3,7 @@
 ranks-heading = 按 { $criterion } 得到的秩（{ $how }）：可训练参数 { $parameters } 个，float32 下 { $mebibytes } MiB，预算 { $budget } = { $asked }。
 ranks-heading-unspent = 按 { $criterion } 得到的秩（{ $how }）：可训练参数 { $parameters } 个，float32 下 { $mebibytes } MiB，预算 { $budget } = { $asked }，其中 { $unspent } 未用。
 ranks-of-matrix = { $matrix }：秩 { $least } 至 { $most }，平均 { $mean }
+ranks-of-matrix-alike = { $matrix }：秩 { $least }
 ranks-without = 有 { $count } 个矩阵的秩为 0：没有适配器，也不列入 target_modules。
 ranks-serve = 部署时 max_lora_rank 须不小于 { $rank }（vLLM、TensorRT-LLM）。
 ranks-at-cap = 有 { $count } 个矩阵已用尽表中已知的全部方向（如 { $first }）；秩更大的试训可能给它们更多。

@@ -19,6 +19,7 @@ from glmspectra.language import text as said
 from glmspectra.tuning.data.recognize import FileFacts, is_recognized, parse_question, parse_row
 from glmspectra.tuning.data.rows import BadRow, Columns, Row
 from glmspectra.tuning.data.text_file import COMPRESSED_SUFFIXES, LONGEST_LINE, TextFile, bad_bytes
+from glmspectra.tuning.settings.at_hand import refuse_missing_data
 
 COLUMNAR = {".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow"}
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", *COLUMNAR)
@@ -63,8 +64,7 @@ def find_sources(path: Path) -> tuple[dict[str, Source], list[str]]:
     """
     if path.is_file():
         return {"train": Source([path])}, []
-    if not path.is_dir():
-        raise RequestError(f"dataset_path {path}: there is no such file or folder.")
+    refuse_missing_data(path)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _saved_sources(path)
     return _folder_sources(path)

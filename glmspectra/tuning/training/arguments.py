@@ -12,6 +12,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from glmspectra.errors import ConfigError
 from glmspectra.files import check_target
 from glmspectra.tuning.model.precision import Precision
+from glmspectra.tuning.settings.at_hand import IDLE_FSDP
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -74,10 +75,7 @@ def _for_early_stopping(given: dict[str, Any]) -> dict[str, Any]:
 def refuse_idle_fsdp(arguments: TrainingArguments, device: torch.device) -> None:
     """Raises ConfigError where fsdp is asked for and there is nothing to shard over."""
     if arguments.fsdp and (device.type != "cuda" or arguments.world_size == 1):
-        raise ConfigError(
-            "train_args.json: fsdp is given and would do nothing here: it shards over GPUs under a launcher "
-            "(torchrun --nproc-per-node 8 -m glmspectra train ...); leave fsdp out, or start the run so."
-        )
+        raise ConfigError(IDLE_FSDP)
 
 
 def _check_trackers(names: list[str]) -> None:
