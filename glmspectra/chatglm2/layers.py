@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from glmspectra.chatglm2.configuration import ChatGLMConfig
 from glmspectra.chatglm2.kernels import decode_kernels, layer_kernels
 
+LAST_NORM = "final_layernorm"  # ChatGLM2's name of the norm after the last block
+
 
 class RotaryEmbedding(nn.Module):
     """cos and sin of the RoPE angles, for heads of `kv_channels` of which the first half is turned.
@@ -120,6 +122,17 @@ class RMSNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+def norms_after_blocks(model: nn.Module) -> list[tuple[nn.Module, RMSNorm]]:
+    """Each block of ChatGLM2 with the norm that its output goes through next; none of another model.
+
+    Named as a block's `following`, the norm is made with the sum before it, by one kernel.
+    """
+    blocks: list[Any] = [module for module in model.modules() if hasattr(type(module), "following")]
+    norms = [block.input_layernorm for block in blocks[1:]]
+    norms += [module for name, module in model.named_modules() if name.endswith(LAST_NORM)]
+    return list(zip(blocks, norms, strict=True)) if len(norms) == len(blocks) else []
 
 
 def swiglu(gate_and_up: torch.Tensor) -> torch.Tensor:

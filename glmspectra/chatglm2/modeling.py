@@ -167,7 +167,7 @@ class MLP(nn.Module):
 class GLMBlock(GradientCheckpointingLayer):
     """One layer of the stack: attention and MLP, each with RMSNorm before it and a residual connection around it."""
 
-    following: RMSNorm | None = None  # the norm of what this block gives, while `one_token` has it made here
+    following: RMSNorm | None = None  # the norm of what this block gives, where it is made here with the sum
 
     def __init__(self, config: ChatGLMConfig, layer_idx: int):
         super().__init__()

@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 from glmspectra.chatglm2.kernels import one_token_kernels
-from glmspectra.chatglm2.layers import swiglu
+from glmspectra.chatglm2.layers import norms_after_blocks, swiglu
 from glmspectra.chatglm2.nf4_cuda import nf4_kernels
 
-# ChatGLM2's names of the layer whose product SwiGLU takes, and of the norm after the last block.
-GATED, LAST_NORM = "dense_h_to_4h", "final_layernorm"
+GATED = "dense_h_to_4h"  # ChatGLM2's name of the layer whose product SwiGLU takes
 SMALLEST = 1 << 20  # numbers in a weight; an adapter's factors are not worth a kernel of their own
 Way = Callable[..., torch.Tensor]
 
@@ -38,22 +37,22 @@ class OneTokenProducts:
                 self._ways.append((module, "forward", way))
                 if name.endswith(GATED):
                     self._ways.append((module, "gated", partial(way, gated=True)))
-        blocks = [module for module in model.modules() if hasattr(type(module), "following")]
-        norms = [block.input_layernorm for block in blocks[1:]]
-        norms += [module for name, module in model.named_modules() if name.endswith(LAST_NORM)]
-        if len(norms) == len(blocks):
-            self._ways += [(block, "following", norm) for block, norm in zip(blocks, norms, strict=True)]
+        self._ways += [(block, "following", norm) for block, norm in norms_after_blocks(model)]
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """Inside, these layers compute one token's product by the kernels, and all else as ever."""
+        before = [(module, attribute, vars(module).get(attribute)) for module, attribute, _ in self._ways]
         for module, attribute, value in self._ways:
             vars(module)[attribute] = value  # not by setattr, which would make a norm a part of the block before it
         try:
             yield
         finally:
-            for module, attribute, _ in self._ways:
-                del vars(module)[attribute]
+            for module, attribute, value in before:
+                if value is None:
+                    del vars(module)[attribute]
+                else:
+                    vars(module)[attribute] = value
 
 
 def _way(module: nn.Module) -> Way | None:

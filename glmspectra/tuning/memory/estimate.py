@@ -20,7 +20,7 @@ from torch import nn
 from glmspectra.checkpoint.foreign import read_by_library
 from glmspectra.language import text
 from glmspectra.tuning.data import IGNORED
-from glmspectra.tuning.memory.kernels import CudaKernels, mark_four_bit
+from glmspectra.tuning.memory.kernels import AdapterShapes, CudaKernels, mark_four_bit
 from glmspectra.tuning.memory.tracking import Tracker, rounded
 from glmspectra.tuning.settings.load import Settings
 
@@ -156,13 +156,16 @@ def _without_data(model: nn.Module) -> None:
 
 def _with_adapter(base: Any, settings: Settings, precision: Precision) -> Any:
     from glmspectra.tuning.model.adapter import add_adapter
-    from glmspectra.tuning.model.adapter_products import follow_input_dtype
+    from glmspectra.tuning.model.adapter_products import follow_input_dtype, taken_by_kernels
 
     # How factors start changes no size, and some starts look at the data of the weights.
     plain = settings.model_copy(update={"lora": settings.lora.model_copy(update={"init_lora_weights": True})})
     model = add_adapter(base, plain, total_steps=1000)
     if precision.autocast is None and precision.weights is not torch.float32:
-        follow_input_dtype(model, settings.lora.adapter_name)
+        shapes = AdapterShapes()
+        follow_input_dtype(
+            model, settings.lora.adapter_name, lambda x, rank: shapes if taken_by_kernels(x, rank) else None
+        )
     return model.train()
 
 

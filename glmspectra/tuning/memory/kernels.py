@@ -7,6 +7,7 @@ what CUDA's keeps:
 - a linear layer in 4 bits: bitsandbytes dequantizes the whole weight for each product and keeps neither the
   dequantized weight nor the input;
 - dropout: one byte an element for the mask;
+- LoRA's product with A, where dropout is drawn by our kernels: the input alone;
 - rms_norm: input and one float32 a row; under autocast it runs, and answers, in float32;
 - attention: FlashAttention (Dao et al. 2022, arXiv:2205.14135) keeps q, k, v, the output and one float32 a query;
   backward adds the gradient of q in float32. Which kernel PyTorch takes is decided as it does.
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from glmspectra.tuning.memory.tracking import Tracker
+from glmspectra.tuning.model.adapter_products import SHARE
 
 DEQUANTIZED = "dequantized weight"
 HALF = (torch.float16, torch.bfloat16)
@@ -56,6 +58,32 @@ class _Dropout(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         return torch.empty_like(gradients[0])
+
+
+class AdapterShapes:
+    """What `tuning/model/adapter_kernels.py` allocates, in its place."""
+
+    def drawn_seed(self) -> int:
+        """No number is drawn."""
+        return 0
+
+    def down_product(self, x: torch.Tensor, down: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
+        """[n, rank] for x [n, in] and A [rank, in]."""
+        return x.new_empty(x.shape[0], down.shape[0])
+
+    def gradient_of_down(self, x: torch.Tensor, of_inner: torch.Tensor, dropout: float, seed: int) -> torch.Tensor:
+        """[rank, in] in float32, out of its summands."""
+        return x.new_empty(-(-x.shape[0] // SHARE), of_inner.shape[1], x.shape[1], dtype=torch.float32).sum(0)
+
+    def gradient_of_x(
+        self, of_x: torch.Tensor, of_inner: torch.Tensor, down: torch.Tensor, dropout: float, seed: int
+    ) -> torch.Tensor:
+        """A new [n, in]."""
+        return torch.empty_like(of_x)
+
+    def sum_with_up(self, y: torch.Tensor, inner: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
+        """A new [n, out]."""
+        return torch.empty_like(y)
 
 
 class _RmsNorm(Function):

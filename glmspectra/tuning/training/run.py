@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, set_seed
 
+from glmspectra.chatglm2.layers import norms_after_blocks
 from glmspectra.checkpoint.adapter.start import INITIAL_FOLDER
 from glmspectra.device import choose_device
 from glmspectra.errors import ConfigError, RequestError, TrainingError
@@ -234,6 +235,9 @@ def _adapted(inputs: Inputs, base: PreTrainedModel, arguments: TrainingArguments
         widen_by_kernel(model)
     if settings.train.gradient_checkpointing:
         enable_checkpointing(base, settings.train.gradient_checkpointing_kwargs)
+    elif not arguments.fsdp:  # with either, a block and the norm that follows it are worked on apart
+        for block, norm in norms_after_blocks(base):
+            vars(block)["following"] = norm
     return model
 
 
