@@ -27,7 +27,7 @@ ranks-study-same = small ChatGLM2-shaped model, the same task
 ranks-study-near = 135M model, a task near to it
 ranks-gain = { $least } to { $most } ({ $where })
 ranks-gain-unsure = { $least } to { $most } ({ $where }; not sure at every budget)
-ranks-gains = What it gains, by our study, in nats a token below uniform's loss over three budgets: { $gains }. Keep alpha in proportion to the rank, as the file has it: with one alpha for all the first gain is gone. More training gains more than ranks do: uniform ranks that trained for the steps of three pilots too ended 0.107 (135M) and 0.065 (ChatGLM2 shape) below ranks from those pilots. A learning rate twice or half the best cost 0.002 to 0.16 there: tune that first, and train uniform ranks of the same cost beside it (`glmspectra loop` does).
+ranks-gains = What it gains, by our study, in nats a token below uniform's loss over three budgets: { $gains }. Keep alpha in proportion to the rank, as the file has it: with one alpha for all the first gain is gone at r 4 and half gone at r 2. More training gains more than ranks do: uniform ranks that trained for the steps of three pilots too ended 0.107 (135M) and 0.065 (ChatGLM2 shape) below ranks from those pilots. A learning rate twice or half the best cost 0.002 to 0.16 there: tune that first, and train uniform ranks of the same cost beside it (`glmspectra loop` does).
 ranks-untested = What it gains: this criterion was not among those our study confirms, so nothing is known; train uniform ranks of the same cost beside it (`glmspectra loop` does).
 
 ranks-menu = Test of the candidates: the pilot cut to each allocation, loss on { $rows } held-out rows, forward passes only: { $losses }.
