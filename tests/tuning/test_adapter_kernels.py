@@ -158,5 +158,41 @@ def test_a_layer_of_peft_computes_by_the_kernels_what_it_computes_without():
     assert asked == [3, 3]  # nothing is kept for a way back
 
 
+class Drawn(InTorch):
+    """Dropout keeps what the seed says, as the kernels have it."""
+
+    def down_product(self, x, down, dropout, seed):
+        return (x * self.drawn(x, dropout, seed)) @ down.T
+
+    def gradient_of_down(self, x, of_inner, dropout, seed):
+        return of_inner.T @ (x * self.drawn(x, dropout, seed))
+
+    def gradient_of_x(self, of_x, of_inner, down, dropout, seed):
+        return of_x + (of_inner @ down) * self.drawn(of_x, dropout, seed)
+
+    def drawn(self, x, dropout, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return (torch.rand(x.shape, generator=generator, dtype=x.dtype) >= dropout) / (1 - dropout)
+
+
+def test_what_is_computed_again_in_backward_drops_the_same_numbers():
+    from torch.utils.checkpoint import checkpoint
+
+    x = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
+    down = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+
+    def inner(x):
+        return _DownProduct.apply(x.tanh(), down, 0.5, Drawn())[1].tanh()
+
+    found = []
+    for compute in (inner, lambda x: checkpoint(inner, x, use_reentrant=False)):
+        torch.manual_seed(3)
+        y = compute(x)
+        torch.rand(7)  # whatever else draws before the way back
+        found.append((y, *torch.autograd.grad(y.square().sum(), (x, down))))
+    for kept, again in zip(*found, strict=True):
+        assert torch.equal(kept, again)
+
+
 def test_a_cpu_has_no_kernels():
     assert branch_kernels(torch.ones(2, 4, dtype=torch.bfloat16), 4) is None
