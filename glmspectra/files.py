@@ -119,14 +119,14 @@ def write_text(path: Path, text: str) -> Path:
     r"""Put `text` (UTF-8) at `path` as `write_atomically` does, making its folder; returns the path.
 
     Names come from files that anybody may have written. Control characters in them, which neither HTML nor SVG can
-    hold, become their escapes (\x1b), and half a surrogate pair, which a file name that is not UTF-8 brings along, a
-    question mark.
+    hold, become the escapes of JSON (\u001b), so that text that is JSON stays JSON, and half a surrogate pair, which a
+    file name that is not UTF-8 brings along, a question mark.
 
     Raises:
         StoreError: The file system refuses.
     """
     make_folder(path.parent)
-    text = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    text = _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     write_atomically(path, lambda file: file.write(text.encode(errors="replace")))
     return path
 

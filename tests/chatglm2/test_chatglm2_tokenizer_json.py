@@ -65,6 +65,16 @@ def test_the_recorded_ids_of_the_published_tokenizer(real):
     assert compared > 20
 
 
+@pytest.mark.shared
+def test_the_real_tokenizer_written_into_a_folder_has_the_recorded_ids(real, tmp_path):
+    """One of its 65,024 pieces holds a control character (U+0093), which the file has to keep."""
+    write_fast_tokenizer(REAL, tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("头晕怎么办？", "a \x93 b", "  two  spaces  "):
+        assert loaded(text)["input_ids"] == real[1](text)["input_ids"]
+    assert loaded.convert_tokens_to_ids(["[gMASK]", "<sop>"]) == [64790, 64792]
+
+
 def test_a_folder_is_read_by_auto_tokenizer_and_chats_with_the_prefix(tmp_path, nano):
     assert write_fast_tokenizer(NANO, tmp_path) == ["tokenizer.json", "tokenizer_config.json"]
     loaded = AutoTokenizer.from_pretrained(tmp_path)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from glmspectra.cli.console import printable
 from glmspectra.cli.failures import interruption, sentence
 from glmspectra.errors import RequestError
+from glmspectra.json_files import write_json
 from glmspectra.launch import Launch, read_launch
 from tests.faults.commands import Command
 
@@ -58,6 +59,11 @@ def test_one_process_and_two_of_a_launcher_are_understood(monkeypatch):
 def test_what_a_terminal_would_obey_is_written_out():
     hostile = "a\x1b[31mred\x07\x9b2J\u202eabc\ud800\u2028[bold]²\n中"
     assert printable(hostile) == "a\\x1b[31mred\\x07\\x9b2J\\u202eabc\\ud800\\u2028[bold]²\n中"
+
+
+def test_json_with_control_characters_is_json_once_written(tmp_path):
+    value = {"\x7f\x93": ["\x9f\ufffe", "\x1b[2J", "\\\x85"]}
+    assert json.loads(write_json(tmp_path / "value.json", value).read_text(encoding="utf-8")) == value
 
 
 HOSTILE = [
