@@ -131,7 +131,7 @@ def main() -> None:
             max_grad_norm=1.0,
             train_sampling_strategy="group_by_length",
             length_column_name="length",
-            eval_strategy="epoch",
+            eval_strategy="no" if chosen.stop_after else "epoch",
             logging_steps=10,
             save_strategy="no",
             seed=SEED,

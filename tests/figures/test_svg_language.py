@@ -20,9 +20,9 @@ CHINESE = re.compile("[\u4e00-\u9fff]")
 
 def every_figure(folder):
     """All figures that there are, from synthetic tables and logs."""
-    run = pick(quantiles(make_tables(5, parts=True, heads=3, outside=True)), "weight")
+    run = pick(quantiles(make_tables(2, parts=True, heads=3, outside=True)), "weight")
     yield from files.weight_figures(run, ["mean"])
-    delta = changed()
+    delta = changed(2)
     rows = delta.matrices[delta.matrices["quantity"] == "delta"]
     last = pick(delta, "delta", step=20)
     yield from files.change_figures(last, rows, pick(delta, "weight"), pick(delta, "weight"))

@@ -109,6 +109,7 @@ def heat(
         width = figure.get_size_inches()[0]
         bar_axes = figure.add_axes((box.x1 + 0.14 / width, box.y0, 0.13 / width, box.height))
     colors = colors or (style.SIGNED_MAP if isinstance(scale, TwoSlopeNorm) else style.HEAT_MAP)
+    figure.set_visible(False)  # seaborn draws the whole of it here, to see whether labels overlap; there are none
     seaborn.heatmap(
         table,
         ax=ax,
@@ -125,6 +126,7 @@ def heat(
         fmt=".0f",
         annot_kws={"fontsize": 6.5},
     )
+    figure.set_visible(True)
     ax.grid(False)
     ax.spines[:].set_visible(False)
     every = max(1, -(-table.shape[1] // max(1, int(style.inches(ax)[0] / 0.3))))
