@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 _KEY_COLUMNS = ("quantity", "step", "name", "layer", "matrix", "part")
 
 
-@dataclass(frozen=True)
+# What a notebook shows of each matrix type, as far as it was measured.
+_SHOWN = ("std", "spectral_norm", "stable_rank", "effective_rank", "energy_rank_90", "mp_spikes", "alpha")
+
+
+@dataclass(frozen=True, repr=False)
 class Run:
     """The tables of one run as pandas data frames, columns as in `store.schema`.
 
@@ -44,6 +49,17 @@ class Run:
     @property
     def complete(self) -> bool:
         return bool(self.manifest["complete"])
+
+    def __repr__(self) -> str:
+        measured = ", ".join(f"{count} of {name}" for name, count in self.matrices["quantity"].value_counts().items())
+        return f"<Run {self.name}: rows of matrices: {measured or 'none'}{'' if self.complete else '; not complete'}>"
+
+    def _repr_html_(self) -> str:
+        """Medians over the layers by matrix type, for Jupyter."""
+        shown = [name for name in _SHOWN if self.matrices[name].notna().any()]
+        groups = self.matrices.groupby(["quantity", "matrix", "part"], sort=False)
+        medians = groups[shown].median().assign(rows=groups.size())
+        return f"<p>{escape(repr(self))}</p>{medians.to_html(float_format=lambda number: f'{number:.4g}')}"
 
 
 @dataclass(frozen=True)

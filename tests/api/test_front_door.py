@@ -68,6 +68,15 @@ def test_what_has_no_spectrum_is_refused(wrong):
         gs.spectrum(wrong)
 
 
+def test_a_run_is_shown_in_a_line_and_in_a_notebook_as_medians(run):
+    assert repr(run).startswith(f"<Run {run.name}: rows of matrices: ")
+    assert len(repr(run)) < 200
+    dense = run.matrices[(run.matrices["matrix"] == "dense") & (run.matrices["part"] == "whole")]
+    shown = run._repr_html_()
+    assert shown.startswith("<p>&lt;Run ")
+    assert f"<td>{dense['stable_rank'].median():.4g}</td>" in shown
+
+
 def test_a_live_model_has_the_spectra_of_its_files(run, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32)
     before = {name: value.clone() for name, value in model.named_parameters()}
