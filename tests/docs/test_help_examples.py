@@ -21,6 +21,7 @@ from tests.docs.help_examples import (
     shown_by,
     words_of,
 )
+from tests.few_rows import keep_rows
 
 COMMANDS = sorted(MODULES)
 
@@ -63,9 +64,7 @@ def test_the_demonstration_prints_the_lines_that_the_help_shows(patch, tmp_path,
 
     def short_settings(out):
         folder = write_demo_settings(out)
-        for name in ("train.jsonl", "valid.jsonl"):
-            few = (out / "data" / name).read_text(encoding="utf-8").splitlines(keepends=True)[:24]
-            (out / "data" / name).write_text("".join(few), encoding="utf-8")
+        keep_rows(out / "data", 24, 24)
         path = folder / "train_args.json"
         short = {"max_steps": 2, "eval_strategy": "no", "per_device_train_batch_size": 2}
         path.write_text(json.dumps(json.loads(path.read_text()) | short))

@@ -8,6 +8,7 @@ import pytest
 
 from glmspectra.cli import main as command_line
 from glmspectra.language import catalogue
+from tests.few_rows import keep_rows
 
 # What is English in every language: what can be typed or lies on a disk, and names of the field.
 NOT_WORDS = re.compile(
@@ -85,6 +86,7 @@ def _is_well() -> bool:
 @pytest.mark.slow
 def test_commands_that_train_speak_chinese(speak):
     speak("init")
+    keep_rows(Path("data"), 24, 8)
     for file, changed in (
         ("train", {"max_steps": 4, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "eval_strategy": "steps"}),
         ("finetune", {"max_length": 64, "valid_fraction": 0.05}),
@@ -112,6 +114,7 @@ def test_commands_that_train_speak_chinese(speak):
 @pytest.mark.slow
 def test_the_loop_speaks_chinese(speak):
     speak("init")
+    keep_rows(Path("data"), 24, 8)
     short = [
         word
         for key in ("train.max_steps=2", "train.eval_strategy=no", "finetune.max_length=64", "train.save_strategy=no")

@@ -20,13 +20,12 @@ from glmspectra.loop.options import LoopOptions
 from glmspectra.loop.run import run_loop
 from glmspectra.store import RunStore
 from glmspectra.tuning.training.trainer import AdapterTrainer
+from tests.few_rows import keep_rows
 
 
 def small_settings(out: Path) -> Path:
     folder = write_demo_settings(out)
-    for name, rows in (("train.jsonl", 24), ("valid.jsonl", 8)):
-        path = out / "data" / name
-        path.write_text("".join(path.read_text("utf-8").splitlines(keepends=True)[:rows]), "utf-8")
+    keep_rows(out / "data", 24, 8)
     changes = {"max_steps": 6, "save_steps": 2, "eval_strategy": "no", "per_device_train_batch_size": 2}
     path = folder / "train_args.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from glmspectra.cli.main import main
+from tests.few_rows import keep_rows
 
 
 def run(capsys, *arguments: str) -> dict:
@@ -51,6 +52,7 @@ def test_from_spectra_to_a_trained_adapter_and_back(here, capsys):
     assert suggested["criterion"] == "effective-rank"
     content = json.loads((here / suggested["ranks_file"]).read_text())
     finish("init", "--quiet")
+    keep_rows(here / "data", 48, 8)
     capsys.readouterr()
     settings = [
         f"--set={key}"
@@ -95,6 +97,7 @@ def test_from_spectra_to_a_trained_adapter_and_back(here, capsys):
 def test_a_pilot_is_trained_measured_and_not_trained_twice(here, capsys):
     run(capsys, "svd", "--layers", "all", "--no-values", "--no-report", "--matrices", "dense,query_key_value")
     finish("init", "--quiet")
+    keep_rows(here / "data", 48, 8)
     capsys.readouterr()
     asked = [
         "suggest-rank",
