@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 from types import MethodType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -20,10 +20,23 @@ from torch import nn
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
-# What `adapter_kernels` has: drawn_seed, down_product, gradient_of_down, gradient_of_x, sum_with_up.
-Kernels = Any
 LARGEST_RANK = 128  # what one program of the kernels holds of both factors
 SHARE = 512  # rows that one program of theirs sums for the gradient of A
+
+
+class BranchKernels(Protocol):
+    """How a layer's input goes through its adapter and back: `adapter_kernels`, or what stands for it."""
+
+    def drawn_seed(self) -> int: ...
+    def down_product(self, x: torch.Tensor, down: torch.Tensor, dropout: float, seed: int) -> torch.Tensor: ...
+    def gradient_of_down(self, x: torch.Tensor, of_inner: torch.Tensor, dropout: float, seed: int) -> torch.Tensor: ...
+    def gradient_of_x(
+        self, of_x: torch.Tensor, of_inner: torch.Tensor, down: torch.Tensor, dropout: float, seed: int
+    ) -> torch.Tensor: ...
+    def sum_with_up(self, y: torch.Tensor, inner: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor: ...
+
+
+Choice = Callable[[torch.Tensor, int], BranchKernels | None]  # of the kernels for an input and a rank
 
 
 class InputTypedLinear(nn.Linear):
@@ -33,7 +46,7 @@ class InputTypedLinear(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype))
 
 
-def branch_kernels(x: torch.Tensor, rank: int) -> Kernels | None:
+def branch_kernels(x: torch.Tensor, rank: int) -> BranchKernels | None:
     """The kernels for an adapter of this rank on inputs like `x`; None where torch's operations compute it."""
     return _branch_kernels() if x.is_cuda and taken_by_kernels(x, rank) else None
 
@@ -44,7 +57,7 @@ def taken_by_kernels(x: torch.Tensor, rank: int) -> bool:
 
 
 @cache
-def _branch_kernels() -> Kernels | None:
+def _branch_kernels() -> BranchKernels | None:
     try:
         from glmspectra.tuning.model import adapter_kernels
     except ImportError:  # no Triton: slower, and as right
@@ -52,9 +65,7 @@ def _branch_kernels() -> Kernels | None:
     return adapter_kernels
 
 
-def follow_input_dtype(
-    model: nn.Module, adapter: str, kernels: Callable[[torch.Tensor, int], Kernels | None] = branch_kernels
-) -> int:
+def follow_input_dtype(model: nn.Module, adapter: str, kernels: Choice = branch_kernels) -> int:
     """Make the LoRA factors of `model` compute in the type of their input; returns the number of layers changed.
 
     Parameters and their names stay as they are. Layers that are not plain LoRA (AdaLoRA, DoRA) are left
@@ -77,9 +88,7 @@ def follow_input_dtype(
     return changed
 
 
-def _joined_forward(
-    kernels: Callable[[torch.Tensor, int], Kernels | None], layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any
-) -> torch.Tensor:
+def _joined_forward(kernels: Choice, layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """What the LoRA layer computes: [..., in] to [..., out]; by PEFT's own forward in all but the plain case."""
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     plain = (
@@ -114,7 +123,7 @@ class _DownProduct(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, down: torch.Tensor, dropout: float, kernels: Kernels
+        ctx: Any, x: torch.Tensor, down: torch.Tensor, dropout: float, kernels: BranchKernels
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         ctx.seed = kernels.drawn_seed() if dropout else 0
@@ -140,7 +149,7 @@ class _SumWithUp(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, y: torch.Tensor, inner: torch.Tensor, up: torch.Tensor, scale: float, kernels: Kernels
+        ctx: Any, y: torch.Tensor, inner: torch.Tensor, up: torch.Tensor, scale: float, kernels: BranchKernels
     ) -> torch.Tensor:
         ctx.scale = scale
         ctx.save_for_backward(inner, up)
