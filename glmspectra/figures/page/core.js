@@ -83,7 +83,7 @@ function digits(value, count = 4) {
   if (value === 0) text = "0";
   else if (Number.isInteger(value) && size < 1e6) text = value.toLocaleString("en-US");
   else if (size >= 1e6 || size < 1e-4) text = value.toExponential(Math.max(0, count - 2)).replace(/\.?0+e/, "e").replace("e+", "e");
-  else text = String(Number(value.toPrecision(count)));
+  else text = (size >= 1000 ? (number) => number.toLocaleString("en-US") : String)(Number(value.toPrecision(count)));
   return text.replaceAll("-", MINUS);
 }
 const shown = (value, column) => (value === null || value === undefined ? "" : column.share ? `${digits(100 * value)}\u00a0%` : digits(value));
