@@ -32,7 +32,7 @@ def spread(count, points):
     return sorted({1 + round(i * (count - 1) / (points - 1)) for i in range(points)})
 
 
-@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("linked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_convert(tmp_path, linked):
     source = write(tmp_path / "source", chatglm2_tensors(layers=1), "bin", shards=2)
 

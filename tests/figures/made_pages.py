@@ -65,7 +65,7 @@ def curve() -> pd.DataFrame:
     return pd.concat(pieces, ignore_index=True).assign(metric="energy", quantity="delta")
 
 
-def changed(layers: int = 4) -> Tables:
+def changed(layers: int = 3) -> Tables:
     """Changes at two steps beside the weights, with everything that a comparison with the base knows."""
     pieces = [make_tables(layers, quantity="delta", step=step, seed=step) for step in (10, 20)]
     columns = []
@@ -85,7 +85,7 @@ def changed(layers: int = 4) -> Tables:
 def write_all(folder: Path) -> dict[str, Path]:
     """Subject -> its page, under folder/reports; the overview too."""
     reports = folder / "reports"
-    weights = quantiles(make_tables(9, parts=True, heads=3, outside=True))
+    weights = quantiles(make_tables(5, parts=True, heads=3, outside=True))
     stored = store_tables(weights, folder / "run")
     trained = [
         training_folder(folder / name, ranks=name == "ada", loss=loss) for name, loss in (("ada", 2), ("b", 2.5))

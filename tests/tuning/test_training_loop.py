@@ -23,7 +23,8 @@ from glmspectra.tuning.training.run import train
 from glmspectra.tuning.training.sampling import EpochSampler
 from glmspectra.tuning.training.throughput import PEAK_FLOPS, Throughput
 from glmspectra.tuning.training.token_loss import TokenLoss, linear_cross_entropy
-from tests.tuning.tiny_run import make_run, tokenizer, train_on_two_processes, write_args, write_data, write_model
+from tests.faults.commands import begin_two
+from tests.tuning.tiny_run import make_run, tokenizer, write_args, write_data, write_model
 
 
 @pytest.fixture(scope="module")
@@ -275,8 +276,10 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, model, data):
     )
     train(one)
     args = write_args(tmp_path / "two" / "args", model, data, lora={"lora_dropout": 0.0}, train=common)
-    done = train_on_two_processes(tmp_path, args, "cpu", "--json")
-    assert json.loads(done.stdout)["steps"] == 6  # one object, of the first process alone
+    both = begin_two(tmp_path, "train", "--args", args, "--device", "cpu", "--no-report", "--json", "--quiet")
+    assert [process.wait() for process in both] == [0, 0], both[0].said()
+    assert json.loads(both[0].said())["steps"] == 6  # one object, of the first process alone
+    assert both[1].said() == ""
     history = json.loads((tmp_path / "two/run/trainer_state.json").read_text())["log_history"]
     for key in ("loss", "eval_loss", "grad_norm"):
         found = [entry[key] for entry in history if key in entry]
