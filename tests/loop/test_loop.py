@@ -18,14 +18,13 @@ from glmspectra.loop.stages import STAGES
 from glmspectra.loop.state import LoopState
 from glmspectra.loop.story import outcome, verdict
 
-CHILD = Path(__file__).with_name("loop_child.py")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def killed_in_each_stage(whole: Path, broken: Path) -> dict:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(CHILD), str(whole), str(broken)], capture_output=True, text=True, env=environment
-    )
+    command = [sys.executable, "-m", "tests.loop.loop_child", str(whole), str(broken)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return {**json.loads(done.stdout.splitlines()[-1]), "errors": done.stderr[-3000:]}
 
