@@ -119,8 +119,25 @@ def _without_scipy() -> Iterator[None]:
         utils.is_scipy_available = available
 
 
+@contextmanager
+def _without_charset_normalizer() -> Iterator[None]:
+    """numpy.f2py does without the package by which it would guess the encoding of Fortran sources.
+
+    scipy asks numpy for all its names at its import, f2py among them, and the package takes 0.2 s of processor time.
+    """
+    if "charset_normalizer" in sys.modules:
+        yield
+        return
+    sys.modules["charset_normalizer"] = None  # type: ignore[assignment]  # importing it fails
+    try:
+        yield
+    finally:
+        del sys.modules["charset_normalizer"]
+
+
 _CONTEXTS: dict[str, Callable[[], Any]] = {
     "bitsandbytes.backends.cpu.ops": _without_advice,
     "bitsandbytes.backends.default.ops": _compiled_later,
+    "numpy.f2py.crackfortran": _without_charset_normalizer,
     "transformers.loss.loss_utils": _without_scipy,
 }

@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 HEAVY = ("torch", "transformers", "peft", "datasets", "scipy", "matplotlib", "pandas")
-UNUSED = ("scipy.optimize", "scipy.integrate")  # half of what scipy takes
+UNUSED = ("scipy.optimize", "scipy.integrate", "charset_normalizer.cd")  # most of what scipy takes
 LIGHTER = ("numpy", "pyarrow", "jinja2", "rich", "fluent")
 CODE = f"""
 import atexit, sys
