@@ -14,7 +14,7 @@ import pandas as pd
 
 from glmspectra.figures.findings.evidence import deviations
 from glmspectra.figures.rank_tables import costs_of, is_control, moved_share, ranks_by_weight
-from glmspectra.figures.tables import Tables, has, in_layers, similarity_table, with_outlier_ratios
+from glmspectra.figures.tables import Tables, floats, has, in_layers, similarity_table, with_outlier_ratios
 from glmspectra.figures.training_log import TrainingRun
 from glmspectra.language import Words, both, known
 from glmspectra.store.columns import COLUMNS, DERIVED, REAL, UNITS, WHOLE, Column
@@ -86,14 +86,9 @@ def _standing_out(matrices: pd.DataFrame, measures: Sequence[str]) -> dict[str, 
     rows = in_layers(matrices)
     series = rows["series"].to_numpy(object)
     for measure in measures:
-        out = rows.index[np.flatnonzero(deviations(series, _floats(rows[measure]), COLUMNS[measure].log)[0])]
+        out = rows.index[np.flatnonzero(deviations(series, floats(rows[measure]), COLUMNS[measure].log)[0])]
         if len(out):
             found[measure] = [int(index) for index in out]
-    return found
-
-
-def _floats(values: pd.Series) -> np.ndarray:
-    found: np.ndarray = pd.to_numeric(values, errors="coerce").to_numpy(float, na_value=np.nan)
     return found
 
 
@@ -128,7 +123,7 @@ def _spectra(matrices: pd.DataFrame, values: pd.DataFrame) -> Json:
     sigma: list[Any] = [None] * count
     bins: list[Any] = [None] * count
     bounds: list[Any] = [None] * count
-    noise = _floats(matrices["mp_edge"]) if "mp_edge" in matrices else np.full(count, np.nan)
+    noise = floats(matrices["mp_edge"]) if "mp_edge" in matrices else np.full(count, np.nan)
     for i, group in _by_row(values, matrices, "index").items():
         all_values = group["sigma"].to_numpy(float)
         all_values = all_values[np.isfinite(all_values)]

@@ -225,6 +225,12 @@ def smooth(steps: Sequence[float], values: Sequence[float], span: float) -> np.n
     return np.array(result)
 
 
+def floats(values: pd.Series) -> np.ndarray:
+    """A column as float64; NaN where it holds no number."""
+    found: np.ndarray = pd.to_numeric(values, errors="coerce").to_numpy(float, na_value=np.nan)
+    return found
+
+
 def has(table: pd.DataFrame, column: str) -> bool:
     """True when the column is there and holds at least one finite number."""
     return column in table and bool(np.isfinite(pd.to_numeric(table[column], errors="coerce")).any())

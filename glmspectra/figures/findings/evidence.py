@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from glmspectra.figures.tables import Tables, in_layers, matrices_alone
+from glmspectra.figures.tables import Tables, floats, in_layers, matrices_alone
 from glmspectra.figures.training_log import TrainingRun
 from glmspectra.figures.words import measured
 from glmspectra.language import Words, both
@@ -173,7 +173,7 @@ def outlying(rows: pd.DataFrame, name: str) -> pd.DataFrame:
         Their layer, matrix, part, series and value, with `size` and `middle`, the largest first; the index is that of
         `rows`. A table without rows and columns where none does.
     """
-    values = pd.to_numeric(rows[name], errors="coerce").to_numpy(float, na_value=np.nan)
+    values = floats(rows[name])
     size, middle = deviations(rows["series"].to_numpy(object), values, column(name).log)
     out = np.flatnonzero(size)
     if not len(out):

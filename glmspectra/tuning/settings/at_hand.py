@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 # Tracker -> packages of which it needs one. The Trainer's own check has the last word on these and on all others.
 TRACKERS = {
     "tensorboard": ("tensorboard", "tensorboardX"),
-    **{name: (name,) for name in ("swanlab", "wandb", "trackio", "mlflow", "comet_ml", "clearml", "codecarbon")},
-    **{name: (name,) for name in ("dvclive", "neptune")},
+    **{
+        name: (name,)
+        for name in ("swanlab", "wandb", "trackio", "mlflow", "comet_ml", "clearml", "codecarbon", "dvclive", "neptune")
+    },
 }
 IDLE_FSDP = (
     "train_args.json: fsdp is given and would do nothing here: it shards over GPUs under a launcher "
