@@ -25,9 +25,12 @@ REPLACED = ".replaced"  # the earlier folder while its successor takes its name
 WRITER = ".writer.lock"  # who writes a folder just now
 
 
-def must_be_there(path: Path, origin: str = "", kind: str = "folder") -> None:
-    """Say that something is not there, before a command loads what would find out. Raises RequestError."""
-    if not path.exists():
+def must_be_there(path: Path, origin: str = "", kind: str = "folder", file_too: bool = True) -> None:
+    """Say that something is not there, before a command loads what would find out. Raises RequestError.
+
+    What is neither a folder nor, `file_too`, a regular file (a pipe, a device) is not there either.
+    """
+    if not (path.is_dir() or (file_too and path.is_file())):
         raise RequestError(f"{origin} {path}: there is no such {kind}.".lstrip())
 
 

@@ -64,7 +64,7 @@ def chat(
         raise RequestError("--json gives one object for one question: name the question, or leave --json out.")
     path = choose_model(model)
     if adapter is not None:
-        must_be_there(adapter, "--adapter")
+        must_be_there(adapter, "--adapter", file_too=False)
     hush()
     from glmspectra.checkpoint.selection import beside_sentence  # after what can be said without it
 

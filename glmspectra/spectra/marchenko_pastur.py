@@ -44,8 +44,11 @@ def bulk_median(aspect: float) -> float:
 def zero_between(function: Callable[[float], float], below: float, above: float) -> float:
     """Where `function`, under 0 at `below` and over it at `above`, passes 0: by halving, to the last bit.
 
-    In place of `scipy.optimize.brentq`, whose import takes longer than all searches of a model.
+    In place of `scipy.optimize.brentq`, whose import takes longer than all searches of a model. Where the ends have
+    other signs it raises ValueError, as that does.
     """
+    if not function(below) <= 0 <= function(above):
+        raise ValueError(f"the function does not pass 0 from {below} to {above}")
     while below < (middle := (below + above) / 2) < above:
         below, above = (middle, above) if function(middle) < 0 else (below, middle)
     return middle

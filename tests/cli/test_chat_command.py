@@ -191,3 +191,13 @@ def test_a_system_text_stands_where_the_chat_template_has_it(nano, tokenizer):
     assert system in tokenizer.decode(expected["input_ids"][0])
     with pytest.raises(RequestError, match="the plain template has no place for a system text"):
         Conversation(nano, tokenizer, template="plain", system=system)
+
+
+def test_an_adapter_that_is_a_file_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("glmspectra.cli.chat._open", lambda *_: pytest.fail("the model was loaded"))
+    file = tmp_path / "adapter.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(SystemExit) as leaving:
+        main(["chat", "hello", "--model", "nano", "--adapter", str(file)])
+    assert leaving.value.code == 2
+    assert f"--adapter {file}: there is no such folder." in capsys.readouterr().err

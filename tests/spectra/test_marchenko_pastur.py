@@ -113,3 +113,10 @@ def test_the_square_case_has_the_published_constants():
 def test_an_aspect_outside_its_range_is_refused():
     with pytest.raises(ValueError, match=r"aspect is 1\.5"):
         bulk_median(1.5)
+
+
+def test_a_zero_is_looked_for_only_between_values_of_both_signs():
+    assert zero_between(lambda x: x - 0.25, 0.0, 1.0) == 0.25
+    for function in (lambda x: x + 1, lambda x: -x - 1, lambda x: float("nan")):
+        with pytest.raises(ValueError, match="does not pass 0"):
+            zero_between(function, 0.0, 1.0)

@@ -1,6 +1,7 @@
 """Rows from every form of file, the bad ones by line with their reason, and the split."""
 
 import json
+import os
 
 import pytest
 
@@ -172,8 +173,11 @@ def test_other_names_of_columns(tmp_path):
 
 
 def test_files_that_cannot_be_read_as_a_whole(tmp_path):
-    with pytest.raises(RequestError, match="there is no such file or folder"):
-        read_dataset(tmp_path / "none", Columns())
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("none", "pipe"):
+        with pytest.raises(RequestError, match="there is no such file or folder"):
+            read_dataset(tmp_path / name, Columns())
+    (tmp_path / "pipe").unlink()
     with pytest.raises(RequestError, match=r"is no saved DatasetDict and holds no train file \(train.jsonl, "):
         read_dataset(tmp_path, Columns())
     empty = tmp_path / "a.jsonl"
